@@ -1,0 +1,32 @@
+"""Neural residual quantization in JAX: QINCo and QINCo2.
+
+A codec is a pair of pure functions over a pytree: `encode` turns vectors into codes, `decode` turns
+codes, or their first columns, back into vectors. `train` makes the pytree.
+"""
+
+from qinco_jax import rq
+from qinco_jax.config import PRESETS, QincoConfig
+from qinco_jax.errors import InputError
+from qinco_jax.fit import train
+from qinco_jax.models import load, save
+from qinco_jax.qinco import Qinco, Step, decode, encode, init, prefix
+from qinco_jax.training import Recipe
+from qinco_jax.version import __version__
+
+__all__ = [
+    "PRESETS",
+    "InputError",
+    "Qinco",
+    "QincoConfig",
+    "Recipe",
+    "Step",
+    "__version__",
+    "decode",
+    "encode",
+    "init",
+    "load",
+    "prefix",
+    "rq",
+    "save",
+    "train",
+]

@@ -1,0 +1,174 @@
+"""Pytrees on disk, in Orbax's format: one finished tree, and the rolling checkpoints of a run.
+
+Knows no model. A tree is written beside its place and renamed, so a path holds all of it or
+nothing; a digest of every array tells a damaged file from a good one.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    BestN,
+    LatestN,
+)
+
+from qinco_jax.errors import InputError
+
+ARRAYS, METADATA = "arrays", "model.json"
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every step of every save
+
+
+def write_tree(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any]) -> None:
+    """Writes a pytree of arrays and `metadata` as the new folder `path`.
+
+    Raises:
+      InputError: `path` exists.
+      OSError: it cannot be written; then nothing is left behind.
+    """
+    target = Path(path).absolute()
+    if target.exists():
+        raise InputError(f"{target} exists; choose another place or remove it first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial / ARRAYS, tree)
+        text = json.dumps({**metadata, "digest": digest(tree)}, indent=2)
+        (partial / METADATA).write_text(text + "\n")
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata that `write_tree` put beside the arrays.
+
+    Raises:
+      InputError: no such checkpoint, or its metadata is damaged.
+    """
+    file = Path(path) / METADATA
+    if not file.is_file():
+        raise InputError(f"{path} is no saved model: {METADATA} is missing there")
+    try:
+        metadata = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}); take the model from a backup") from error
+    if not isinstance(metadata, dict):
+        raise InputError(f"{file} is damaged (no JSON object); take the model from a backup")
+    return metadata
+
+
+def read_tree(path: str | os.PathLike[str], abstract: Any) -> Any:
+    """The arrays that `write_tree` wrote, on the default device.
+
+    Args:
+      path: the folder.
+      abstract: pytree of `jax.ShapeDtypeStruct` as they must be.
+
+    Raises:
+      InputError: a file is missing or damaged, or the arrays are others than `abstract`.
+    """
+    arrays = (Path(path) / ARRAYS).absolute()
+    damaged = f"{path} is damaged or incomplete; take the model from a backup or train it again"
+    if not arrays.is_dir():
+        raise InputError(f"{damaged} (its folder {ARRAYS} is missing)")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore(arrays, on_default_device(abstract))
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        raise InputError(f"{damaged} ({str(error).splitlines()[0][:200]})") from error
+    if digest(tree) != read_metadata(path).get("digest"):
+        raise InputError(f"{damaged} (the arrays do not match their digest)")
+    return tree
+
+
+def digest(tree: Any) -> str:
+    """A hash of all arrays of a tree with their names and shapes."""
+    result = hashlib.sha256()
+    for name, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        result.update(f"{jax.tree_util.keystr(name)} {array.shape} {array.dtype}".encode())
+        result.update(array.tobytes())
+    return result.hexdigest()
+
+
+def _digest_array(tree: Any) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex(digest(tree)), np.uint8)
+
+
+def on_default_device(abstract: Any) -> Any:
+    """The abstract tree with the default device as every array's place."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), abstract
+    )
+
+
+class Checkpoints:
+    """The rolling checkpoints of a run: the latest two and the one with the lowest error.
+
+    Saving is asynchronous. A checkpoint that a crash left half written does not count.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        keep = AnyPreservationPolicy(
+            [LatestN(2), BestN(get_metric_fn=lambda metrics: -metrics["error"], n=1)]
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep, best_fn=lambda metrics: -metrics["error"]
+        )
+        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+
+    def save(self, step: int, tree: Any, error: float) -> None:
+        """Starts to save a tree; `error` ranks it."""
+        if step not in self._manager.all_steps():
+            item = ocp.args.StandardSave({"tree": tree, "digest": _digest_array(tree)})
+            self._manager.save(step, args=item, metrics={"error": error}, force=True)
+
+    def restore_latest(self, abstract: Any) -> Any | None:
+        """The newest checkpoint's tree, or `None` where there is none.
+
+        Raises:
+          InputError: it is damaged; names it and says how to go on from the one before.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        damaged = (
+            f"checkpoint {self._manager.directory / str(step)} is damaged; remove that folder to "
+            "resume from the one before it"
+        )
+        item = {"tree": abstract, "digest": jax.ShapeDtypeStruct((32,), np.uint8)}
+        try:
+            saved = self._manager.restore(
+                step, args=ocp.args.StandardRestore(on_default_device(item))
+            )
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            raise InputError(f"{damaged} ({str(error).splitlines()[0][:200]})") from error
+        if not np.array_equal(saved["digest"], _digest_array(saved["tree"])):
+            raise InputError(f"{damaged} (its arrays do not match their digest)")
+        return saved["tree"]
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.close()  # waits for a save under way

@@ -1,0 +1,78 @@
+"""Checks of what users pass in, each with one sentence that says what to do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qinco_jax.errors import InputError
+
+Array = jax.Array | np.ndarray
+
+
+def vectors(x: Array, dim: int | None = None, what: str = "x") -> Array:
+    """Returns `x` as an array, checked to be vectors [N, D] or [D] of real numbers.
+
+    Raises:
+      InputError: not an array of numbers, another rank, or another D than `dim`.
+    """
+    if not isinstance(x, jax.Array | np.ndarray):
+        x = np.asarray(x)
+    real = jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
+    if not real:
+        raise InputError(f"{what} has dtype {x.dtype}; vectors must be integers or floats")
+    if x.ndim not in (1, 2):
+        raise InputError(f"{what} has shape {x.shape}; expected [N, D] or one vector [D]")
+    if dim is not None and x.shape[-1] != dim:
+        raise InputError(f"{what} has {x.shape[-1]} dimensions a vector; the model has {dim}")
+    return x
+
+
+def finite(part: np.ndarray, offset: int = 0) -> None:
+    """Refuses NaN and Inf in rows that start at row `offset` of what was passed.
+
+    Raises:
+      InputError: names the first bad row.
+    """
+    if part.dtype.kind in "iu":
+        return
+    good = np.isfinite(part).all(axis=tuple(range(1, part.ndim)))
+    if not good.all():
+        row = int(np.argmin(good))
+        raise InputError(
+            f"row {offset + row} of the vectors holds NaN or Inf; remove such rows or mend them"
+        )
+
+
+def codes(values: Array, num_steps: int) -> Array:
+    """Returns `values` as an array, checked to be codes [N, m] or [m] with 1 <= m <= `num_steps`.
+
+    Raises:
+      InputError: not integers, another rank, no columns or more than the model has steps.
+    """
+    if not isinstance(values, jax.Array | np.ndarray):
+        values = np.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.integer):
+        raise InputError(f"codes have dtype {values.dtype}; they must be integers")
+    if values.ndim not in (1, 2):
+        raise InputError(f"codes have shape {values.shape}; expected [N, m] or one code [m]")
+    if not 1 <= values.shape[-1] <= num_steps:
+        raise InputError(
+            f"codes have {values.shape[-1]} columns; the model has {num_steps} steps, so 1 to "
+            f"{num_steps} columns can be decoded"
+        )
+    return values
+
+
+def codes_below(codebook_size: int, part: np.ndarray, offset: int = 0) -> None:
+    """Refuses codes outside 0..K-1 in rows that start at row `offset` of what was passed.
+
+    Raises:
+      InputError: names the first bad row and its code.
+    """
+    bad = (part < 0) | (part >= codebook_size)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise InputError(
+            f"code {part[row, column]} in row {offset + row}, column {column} is outside "
+            f"0..{codebook_size - 1}; these codes belong to another model"
+        )

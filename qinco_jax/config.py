@@ -1,0 +1,134 @@
+"""The sizes of a model: `QincoConfig`, validated, and the papers' presets. No JAX here."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from qinco_jax.errors import InputError
+
+T = TypeVar("T")
+
+FORMS = ("qinco", "qinco2")
+
+
+def _require_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a positive integer, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class QincoConfig:
+    """Sizes of a QINCo or QINCo2 model; what is known before any vector is seen.
+
+    Attributes:
+      dim: D, dimensions of a vector; `None` takes the training vectors'.
+      num_steps: M, quantization steps, one code each.
+      codebook_size: K, codewords per step, at most 65,536.
+      embed_dim: E, width of the embedding; `None` means E = D. Form "qinco" has E = D always.
+      hidden_dim: H, width inside a residual block.
+      num_blocks: L, residual blocks per step.
+      num_candidates: A, codewords per beam entry that pre-selection sends through the network
+        (QINCo2, Sec. 3); `None` means no pre-selection: all K.
+      beam_size: B, partial codes kept after each step; 1 is greedy encoding.
+      form: "qinco" (arXiv 2401.14732) or "qinco2" (arXiv 2501.03078), the network of a step.
+      projections: whether form "qinco2" has P_in and P_out. Only imported models with E = D lack
+        them: their published program leaves both out.
+
+    Raises:
+      InputError: a size that is no positive integer, A or E out of range, an unknown form.
+    """
+
+    dim: int | None = None
+    num_steps: int = 8
+    codebook_size: int = 256
+    embed_dim: int | None = None
+    hidden_dim: int = 256
+    num_blocks: int = 2
+    num_candidates: int | None = 16
+    beam_size: int = 32
+    form: str = "qinco2"
+    projections: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "codebook_size", "hidden_dim", "num_blocks", "beam_size"):
+            _require_positive(name, getattr(self, name))
+        for name in ("dim", "embed_dim", "num_candidates"):
+            if getattr(self, name) is not None:
+                _require_positive(name, getattr(self, name))
+        if not 2 <= self.codebook_size <= 65536:
+            raise InputError(f"codebook_size must be 2 to 65,536, got {self.codebook_size}")
+        if self.num_candidates is not None and self.num_candidates > self.codebook_size:
+            raise InputError(
+                f"num_candidates = {self.num_candidates} exceeds codebook_size = "
+                f"{self.codebook_size}; use at most that, or None for no pre-selection"
+            )
+        if self.form not in FORMS:
+            raise InputError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
+        if not isinstance(self.projections, bool):
+            raise InputError(f"projections must be true or false, got {self.projections!r}")
+        bare = self.form == "qinco" or not self.projections
+        if bare and self.embed_dim not in (None, self.dim):
+            raise InputError(
+                f"embed_dim must be left out where there are no projections (form {self.form!r}): "
+                f"E = D there, got {self.embed_dim}"
+            )
+
+    def for_dim(self, dim: int) -> "QincoConfig":
+        """Returns the config with `dim` and `embed_dim` filled in for vectors of `dim` dimensions.
+
+        Raises:
+          InputError: the config already names another dim.
+        """
+        if self.dim not in (None, dim):
+            raise InputError(f"the config is for {self.dim}-dimensional vectors, got {dim}")
+        return dataclasses.replace(self, dim=dim, embed_dim=self.embed_dim or dim)
+
+    @property
+    def has_projections(self) -> bool:
+        """Whether the network has P_in and P_out."""
+        return self.form == "qinco2" and self.projections
+
+    @property
+    def bits(self) -> float:
+        """Bits per vector, M log2(K), exact for powers of two."""
+        return self.num_steps * math.log2(self.codebook_size)
+
+
+PRESETS: Mapping[str, QincoConfig] = {
+    # For CPUs: the first paper's network with the second one's search, which learns most per second.
+    "small": QincoConfig(form="qinco", num_candidates=8, beam_size=16),
+    "qinco1": QincoConfig(form="qinco", num_blocks=16, num_candidates=None, beam_size=1),
+    "qinco2-S": QincoConfig(embed_dim=128, hidden_dim=256, num_blocks=2),
+    "qinco2-M": QincoConfig(embed_dim=384, hidden_dim=384, num_blocks=4),
+    "qinco2-L": QincoConfig(embed_dim=384, hidden_dim=384, num_blocks=16),
+}
+"""Sizes by name (QINCo, Sec. 5.1; QINCo2, Sec. 4); change them with `dataclasses.replace`."""
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Builds dataclass `kind` from `values`, refusing unknown keys with the nearest known name.
+
+    Raises:
+      InputError: a key that is no field of `kind`, or a value that `kind` refuses.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise InputError(
+                f"unknown setting {key!r} of {kind.__name__}; did you mean {near[0]!r}?"
+            )
+    return kind(**values)
+
+
+def named(table: Mapping[str, T], name: str, what: str) -> T:
+    """Looks `name` up in `table`, a mapping of `what`.
+
+    Raises:
+      InputError: no such name; the message lists those that there are.
+    """
+    if name not in table:
+        raise InputError(f"there is no {what} {name!r}; there are: {', '.join(table)}")
+    return table[name]

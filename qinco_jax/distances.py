@@ -1,0 +1,45 @@
+"""Squared Euclidean distances and who is nearest: the only place where they are computed."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+    """`x @ w` computed in the dtype of `w`, accumulated and returned in float32.
+
+    Accelerators round float32 products to fewer bits by default; codes must not depend on that.
+    """
+    return jnp.matmul(
+        x.astype(w.dtype), w, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
+
+
+def squared_distances(x: jax.Array, codebook: jax.Array) -> jax.Array:
+    """Distances of vectors `x` [..., D] to the codewords [K, D], as one matrix product.
+
+    Returns:
+      ||x - c||^2 as |x|^2 - 2 x.c + |c|^2, [..., K] float32.
+    """
+    norms = jnp.sum(jnp.square(codebook), axis=-1)
+    products = matmul(x, codebook.T)
+    return jnp.sum(jnp.square(x), axis=-1, keepdims=True) - 2.0 * products + norms
+
+
+def nearest(x: jax.Array, codebook: jax.Array) -> jax.Array:
+    """Index of the nearest codeword [K, D] for each of `x` [..., D]: [...] int32, ties to the first."""
+    norms = jnp.sum(jnp.square(codebook), axis=-1)
+    return jnp.argmin(norms - 2.0 * matmul(x, codebook.T), axis=-1).astype(jnp.int32)
+
+
+def smallest(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` smallest of `scores` [..., K] in rising order, ties to the first.
+
+    Returns:
+      Values [..., count] and indices [..., count] int32.
+    """
+    if count == 1:
+        index = jnp.argmin(scores, axis=-1, keepdims=True).astype(jnp.int32)
+        return jnp.take_along_axis(scores, index, axis=-1), index
+    values, index = lax.top_k(-scores, count)
+    return -values, index

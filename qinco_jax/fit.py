@@ -1,0 +1,313 @@
+"""The training loop: data, devices, checkpoints, resuming. One step of it is in `training.py`."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from qinco_jax import checks, models, qinco, rq, training
+from qinco_jax.checkpoint import Checkpoints
+from qinco_jax.config import QincoConfig, from_dict
+from qinco_jax.data.batches import batch_rows
+from qinco_jax.errors import InputError
+from qinco_jax.qinco import Qinco
+from qinco_jax.training import Recipe, State
+
+Array = jax.Array | np.ndarray
+Log = Callable[[Mapping[str, float]], None]
+
+LOG_STEPS = 20
+SAVE_SECONDS = 60.0
+FINISHED = "model"
+
+
+class Interrupted(Exception):
+    """Ctrl-C while training; the run is saved and the message says how to resume it."""
+
+
+class Diverged(RuntimeError):
+    """The loss became NaN or Inf; the message names the last good checkpoint."""
+
+
+def train(
+    x_train: Array,
+    config: QincoConfig,
+    recipe: Recipe = Recipe(),
+    *,
+    seed: int = 0,
+    x_val: Array | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    log: Log | None = None,
+    **changes: Any,
+) -> Qinco:
+    """Trains a model; the same arguments on the same machine give the same model, bit for bit.
+
+    The vectors are read batch by batch, converted to float32 there, and may be a memory map of any
+    size. All local devices share each batch.
+
+    Args:
+      x_train: [N, D], any real dtype, N >= K.
+      config: sizes of the model.
+      recipe: how to train it.
+      seed: of the initial model and of the data order.
+      x_val: [V, D] validation vectors; `None` holds back the last rows of `x_train`.
+      run_dir: folder of checkpoints and of the finished model. A run that was cut off resumes from
+        it; a finished one is loaded, not trained again. `None` keeps nothing.
+      log: called with records of numbers: `step`, and `loss`, `rate`, `epoch`, `num_steps`
+        while training or `val_mse` at the end of an epoch.
+      **changes: fields of the recipe to replace, such as `num_epochs=0` for the initial model,
+        which equals the residual quantizer that it starts from.
+
+    Returns:
+      The model with the lowest validation error.
+
+    Raises:
+      InputError: unfit vectors, sizes or recipe, or a `run_dir` of another run.
+      Interrupted: Ctrl-C, after saving.
+      Diverged: the loss became NaN or Inf.
+    """
+    recipe = from_dict(Recipe, {**dataclasses.asdict(recipe), **changes})
+    x_train, x_val = _split(x_train, x_val, recipe)
+    config = config.for_dim(x_train.shape[1])
+    _check(x_train, x_val, config, recipe)
+    if run_dir is None:
+        return _fit(x_train, x_val, config, recipe, seed, None, log)
+
+    folder = Path(run_dir)
+    _claim(folder, _identity(x_train, config, recipe, seed))
+    if (folder / FINISHED).exists():
+        return models.load(folder / FINISHED)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        model = _fit(x_train, x_val, config, recipe, seed, checkpoints, log)
+    models.save(model, folder / FINISHED)
+    return model
+
+
+def _fit(
+    x_train: Array,
+    x_val: Array,
+    config: QincoConfig,
+    recipe: Recipe,
+    seed: int,
+    checkpoints: Checkpoints | None,
+    log: Log | None,
+) -> Qinco:
+    """The loop. Resumes by: 1. newest state, 2. its step, 3. the batch of that step, 4. go on."""
+    mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    by_rows = NamedSharding(mesh, PartitionSpec("data"))
+    state = _restore(checkpoints, config, recipe)
+    if state is None:
+        start = rq.train(x_train, config.num_steps, config.codebook_size, seed=seed)
+        state = training.start(qinco.init(jax.random.key(seed), config, start), recipe)
+    state = jax.device_put(state, everywhere)
+    x_val = jax.device_put(x_val[: len(x_val) - len(x_val) % mesh.size], by_rows)
+    steps_per_epoch = max(1, len(x_train) // recipe.batch_size)
+    total_steps = steps_per_epoch * recipe.num_epochs
+    saved_at = time.monotonic()
+    with _interrupts(checkpoints is not None) as interrupted:
+        step = int(state.step)
+        while step < total_steps and not training.is_exhausted(state, recipe):
+            rows = batch_rows(seed, step, min(recipe.batch_size, len(x_train)), len(x_train))
+            batch = jax.device_put(np.asarray(x_train[rows]), by_rows)
+            state, loss = training.train_step(state, batch, recipe, total_steps)
+            step += 1
+            ends_epoch = step % steps_per_epoch == 0
+            if ends_epoch or step % LOG_STEPS == 0:
+                _report(log, checkpoints, step, steps_per_epoch, total_steps, float(loss))
+            if ends_epoch:
+                mse = _validate(state.model, x_val, recipe)
+                _log(log, step=step, epoch=step / steps_per_epoch, val_mse=mse)
+                key = jax.random.fold_in(jax.random.key(seed), step)
+                state = training.end_epoch(state, jnp.float32(mse), key, recipe)
+            stop = interrupted.is_set()
+            if ends_epoch or stop or time.monotonic() - saved_at > SAVE_SECONDS:
+                _save(checkpoints, state, step)
+                saved_at = time.monotonic()
+            if stop:
+                raise Interrupted(_how_to_resume(checkpoints, step, total_steps))
+    return jax.device_get(state.best if total_steps else state.model)
+
+
+def _split(x_train: Array, x_val: Array | None, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation rows, views of what was passed."""
+    x_train = np.asarray(checks.vectors(x_train, what="x_train"))
+    if x_train.ndim != 2:
+        raise InputError(f"x_train has shape {x_train.shape}; expected [N, D]")
+    if x_val is not None:
+        return x_train, np.asarray(checks.vectors(x_val, x_train.shape[1], "x_val"))
+    count = min(recipe.num_val, len(x_train) // 10) if recipe.num_epochs else 0
+    return x_train[: len(x_train) - count], x_train[len(x_train) - count :]
+
+
+def _check(x_train: np.ndarray, x_val: np.ndarray, config: QincoConfig, recipe: Recipe) -> None:
+    """Finds before training what would stop it later."""
+    if len(x_train) < config.codebook_size:
+        raise InputError(
+            f"{len(x_train)} training vectors for {config.codebook_size} codewords; give at least "
+            "as many vectors as codewords (a tenth is held back), or lower codebook_size"
+        )
+    if recipe.num_epochs and len(x_val) == 0:
+        raise InputError("there are no validation vectors; give x_val or more training vectors")
+    limit = config.num_candidates or config.codebook_size
+    if config.num_candidates is None and recipe.num_candidates is not None:
+        raise InputError("the recipe's num_candidates needs a config with num_candidates")
+    if recipe.num_candidates is not None and recipe.num_candidates > config.codebook_size:
+        raise InputError(
+            f"the recipe's num_candidates must be at most {config.codebook_size}, got "
+            f"{recipe.num_candidates}; the model's is {limit}"
+        )
+    devices, batch_size = jax.local_device_count(), min(recipe.batch_size, len(x_train))
+    if batch_size % devices:
+        raise InputError(
+            f"batches of {batch_size} rows cannot be shared by {devices} devices; set batch_size to "
+            f"a multiple of {devices}"
+        )
+    for x in (x_train, x_val):
+        for begin in range(0, len(x), 65536):
+            checks.finite(x[begin : begin + 65536], begin)
+
+
+def _restore(checkpoints: Checkpoints | None, config: QincoConfig, recipe: Recipe) -> State | None:
+    if checkpoints is None:
+        return None
+    begin = lambda model: training.start(model, recipe)  # noqa: E731
+    return checkpoints.restore_latest(jax.eval_shape(begin, models.abstract(config)))
+
+
+def _validate(model: Qinco, x_val: jax.Array, recipe: Recipe) -> float:
+    """Squared error summed over dimensions, averaged over the rows, with the training's search."""
+    model = qinco.network_dtype(model, jnp.dtype(recipe.compute_dtype))
+    codes = qinco.encode(
+        model, x_val, num_candidates=recipe.num_candidates, beam_size=recipe.beam_size
+    )
+    return float(_mse(x_val, qinco.decode(model, codes)))
+
+
+@jax.jit
+def _mse(x: jax.Array, x_hat: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.sum(jnp.square(x.astype(jnp.float32) - x_hat), axis=-1))
+
+
+def _save(checkpoints: Checkpoints | None, state: State, step: int) -> None:
+    if checkpoints is None:
+        return
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.model)):
+        raise Diverged(_how_to_recover(checkpoints, step))
+    checkpoints.save(step, state, float(state.best_mse))
+
+
+def _report(
+    log: Log | None,
+    checkpoints: Checkpoints | None,
+    step: int,
+    steps_per_epoch: int,
+    total_steps: int,
+    loss: float,
+) -> None:
+    if not np.isfinite(loss):
+        raise Diverged(_how_to_recover(checkpoints, step))
+    _log(log, step=step, epoch=step / steps_per_epoch, num_steps=total_steps, loss=loss)
+
+
+def _log(log: Log | None, **record: float) -> None:
+    if log is not None:
+        log(record)
+
+
+def _how_to_recover(checkpoints: Checkpoints | None, step: int) -> str:
+    kept = "nothing was kept" if checkpoints is None else f"{checkpoints} is intact"
+    return (
+        f"the loss became NaN or Inf by step {step}; {kept}; lower the learning rate (a new run) "
+        "or look for extreme values in the vectors"
+    )
+
+
+def _how_to_resume(checkpoints: Checkpoints | None, step: int, total_steps: int) -> str:
+    return f"stopped at step {step} of {total_steps} and saved; the same command goes on from there"
+
+
+@contextlib.contextmanager
+def _interrupts(enabled: bool) -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, where it can be caught; a second Ctrl-C stops at once."""
+    event = threading.Event()
+    if not enabled or threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(*_: object) -> None:
+        signal.signal(signal.SIGINT, previous)
+        event.set()
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _identity(x: np.ndarray, config: QincoConfig, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """What makes a run this run and no other."""
+    sample = np.ascontiguousarray(x[:: max(1, len(x) // 1000)])
+    return {
+        "seed": seed,
+        "config": dataclasses.asdict(config),
+        "recipe": dataclasses.asdict(recipe),
+        "data": {
+            "shape": list(x.shape),
+            "dtype": str(x.dtype),
+            "sha256_of_sample": hashlib.sha256(sample.tobytes()).hexdigest(),
+        },
+    }
+
+
+def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Makes `folder` the folder of this run, or finds that it already is.
+
+    Raises:
+      InputError: it belongs to another run; the differences are named.
+    """
+    file = folder / "run.json"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(identity, indent=2) + "\n")
+        partial.rename(file)
+        return
+    try:
+        there = _flat(json.loads(file.read_text()))
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}); remove {folder} to start anew") from error
+    here = _flat(identity)
+    differences = [
+        f"{name} is {there.get(name)} there and {here.get(name)} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    if differences:
+        raise InputError(
+            f"{folder} belongs to another run: {'; '.join(differences)}; choose another folder or "
+            "remove that one"
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,47 @@
+"""Finished models on disk: `save` and `load`."""
+
+import dataclasses
+import functools
+import os
+
+import jax
+
+from qinco_jax import checkpoint, qinco
+from qinco_jax.config import QincoConfig, from_dict
+from qinco_jax.errors import InputError
+from qinco_jax.qinco import Qinco
+from qinco_jax.rq import RQ
+from qinco_jax.version import __version__
+
+
+def save(model: Qinco, path: str | os.PathLike[str]) -> None:
+    """Saves a model as the new folder `path`: an Orbax checkpoint with the config beside it.
+
+    Raises:
+      InputError: `path` exists.
+      OSError: it cannot be written; then nothing is left behind.
+    """
+    config = dataclasses.asdict(model.config)
+    checkpoint.write_tree(path, model, {"version": __version__, "config": config})
+
+
+def load(path: str | os.PathLike[str]) -> Qinco:
+    """Loads a model that `save` wrote.
+
+    Raises:
+      InputError: no model there, or a file of it is missing or damaged.
+    """
+    metadata = checkpoint.read_metadata(path)
+    if not isinstance(metadata.get("config"), dict):
+        raise InputError(f"{path} is damaged: its {checkpoint.METADATA} holds no config")
+    config = from_dict(QincoConfig, metadata["config"])
+    return checkpoint.read_tree(path, abstract(config))
+
+
+def abstract(config: QincoConfig) -> Qinco:
+    """The model of a config with `jax.ShapeDtypeStruct` for arrays; `config.dim` must be set."""
+    dim = config.dim
+    assert dim is not None
+    shape = functools.partial(jax.ShapeDtypeStruct, dtype="float32")
+    rq = RQ(shape((config.num_steps, config.codebook_size, dim)), shape((dim,)), shape(()))
+    return jax.eval_shape(lambda rq: qinco.init(jax.random.key(0), config, rq), rq)

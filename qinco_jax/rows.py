@@ -1,0 +1,185 @@
+"""Runs a function over the rows of an array of any length in bounded memory.
+
+A function of rows is a pair: `prepare(model)` computes what depends on the model alone, once, and
+`apply(prepared, rows, *options)` maps a block of rows [R, ...] to results [R, ...].
+
+Outside `jit`, rows go through the device in chunks of one fixed shape, so that another number of
+rows compiles nothing; a loop whose length is an argument visits only the blocks that are filled.
+Under the caller's transformations, or for rows that are sharded over a mesh, the blocks are
+scanned in one call and each device keeps its own rows.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+CHUNK_ROWS = 8192
+
+Prepare = Callable[[Any], Any]
+Apply = Callable[..., jax.Array]
+Check = Callable[[np.ndarray, int], None]
+
+
+def block_rows(work_per_row: int) -> int:
+    """Rows per block, a power of two, for `work_per_row` network evaluations a row.
+
+    A block's activations should stay in a CPU's cache, and be many enough to fill an accelerator.
+    """
+    budget = 2**13 if jax.default_backend() == "cpu" else 2**18
+    rows = max(1, budget // work_per_row)
+    return min(CHUNK_ROWS, 2 ** (rows.bit_length() - 1))
+
+
+def map_rows(
+    prepare: Prepare,
+    apply: Apply,
+    model: Any,
+    x: jax.Array | np.ndarray,
+    *,
+    rows: int,
+    options: tuple[Any, ...] = (),
+    check: Check | None = None,
+) -> jax.Array:
+    """Applies a function of rows to `x` [N, ...], `rows` rows at a time.
+
+    Args:
+      prepare: model -> what `apply` takes first. Must be hashable, as must `apply` and `options`.
+      apply: (prepared, block [R, ...], *options) -> [R, ...].
+      model: pytree of arrays.
+      x: N rows, numpy or jax; an `np.memmap` is read chunk by chunk.
+      rows: R, rows per block.
+      options: static arguments of `apply`.
+      check: called with each chunk of concrete rows and its offset, to refuse bad values.
+
+    Returns:
+      [N, ...], a `jax.Array`.
+    """
+    if is_traced((model, x)):
+        return _over_blocks(prepare, apply, model, jnp.asarray(x), rows, options)
+    if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
+        mesh = x.sharding.mesh if isinstance(x.sharding, NamedSharding) else None
+        if mesh is not None:
+            model = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
+        return _over_shards(prepare, apply, model, x, rows, options, x.sharding)
+    return _over_chunks(prepare, apply, model, x, rows, options, check)
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether any leaf of `tree` is abstract, that is, under a transformation of JAX."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _over_blocks(
+    prepare: Prepare, apply: Apply, model: Any, x: jax.Array, rows: int, options: tuple[Any, ...]
+) -> jax.Array:
+    """Scans the blocks of `x`. Block i takes every n-th row, so a sharded batch stays sharded."""
+    num_rows = x.shape[0]
+    rows = max(1, min(rows, num_rows))
+    num_blocks = -(-num_rows // rows)
+    prepared = prepare(model)
+    if num_blocks <= 1:
+        return apply(prepared, x, *options)
+    padded = jnp.pad(x, [(0, num_blocks * rows - num_rows)] + [(0, 0)] * (x.ndim - 1))
+    blocks = padded.reshape(rows, num_blocks, *x.shape[1:]).swapaxes(0, 1)
+    out = lax.map(lambda block: apply(prepared, block, *options), blocks)
+    return out.swapaxes(0, 1).reshape(num_blocks * rows, *out.shape[2:])[:num_rows]
+
+
+@functools.partial(jax.jit, static_argnames=("prepare", "apply", "rows", "options", "sharding"))
+def _over_shards(
+    prepare: Prepare,
+    apply: Apply,
+    model: Any,
+    x: jax.Array,
+    rows: int,
+    options: tuple[Any, ...],
+    sharding: jax.sharding.Sharding,
+) -> jax.Array:
+    """Each device encodes the rows that it holds, whatever the mesh's axis types are."""
+    if not isinstance(sharding, NamedSharding):
+        return _over_blocks(prepare, apply, model, x, rows, options)
+    spec = PartitionSpec(sharding.spec[0] if sharding.spec else None)
+
+    def local(model: Any, x: jax.Array) -> jax.Array:
+        return _over_blocks(prepare, apply, model, x, rows, options)
+
+    shard = jax.shard_map(
+        local, mesh=sharding.mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False
+    )
+    return shard(model, x)
+
+
+def _over_chunks(
+    prepare: Prepare,
+    apply: Apply,
+    model: Any,
+    x: jax.Array | np.ndarray,
+    rows: int,
+    options: tuple[Any, ...],
+    check: Check | None,
+) -> jax.Array:
+    num_rows = x.shape[0]
+    out = None
+    late: tuple[slice, jax.Array] | None = None
+    for span, chunk in _chunks(np.asarray(x), check):
+        result = _chunk(prepare, apply, model, chunk, span.stop - span.start, rows, options)
+        if out is None:
+            out = _aligned_empty((num_rows, *result.shape[1:]), result.dtype)
+        if late is not None:  # fetched one chunk late, so that the device never waits
+            _store(out, *late)
+        late = span, result
+    assert out is not None and late is not None  # there is always a chunk, empty if need be
+    _store(out, *late)
+    return jax.device_put(out)
+
+
+def _store(out: np.ndarray, span: slice, result: jax.Array) -> None:
+    out[span] = np.asarray(result)[: span.stop - span.start]
+
+
+def _chunks(x: np.ndarray, check: Check | None) -> Iterator[tuple[slice, np.ndarray]]:
+    for begin in range(0, max(x.shape[0], 1), CHUNK_ROWS):
+        span = slice(begin, min(begin + CHUNK_ROWS, x.shape[0]))
+        part = x[span]
+        if check is not None:
+            check(part, begin)
+        chunk = np.zeros((CHUNK_ROWS, *x.shape[1:]), x.dtype)
+        chunk[: len(part)] = part
+        yield span, chunk
+
+
+@functools.partial(jax.jit, static_argnames=("prepare", "apply", "rows", "options"))
+def _chunk(
+    prepare: Prepare,
+    apply: Apply,
+    model: Any,
+    x: jax.Array,
+    num_rows: jax.Array,
+    rows: int,
+    options: tuple[Any, ...],
+) -> jax.Array:
+    """Applies to the first `num_rows` of a chunk; a traced loop length needs no new compilation."""
+    prepared = prepare(model)
+    blocks = x.reshape(-1, rows, *x.shape[1:])
+    abstract = jax.eval_shape(lambda block: apply(prepared, block, *options), blocks[0])
+
+    def body(i: jax.Array, out: jax.Array) -> jax.Array:
+        return out.at[i].set(apply(prepared, blocks[i], *options))
+
+    out = jnp.zeros((blocks.shape[0], *abstract.shape), abstract.dtype)
+    out = lax.fori_loop(0, (num_rows + rows - 1) // rows, body, out)
+    return out.reshape(-1, *abstract.shape[1:])
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: Any, alignment: int = 64) -> np.ndarray:
+    """An empty array that JAX's CPU backend can take over without a copy."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + alignment, np.uint8)
+    offset = -memory.ctypes.data % alignment
+    return memory[offset : offset + size].view(dtype).reshape(shape)

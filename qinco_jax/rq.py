@@ -1,0 +1,187 @@
+"""Residual quantization: train, beam encode, decode. QINCo's initialiser and its baseline."""
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qinco_jax import beam, checks
+from qinco_jax.beam import Candidates
+from qinco_jax.codes import code_dtype
+from qinco_jax.distances import squared_distances
+from qinco_jax.errors import InputError
+from qinco_jax.kmeans import kmeans
+from qinco_jax.rows import block_rows, map_rows
+
+Array = jax.Array | np.ndarray
+
+
+@flax.struct.dataclass
+class RQ:
+    """A residual quantizer; x is approximated by mean + scale * sum_m codebooks[m, i_m].
+
+    Attributes:
+      codebooks: [M, K, D] float32, in the normalised space.
+      mean: [D] float32.
+      scale: [] float32.
+    """
+
+    codebooks: jax.Array
+    mean: jax.Array
+    scale: jax.Array
+
+
+def normalise(x: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
+    """(x - mean) / scale in float32, from vectors of any real dtype."""
+    return (x.astype(jnp.float32) - mean) / scale
+
+
+def train(
+    x: Array,
+    num_steps: int = 8,
+    codebook_size: int = 256,
+    *,
+    seed: int = 0,
+    beam_size: int = 1,
+    num_iters: int = 10,
+    max_rows: int | None = None,
+) -> RQ:
+    """Trains codebooks step by step by k-means on what the earlier steps leave over.
+
+    Args:
+      x: [N, D], any real dtype; a memory-mapped array is sampled, not read whole.
+      num_steps: M.
+      codebook_size: K, at most N.
+      seed: of the sample and the k-means.
+      beam_size: B of the encoding between the steps; the residuals of a row's beam take turns in
+        the k-means of the next step, so that the codebooks suit a beam search.
+      num_iters: Lloyd iterations a step.
+      max_rows: rows used at most; `None` means 256 for each codeword.
+
+    Returns:
+      The quantizer, with the sample's mean and standard deviation as its normalisation.
+
+    Raises:
+      InputError: fewer rows than codewords, or rows with NaN or Inf.
+    """
+    x = checks.vectors(x, what="the training vectors")
+    rows = sample_rows(x, max_rows or 256 * codebook_size, seed)
+    checks.finite(rows)
+    if len(rows) < codebook_size:
+        raise InputError(
+            f"{len(rows)} training vectors for {codebook_size} codewords; give at least as many "
+            "vectors as codewords, or lower codebook_size"
+        )
+    mean, scale = normalisation(rows)
+    target = normalise(jnp.asarray(rows), mean, scale)
+    residual, books = target, []
+    for step in range(num_steps):
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        books.append(kmeans(key, residual, codebook_size, num_iters))
+        if step + 1 < num_steps:
+            so_far = RQ(jnp.stack(books), jnp.zeros_like(mean), jnp.ones_like(scale))
+            residual = map_rows(
+                _itself, _residual_rows, so_far, target,
+                rows=block_rows(beam_size), options=(beam_size,),
+            )  # fmt: skip
+    return RQ(jnp.stack(books), mean, scale)
+
+
+def encode(model: RQ, x: Array, *, beam_size: int = 32) -> jax.Array:
+    """Codes of vectors, by beam search.
+
+    Args:
+      model: of M steps and K codewords each.
+      x: [N, D] or [D], any real dtype.
+      beam_size: B; 1 is greedy.
+
+    Returns:
+      [N, M] or [M], uint8 for K <= 256, else uint16.
+
+    Raises:
+      InputError: wrong shape, dtype or beam size, NaN or Inf (outside `jit`).
+    """
+    x = checks.vectors(x, model.mean.shape[-1])
+    if beam_size < 1:
+        raise InputError(f"beam_size must be at least 1, got {beam_size}")
+    if x.ndim == 1:
+        return encode(model, x[None], beam_size=beam_size)[0]
+    return map_rows(
+        _itself, _encode_rows, model, x, rows=block_rows(beam_size),
+        options=(beam_size,), check=checks.finite,
+    )  # fmt: skip
+
+
+def decode(model: RQ, codes: Array) -> jax.Array:
+    """Reconstructions [N, D] or [D] float32 of codes [N, m] or [m], 1 <= m <= M.
+
+    Raises:
+      InputError: wrong shape or dtype, or codes outside 0..K-1 (outside `jit`).
+    """
+    num_steps, codebook_size, _ = model.codebooks.shape
+    codes = checks.codes(codes, num_steps)
+    if codes.ndim == 1:
+        return decode(model, codes[None])[0]
+    check = functools.partial(checks.codes_below, codebook_size)
+    return map_rows(_itself, _decode_rows, model, codes, rows=block_rows(1), check=check)
+
+
+def prefix(model: RQ, num_steps: int) -> RQ:
+    """The quantizer of the first `num_steps` steps, a lower rate."""
+    return model.replace(codebooks=model.codebooks[:num_steps])
+
+
+def sample_rows(x: Array, max_rows: int, seed: int) -> np.ndarray:
+    """At most `max_rows` rows of `x` as numpy, drawn without replacement, in file order."""
+    if x.shape[0] <= max_rows:
+        return np.asarray(x)
+    chosen = np.random.default_rng(seed).choice(x.shape[0], max_rows, replace=False)
+    return np.asarray(x[np.sort(chosen)])
+
+
+def normalisation(rows: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Mean [D] and one standard deviation [] of rows [N, D] (QINCo2, Sec. 4); 1 where all agree."""
+    mean = rows.mean(axis=0, dtype=np.float64)
+    variance = np.square(rows - mean).mean()
+    scale = np.sqrt(variance) if variance > 0 else 1.0
+    return jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32)
+
+
+def propose(codebook: jax.Array, x: jax.Array, x_hat: jax.Array) -> Candidates:
+    """All K codewords for each beam entry."""
+    error = squared_distances(x - x_hat, codebook)
+    index = jnp.broadcast_to(jnp.arange(codebook.shape[0]), error.shape)
+    return Candidates(index, error, lambda parent, place: x_hat[parent] + codebook[place])
+
+
+def _itself(model: Any) -> Any:
+    return model
+
+
+def _search(model: RQ, rows: jax.Array, beam_size: int) -> beam.Beam:
+    first, rest = model.codebooks[0], model.codebooks[1:]
+    one = functools.partial(
+        beam.search, codebook=first, steps=rest, propose=propose, beam_size=beam_size
+    )
+    return jax.vmap(one)(normalise(rows, model.mean, model.scale))
+
+
+def _encode_rows(model: RQ, rows: jax.Array, beam_size: int) -> jax.Array:
+    return _search(model, rows, beam_size).codes[:, 0].astype(code_dtype(model.codebooks.shape[1]))
+
+
+def _residual_rows(model: RQ, rows: jax.Array, beam_size: int) -> jax.Array:
+    """What is left of each row by one of the entries of its beam, entries taken in turn."""
+    found = _search(model, rows, beam_size)
+    entry = jnp.arange(rows.shape[0]) % beam_size
+    entry = jnp.where(jnp.isinf(found.error[jnp.arange(rows.shape[0]), entry]), 0, entry)
+    return rows - jnp.take_along_axis(found.x_hat, entry[:, None, None], axis=1)[:, 0]
+
+
+def _decode_rows(model: RQ, codes: jax.Array) -> jax.Array:
+    steps = jnp.arange(codes.shape[-1])
+    x_hat = jnp.sum(model.codebooks[steps, codes.astype(jnp.int32)], axis=-2)
+    return x_hat * model.scale + model.mean

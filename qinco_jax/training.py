@@ -1,0 +1,253 @@
+"""One step of training: recipe, state, loss, update, end of an epoch. The loop is in `fit.py`."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from qinco_jax import qinco
+from qinco_jax.errors import InputError
+from qinco_jax.qinco import Qinco
+from qinco_jax.rq import normalise
+
+SCHEDULES = ("cosine", "plateau")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a model is trained.
+
+    Attributes:
+      num_epochs: passes over the training rows; 0 gives the initial model.
+      batch_size: rows of a gradient step, over all devices.
+      learning_rate: peak rate of AdamW.
+      schedule: "cosine" to `final_rate`, or "plateau": a tenth after `patience` epochs without a
+        better validation error, stop after five times as many (QINCo, Sec. A.3).
+      warmup: share of all steps in which the rate rises linearly from 0.
+      final_rate: share of `learning_rate` that the cosine ends at.
+      weight_decay: decoupled; 0 makes AdamW plain Adam.
+      clip: gradients are clipped to +-clip, element by element.
+      patience: epochs, for "plateau".
+      num_candidates: A while training; `None` means the model's.
+      beam_size: B while training; `None` means the model's.
+      compute_dtype: "float32" or "bfloat16", of the network's products; the rest is float32.
+      num_val: rows held back for validation, at most a tenth of all.
+    """
+
+    num_epochs: int = 20
+    batch_size: int = 512
+    learning_rate: float = 5e-3
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    final_rate: float = 1e-3
+    weight_decay: float = 0.1
+    clip: float = 0.1
+    patience: int = 10
+    num_candidates: int | None = None
+    beam_size: int | None = None
+    compute_dtype: str = "float32"
+    num_val: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "learning_rate", "clip", "patience"):
+            _require(getattr(self, name) > 0, name, "positive", getattr(self, name))
+        for name in ("num_epochs", "weight_decay", "num_val"):
+            _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        for name in ("warmup", "final_rate"):
+            _require(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
+        for name in ("num_candidates", "beam_size"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, "positive or None", value)
+        _require(self.schedule in SCHEDULES, "schedule", " or ".join(SCHEDULES), self.schedule)
+        dtypes = ("float32", "bfloat16")
+        _require(
+            self.compute_dtype in dtypes, "compute_dtype", " or ".join(dtypes), self.compute_dtype
+        )
+
+
+def _require(condition: bool, name: str, expected: str, value: object) -> None:
+    if not condition:
+        raise InputError(f"the recipe's {name} must be {expected}, got {value!r}")
+
+
+@flax.struct.dataclass
+class State:
+    """All that a training run changes; a checkpoint holds exactly this.
+
+    Attributes:
+      step: [] int32, gradient steps taken.
+      model: the parameters, float32.
+      moments: optimizer state.
+      rate_scale: [] float32, lowered by the "plateau" schedule.
+      usage: [M, K] int32, how often a codeword was chosen in this epoch.
+      residual_mean: [M, D], running mean of what each step quantizes.
+      residual_std: [M, D], its running standard deviation.
+      best: the parameters with the lowest validation error so far.
+      best_mse: [] float32, that error.
+      stale: [] int32, epochs since then.
+    """
+
+    step: jax.Array
+    model: Qinco
+    moments: Any
+    rate_scale: jax.Array
+    usage: jax.Array
+    residual_mean: jax.Array
+    residual_std: jax.Array
+    best: Qinco
+    best_mse: jax.Array
+    stale: jax.Array
+
+
+def start(model: Qinco, recipe: Recipe) -> State:
+    """The state before the first step."""
+    num_steps = model.num_steps
+    codebook_size, dim = model.codebook.shape
+    state = State(
+        step=jnp.int32(0),
+        model=model,
+        moments=_optimizer(recipe).init(qinco.parameters(model)),
+        rate_scale=jnp.float32(1),
+        usage=jnp.zeros((num_steps, codebook_size), jnp.int32),
+        residual_mean=jnp.zeros((num_steps, dim)),
+        residual_std=jnp.ones((num_steps, dim)),
+        best=model,
+        best_mse=jnp.float32(jnp.inf),
+        stale=jnp.int32(0),
+    )
+    return jax.tree.map(jnp.copy, state)  # the step donates its buffers, which must not be shared
+
+
+def loss(model: Qinco, x: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum over the steps of the mean squared errors of x_hat_m and of the pre-selection.
+
+    Args:
+      model: of M steps.
+      x: [N, D] in the normalised space.
+      codes: [N, M], constants.
+
+    Returns:
+      The loss [], and the reconstructions [M, N, D].
+    """
+    x_hat = qinco.reconstructions(model, codes)
+    total = jnp.sum(jnp.mean(jnp.square(x_hat - x), axis=(1, 2)))
+    if model.steps.preselect is not None:
+        proposed = jax.vmap(lambda book, index: book[index])(
+            model.steps.preselect, codes[:, 1:].astype(jnp.int32).T
+        )
+        error = jax.lax.stop_gradient(x_hat[:-1]) + proposed - x
+        total += jnp.sum(jnp.mean(jnp.square(error), axis=(1, 2)))
+    return total, x_hat
+
+
+@functools.partial(jax.jit, static_argnames=("recipe", "total_steps"), donate_argnames="state")
+def train_step(
+    state: State, batch: jax.Array, recipe: Recipe, total_steps: int
+) -> tuple[State, jax.Array]:
+    """One update: encode without gradient, decode the codes with it (QINCo, Sec. 3.2).
+
+    Args:
+      state: donated.
+      batch: [N, D] raw vectors, any real dtype; may be sharded over a mesh.
+      recipe: static.
+      total_steps: of the schedule.
+
+    Returns:
+      The next state and the loss [].
+    """
+    cast = functools.partial(qinco.network_dtype, dtype=jnp.dtype(recipe.compute_dtype))
+    model = state.model
+    x = normalise(batch, model.mean, model.scale)
+    codes = qinco.encode(
+        cast(model), batch, num_candidates=recipe.num_candidates, beam_size=recipe.beam_size
+    )
+
+    def of_parameters(parameters: Any) -> tuple[jax.Array, jax.Array]:
+        return loss(cast(qinco.with_parameters(model, parameters)), x, codes)
+
+    parameters = qinco.parameters(model)
+    (value, x_hat), gradient = jax.value_and_grad(of_parameters, has_aux=True)(parameters)
+    updates, moments = _optimizer(recipe).update(gradient, state.moments, parameters)
+    rate = state.rate_scale * _schedule(recipe, total_steps)(state.step)
+    updates = jax.tree.map(lambda update: -rate * update, updates)
+    parameters = optax.apply_updates(parameters, updates)
+
+    residual = jnp.concatenate([x[None], x - x_hat[:-1]])
+    used = jax.nn.one_hot(codes.T, model.codebook.shape[0], dtype=jnp.int32)
+    state = state.replace(
+        step=state.step + 1,
+        model=qinco.with_parameters(model, parameters),
+        moments=moments,
+        usage=state.usage + jnp.sum(used, axis=1),
+        residual_mean=0.9 * state.residual_mean + 0.1 * jnp.mean(residual, axis=1),
+        residual_std=0.9 * state.residual_std + 0.1 * jnp.std(residual, axis=1),
+    )
+    return state, value
+
+
+@functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+def end_epoch(state: State, mse: jax.Array, key: jax.Array, recipe: Recipe) -> State:
+    """Keeps the best model, lowers the rate on a plateau, re-samples dead codewords.
+
+    A codeword that no vector used in the epoch is drawn anew, as main and as pre-selection
+    codeword, from a normal distribution with the running statistics of what its step quantizes
+    (QINCo2, appendix).
+
+    Args:
+      state: donated.
+      mse: [] validation error of `state.model`.
+      key: of the new codewords.
+      recipe: static.
+    """
+    better = mse < state.best_mse
+    stale = jnp.where(better, 0, state.stale + 1)
+    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.model, state.best)
+    rate_scale = state.rate_scale
+    if recipe.schedule == "plateau":
+        rate_scale *= jnp.where((stale > 0) & (stale % recipe.patience == 0), 0.1, 1.0)
+
+    model, dead = state.model, (state.usage == 0)[..., None]
+    fresh = jax.random.normal(key, (*state.usage.shape, model.codebook.shape[-1]))
+    fresh = fresh * state.residual_std[:, None] + state.residual_mean[:, None]
+    steps = model.steps.replace(
+        codebook=jnp.where(dead[1:], fresh[1:], model.steps.codebook),
+        preselect=jax.tree.map(lambda s: jnp.where(dead[1:], fresh[1:], s), model.steps.preselect),
+    )
+    return state.replace(
+        model=model.replace(codebook=jnp.where(dead[0], fresh[0], model.codebook), steps=steps),
+        best=best,
+        best_mse=jnp.minimum(mse, state.best_mse),
+        stale=stale,
+        rate_scale=rate_scale,
+        usage=jnp.zeros_like(state.usage),
+    )
+
+
+def is_exhausted(state: State, recipe: Recipe) -> bool:
+    """Whether the "plateau" schedule has nothing left to try."""
+    return recipe.schedule == "plateau" and int(state.stale) >= 5 * recipe.patience
+
+
+def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.clip(recipe.clip),
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(recipe.weight_decay),
+    )
+
+
+def _schedule(recipe: Recipe, total_steps: int) -> optax.Schedule:
+    warmup = max(1, round(recipe.warmup * total_steps))
+    if recipe.schedule == "plateau":
+        return optax.linear_schedule(recipe.learning_rate / warmup, recipe.learning_rate, warmup)
+    return optax.warmup_cosine_decay_schedule(
+        recipe.learning_rate / warmup,
+        recipe.learning_rate,
+        warmup,
+        max(total_steps, warmup + 1),
+        recipe.learning_rate * recipe.final_rate,
+    )
