@@ -97,7 +97,7 @@ class QincoConfig:
 
 
 PRESETS: Mapping[str, QincoConfig] = {
-    # For CPUs: the first paper's network with the second one's search, which learns most per second.
+    # For CPUs: the first paper's network with the second one's search learns most per second.
     "small": QincoConfig(form="qinco", num_candidates=8, beam_size=16),
     "qinco1": QincoConfig(form="qinco", num_blocks=16, num_candidates=None, beam_size=1),
     "qinco2-S": QincoConfig(embed_dim=128, hidden_dim=256, num_blocks=2),

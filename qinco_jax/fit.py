@@ -172,8 +172,8 @@ def _check(x_train: np.ndarray, x_val: np.ndarray, config: QincoConfig, recipe: 
     devices, batch_size = jax.local_device_count(), min(recipe.batch_size, len(x_train))
     if batch_size % devices:
         raise InputError(
-            f"batches of {batch_size} rows cannot be shared by {devices} devices; set batch_size to "
-            f"a multiple of {devices}"
+            f"batches of {batch_size} rows cannot be shared by {devices} devices; set batch_size "
+            f"to a multiple of {devices}"
         )
     for x in (x_train, x_val):
         for begin in range(0, len(x), 65536):

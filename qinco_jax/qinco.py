@@ -3,6 +3,7 @@
 Equations are those of arXiv 2401.14732 (QINCo) and arXiv 2501.03078 (QINCo2).
 """
 
+import dataclasses
 import functools
 
 import flax.struct
@@ -207,7 +208,9 @@ def prefix(model: Qinco, num_steps: int) -> Qinco:
     """
     if not 1 <= num_steps <= model.num_steps:
         raise InputError(f"num_steps must be 1 to {model.num_steps}, got {num_steps}")
-    return model.replace(steps=jax.tree.map(lambda leaf: leaf[: num_steps - 1], model.steps))
+    return dataclasses.replace(
+        model, steps=jax.tree.map(lambda leaf: leaf[: num_steps - 1], model.steps)
+    )
 
 
 def reconstructions(model: Qinco, codes: jax.Array) -> jax.Array:
@@ -350,7 +353,7 @@ def parameters(model: Qinco) -> tuple[jax.Array, Step]:
 def with_parameters(model: Qinco, parameters: tuple[jax.Array, Step]) -> Qinco:
     """The model with another trainable part."""
     codebook, steps = parameters
-    return model.replace(codebook=codebook, steps=steps)
+    return dataclasses.replace(model, codebook=codebook, steps=steps)
 
 
 def network_dtype(model: Qinco, dtype: jnp.dtype) -> Qinco:
@@ -359,7 +362,6 @@ def network_dtype(model: Qinco, dtype: jnp.dtype) -> Qinco:
     Codebooks, sums and distances stay float32.
     """
     names = ("proj_in", "concat", "up", "down", "proj_out")
-    cast = {
-        name: jax.tree.map(lambda w: w.astype(dtype), getattr(model.steps, name)) for name in names
-    }
-    return model.replace(steps=model.steps.replace(**cast))
+    matrices = {name: getattr(model.steps, name) for name in names}
+    cast = jax.tree.map(lambda w: w.astype(dtype), matrices)
+    return dataclasses.replace(model, steps=dataclasses.replace(model.steps, **cast))

@@ -1,5 +1,6 @@
 """Residual quantization: train, beam encode, decode. QINCo's initialiser and its baseline."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -131,7 +132,7 @@ def decode(model: RQ, codes: Array) -> jax.Array:
 
 def prefix(model: RQ, num_steps: int) -> RQ:
     """The quantizer of the first `num_steps` steps, a lower rate."""
-    return model.replace(codebooks=model.codebooks[:num_steps])
+    return dataclasses.replace(model, codebooks=model.codebooks[:num_steps])
 
 
 def sample_rows(x: Array, max_rows: int, seed: int) -> np.ndarray:

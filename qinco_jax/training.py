@@ -178,7 +178,8 @@ def train_step(
 
     residual = jnp.concatenate([x[None], x - x_hat[:-1]])
     used = jax.nn.one_hot(codes.T, model.codebook.shape[0], dtype=jnp.int32)
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         step=state.step + 1,
         model=qinco.with_parameters(model, parameters),
         moments=moments,
@@ -213,12 +214,16 @@ def end_epoch(state: State, mse: jax.Array, key: jax.Array, recipe: Recipe) -> S
     model, dead = state.model, (state.usage == 0)[..., None]
     fresh = jax.random.normal(key, (*state.usage.shape, model.codebook.shape[-1]))
     fresh = fresh * state.residual_std[:, None] + state.residual_mean[:, None]
-    steps = model.steps.replace(
+    steps = dataclasses.replace(
+        model.steps,
         codebook=jnp.where(dead[1:], fresh[1:], model.steps.codebook),
         preselect=jax.tree.map(lambda s: jnp.where(dead[1:], fresh[1:], s), model.steps.preselect),
     )
-    return state.replace(
-        model=model.replace(codebook=jnp.where(dead[0], fresh[0], model.codebook), steps=steps),
+    return dataclasses.replace(
+        state,
+        model=dataclasses.replace(
+            model, codebook=jnp.where(dead[0], fresh[0], model.codebook), steps=steps
+        ),
         best=best,
         best_mse=jnp.minimum(mse, state.best_mse),
         stale=stale,

@@ -1,0 +1,1 @@
+"""Vectors from files and named sets, and the order in which training reads them."""
