@@ -4,8 +4,9 @@ Everything is written for a single vector x [D]; callers `vmap` it. A quantizer 
 `propose` that scores candidates for the entries of a beam.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
@@ -30,7 +31,8 @@ class Beam:
     error: jax.Array
 
 
-class Candidates(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Candidates:
     """What a quantizer proposes for each of B beam entries.
 
     Attributes:

@@ -132,10 +132,16 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
 
+    @property
+    def latest_step(self) -> int | None:
+        """Of the newest checkpoint."""
+        return self._manager.latest_step()
+
     def save(self, step: int, tree: Any, error: float) -> None:
-        """Starts to save a tree; `error` ranks it."""
+        """Starts to save a copy of a tree, whose buffers may be donated then; `error` ranks it."""
         if step not in self._manager.all_steps():
-            item = ocp.args.StandardSave({"tree": tree, "digest": _digest_array(tree)})
+            copy = jax.tree.map(np.array, tree)
+            item = ocp.args.StandardSave({"tree": copy, "digest": _digest_array(copy)})
             self._manager.save(step, args=item, metrics={"error": error}, force=True)
 
     def restore_latest(self, abstract: Any) -> Any | None:
@@ -144,7 +150,7 @@ class Checkpoints:
         Raises:
           InputError: it is damaged; names it and says how to go on from the one before.
         """
-        step = self._manager.latest_step()
+        step = self.latest_step
         if step is None:
             return None
         damaged = (

@@ -1,8 +1,124 @@
-"""Codes: their dtype, their packing into bytes, and files of them."""
+"""Codes: their dtype, and their packing into bytes.
+
+Packed codes are a matrix of uint8, one row a vector, so a file of them is a plain `.npy`.
+"""
 
 import jax.numpy as jnp
+import numpy as np
+
+from qinco_jax import checks
+from qinco_jax.errors import InputError
 
 
 def code_dtype(codebook_size: int) -> jnp.dtype:
     """uint8 for K <= 256, else uint16."""
     return jnp.dtype(jnp.uint8 if codebook_size <= 256 else jnp.uint16)
+
+
+def code_bytes(num_steps: int, codebook_size: int) -> int:
+    """Bytes of one vector's packed codes: ceil(M * log2(K) / 8).
+
+    Raises:
+      InputError: K is no power of two from 2 to 65536.
+    """
+    return -(-num_steps * _code_bits(codebook_size) // 8)
+
+
+def pack(codes: np.ndarray, codebook_size: int) -> np.ndarray:
+    """Puts the bits of every row's codes one after the other.
+
+    Code 0 comes first, and of each code the least significant bit, as in Faiss's `pack_bitstrings`;
+    the last byte is filled up with zeros.
+
+    Args:
+      codes: [N, M] integers from 0 to K - 1, with M >= 1.
+      codebook_size: K, a power of two from 2 to 65536.
+
+    Returns:
+      [N, ceil(M * log2(K) / 8)] uint8. May share the memory of `codes`.
+
+    Raises:
+      InputError: K is no such number, or `codes` are not such codes.
+    """
+    bits = _code_bits(codebook_size)
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or codes.shape[1] < 1 or codes.dtype.kind not in "iu":
+        raise InputError(
+            f"codes have shape {codes.shape} and dtype {codes.dtype}; pass integers [N, M]"
+        )
+    checks.codes_below(codebook_size, codes)
+    codes = np.ascontiguousarray(codes, _stored_dtype(codebook_size))
+    if bits in (8, 16):
+        return codes.view(np.uint8)
+    each = codes[..., None].view(np.uint8)
+    code_bits = np.unpackbits(each, axis=2, count=bits, bitorder="little")
+    row_bits = code_bits.reshape(len(codes), codes.shape[1] * bits)
+    return np.packbits(row_bits, axis=1, bitorder="little")
+
+
+def unpack(packed: np.ndarray, num_steps: int, codebook_size: int) -> np.ndarray:
+    """The codes that `pack` was given.
+
+    Args:
+      packed: [N, ceil(M * log2(K) / 8)] uint8; a map of a file will do.
+      num_steps: M.
+      codebook_size: K, a power of two from 2 to 65536.
+
+    Returns:
+      [N, M] uint8 for K <= 256, else uint16. May share the memory of `packed`.
+
+    Raises:
+      InputError: K is no such number, or `packed` has another shape or dtype or bits behind the
+        last code.
+    """
+    bits, width = _code_bits(codebook_size), code_bytes(num_steps, codebook_size)
+    packed = np.asarray(packed)
+    if packed.ndim != 2 or packed.shape[1] != width or packed.dtype != np.uint8:
+        raise InputError(
+            f"packed codes have shape {packed.shape} and dtype {packed.dtype}, but {num_steps} "
+            f"steps with {codebook_size} codewords take uint8 [N, {width}]; they belong to "
+            "another model"
+        )
+    packed = np.ascontiguousarray(packed)
+    if bits not in (8, 16):
+        row_bits = np.unpackbits(packed, axis=1, bitorder="little")
+        used = num_steps * bits
+        if row_bits[:, used:].any():
+            raise InputError(
+                "packed codes have bits set behind their last code; they are damaged or belong to "
+                "another model"
+            )
+        code_bits = row_bits[:, :used].reshape(len(packed), num_steps, bits)
+        packed = np.packbits(code_bits, axis=2, bitorder="little")
+    codes = packed.view(_stored_dtype(codebook_size)).reshape(len(packed), num_steps)
+    return codes.astype(code_dtype(codebook_size), copy=False)
+
+
+def num_packed_steps(width: int, num_steps: int, codebook_size: int) -> int:
+    """How many of a model's M steps packed rows of `width` bytes hold: all, or a prefix.
+
+    Raises:
+      InputError: no number of steps takes that many bytes, or several do.
+    """
+    if width == code_bytes(num_steps, codebook_size):
+        return num_steps
+    steps = [m for m in range(1, num_steps) if code_bytes(m, codebook_size) == width]
+    if len(steps) != 1:
+        raise InputError(
+            f"codes of {width} bytes a vector are not the model's, whose {num_steps} steps of "
+            f"{codebook_size} codewords take {code_bytes(num_steps, codebook_size)}"
+        )
+    return steps[0]
+
+
+def _stored_dtype(codebook_size: int) -> np.dtype:
+    return np.dtype(code_dtype(codebook_size)).newbyteorder("<")
+
+
+def _code_bits(codebook_size: int) -> int:
+    if not 2 <= codebook_size <= 65536 or codebook_size & (codebook_size - 1):
+        raise InputError(
+            f"codes for {codebook_size} codewords cannot be packed; that takes a power of two from "
+            "2 to 65536, so store the codes themselves"
+        )
+    return codebook_size.bit_length() - 1

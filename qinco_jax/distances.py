@@ -27,7 +27,7 @@ def squared_distances(x: jax.Array, codebook: jax.Array) -> jax.Array:
 
 
 def nearest(x: jax.Array, codebook: jax.Array) -> jax.Array:
-    """Index [...] int32 of the codeword [K, D] nearest to each of `x` [..., D]; ties to the first."""
+    """Index [...] int32 of the codeword [K, D] nearest to `x` [..., D]; ties to the first."""
     norms = jnp.sum(jnp.square(codebook), axis=-1)
     return jnp.argmin(norms - 2.0 * matmul(x, codebook.T), axis=-1).astype(jnp.int32)
 

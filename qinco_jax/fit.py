@@ -65,8 +65,8 @@ def train(
       x_val: [V, D] validation vectors; `None` holds back the last rows of `x_train`.
       run_dir: folder of checkpoints and of the finished model. A run that was cut off resumes from
         it; a finished one is loaded, not trained again. `None` keeps nothing.
-      log: called with records of numbers: `step`, and `loss`, `rate`, `epoch`, `num_steps`
-        while training or `val_mse` at the end of an epoch.
+      log: called with records of numbers: `step`, `epoch`, `vectors` seen of `num_vectors`, and
+        `loss` and learning `rate` while training or `val_mse` at the end of an epoch.
       **changes: fields of the recipe to replace, such as `num_epochs=0` for the initial model,
         which equals the residual quantizer that it starts from.
 
@@ -79,7 +79,7 @@ def train(
       Diverged: the loss became NaN or Inf.
     """
     recipe = from_dict(Recipe, {**dataclasses.asdict(recipe), **changes})
-    x_train, x_val = _split(x_train, x_val, recipe)
+    x_train, x_val = split(x_train, x_val, recipe)
     config = config.for_dim(x_train.shape[1])
     _check(x_train, x_val, config, recipe)
     if run_dir is None:
@@ -113,42 +113,60 @@ def _fit(
         start = rq.train(x_train, config.num_steps, config.codebook_size, seed=seed)
         state = training.start(qinco.init(jax.random.key(seed), config, start), recipe)
     state = jax.device_put(state, everywhere)
-    x_val = jax.device_put(x_val[: len(x_val) - len(x_val) % mesh.size], by_rows)
-    steps_per_epoch = max(1, len(x_train) // recipe.batch_size)
-    total_steps = steps_per_epoch * recipe.num_epochs
+    validation = jax.device_put(x_val[: len(x_val) - len(x_val) % mesh.size], by_rows)
+    steps_per_epoch, total_steps = training.length(recipe, len(x_train))
     saved_at = time.monotonic()
+    batch_size = min(recipe.batch_size, len(x_train))
+    step, saved_at = int(state.step), time.monotonic()
+
+    def report(**values: float) -> None:
+        if log is not None:
+            seen = {"vectors": step * batch_size, "num_vectors": total_steps * batch_size}
+            log({"step": step, "epoch": step / steps_per_epoch, **seen, **values})
+
     with _interrupts(checkpoints is not None) as interrupted:
-        step = int(state.step)
         while step < total_steps and not training.is_exhausted(state, recipe):
-            rows = batch_rows(seed, step, min(recipe.batch_size, len(x_train)), len(x_train))
-            batch = jax.device_put(np.asarray(x_train[rows]), by_rows)
+            rows = batch_rows(seed, step, batch_size, len(x_train))
+            batch = jax.device_put(x_train[rows], by_rows)
             state, loss = training.train_step(state, batch, recipe, total_steps)
             step += 1
             ends_epoch = step % steps_per_epoch == 0
             if ends_epoch or step % LOG_STEPS == 0:
-                _report(log, checkpoints, step, steps_per_epoch, total_steps, float(loss))
+                if not np.isfinite(loss):
+                    raise Diverged(_how_to_recover(checkpoints, step))
+                report(loss=float(loss), rate=float(training.rate(state, recipe, total_steps)))
             if ends_epoch:
-                mse = _validate(state.model, x_val, recipe)
-                _log(log, step=step, epoch=step / steps_per_epoch, val_mse=mse)
+                mse = _validate(state.model, validation, recipe)
+                report(val_mse=mse)
                 key = jax.random.fold_in(jax.random.key(seed), step)
                 state = training.end_epoch(state, jnp.float32(mse), key, recipe)
-            stop = interrupted.is_set()
-            if ends_epoch or stop or time.monotonic() - saved_at > SAVE_SECONDS:
+            stop, waited = interrupted.is_set(), time.monotonic() - saved_at
+            if stop or waited > SAVE_SECONDS or (ends_epoch and waited > SAVE_SECONDS / 4):
                 _save(checkpoints, state, step)
                 saved_at = time.monotonic()
             if stop:
-                raise Interrupted(_how_to_resume(checkpoints, step, total_steps))
+                raise Interrupted(
+                    f"stopped at step {step} of {total_steps} and saved; the same command goes on "
+                    "from there"
+                )
     return jax.device_get(state.best if total_steps else state.model)
 
 
-def _split(x_train: Array, x_val: Array | None, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation rows, views of what was passed."""
+def split(x_train: Array, x_val: Array | None, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows and validation rows: `x_val`, or the last rows of `x_train` held back.
+
+    Returns:
+      Views of what was passed, [N, D] and [V, D].
+
+    Raises:
+      InputError: not vectors, or of different dimensions.
+    """
     x_train = np.asarray(checks.vectors(x_train, what="x_train"))
     if x_train.ndim != 2:
         raise InputError(f"x_train has shape {x_train.shape}; expected [N, D]")
     if x_val is not None:
         return x_train, np.asarray(checks.vectors(x_val, x_train.shape[1], "x_val"))
-    count = min(recipe.num_val, len(x_train) // 10) if recipe.num_epochs else 0
+    count = 0 if recipe.num_epochs == 0 else min(recipe.num_val, len(x_train) // 10)
     return x_train[: len(x_train) - count], x_train[len(x_train) - count :]
 
 
@@ -159,15 +177,15 @@ def _check(x_train: np.ndarray, x_val: np.ndarray, config: QincoConfig, recipe: 
             f"{len(x_train)} training vectors for {config.codebook_size} codewords; give at least "
             "as many vectors as codewords (a tenth is held back), or lower codebook_size"
         )
-    if recipe.num_epochs and len(x_val) == 0:
+    if recipe.num_epochs != 0 and len(x_val) == 0:
         raise InputError("there are no validation vectors; give x_val or more training vectors")
     limit = config.num_candidates or config.codebook_size
-    if config.num_candidates is None and recipe.num_candidates is not None:
-        raise InputError("the recipe's num_candidates needs a config with num_candidates")
-    if recipe.num_candidates is not None and recipe.num_candidates > config.codebook_size:
+    if config.num_candidates is None and recipe.train_candidates is not None:
+        raise InputError("the recipe's train_candidates needs a config with num_candidates")
+    if recipe.train_candidates is not None and recipe.train_candidates > config.codebook_size:
         raise InputError(
-            f"the recipe's num_candidates must be at most {config.codebook_size}, got "
-            f"{recipe.num_candidates}; the model's is {limit}"
+            f"the recipe's train_candidates must be at most {config.codebook_size}, got "
+            f"{recipe.train_candidates}; the model's is {limit}"
         )
     devices, batch_size = jax.local_device_count(), min(recipe.batch_size, len(x_train))
     if batch_size % devices:
@@ -191,7 +209,7 @@ def _validate(model: Qinco, x_val: jax.Array, recipe: Recipe) -> float:
     """Squared error summed over dimensions, averaged over the rows, with the training's search."""
     model = qinco.network_dtype(model, jnp.dtype(recipe.compute_dtype))
     codes = qinco.encode(
-        model, x_val, num_candidates=recipe.num_candidates, beam_size=recipe.beam_size
+        model, x_val, num_candidates=recipe.train_candidates, beam_size=recipe.train_beam
     )
     return float(_mse(x_val, qinco.decode(model, codes)))
 
@@ -209,34 +227,14 @@ def _save(checkpoints: Checkpoints | None, state: State, step: int) -> None:
     checkpoints.save(step, state, float(state.best_mse))
 
 
-def _report(
-    log: Log | None,
-    checkpoints: Checkpoints | None,
-    step: int,
-    steps_per_epoch: int,
-    total_steps: int,
-    loss: float,
-) -> None:
-    if not np.isfinite(loss):
-        raise Diverged(_how_to_recover(checkpoints, step))
-    _log(log, step=step, epoch=step / steps_per_epoch, num_steps=total_steps, loss=loss)
-
-
-def _log(log: Log | None, **record: float) -> None:
-    if log is not None:
-        log(record)
-
-
 def _how_to_recover(checkpoints: Checkpoints | None, step: int) -> str:
-    kept = "nothing was kept" if checkpoints is None else f"{checkpoints} is intact"
+    kept = "nothing was kept"
+    if checkpoints is not None and checkpoints.latest_step is not None:
+        kept = f"the checkpoint of step {checkpoints.latest_step} is intact"
     return (
-        f"the loss became NaN or Inf by step {step}; {kept}; lower the learning rate (a new run) "
-        "or look for extreme values in the vectors"
+        f"the loss became NaN or Inf by step {step}; {kept}; start a new run with a lower "
+        "learning_rate, or look for extreme values in the vectors"
     )
-
-
-def _how_to_resume(checkpoints: Checkpoints | None, step: int, total_steps: int) -> str:
-    return f"stopped at step {step} of {total_steps} and saved; the same command goes on from there"
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def kmeans(key: jax.Array, x: jax.Array, num_clusters: int, num_iters: int = 10)
     def iterate(_: int, centroids: jax.Array) -> jax.Array:
         sums, counts, error = _assign(x, centroids)
         means = sums / jnp.maximum(counts, 1.0)[:, None]
-        _, worst = smallest(-error, num_clusters)
+        worst = smallest(-error, num_clusters)[1]
         empty = counts == 0
         rank = jnp.cumsum(empty) - 1
         return jnp.where(empty[:, None], x[worst[rank]], means)

@@ -1,10 +1,10 @@
 """Finished models on disk: `save` and `load`."""
 
 import dataclasses
-import functools
 import os
 
 import jax
+import jax.numpy as jnp
 
 from qinco_jax import checkpoint, qinco
 from qinco_jax.config import QincoConfig, from_dict
@@ -42,6 +42,9 @@ def abstract(config: QincoConfig) -> Qinco:
     """The model of a config with `jax.ShapeDtypeStruct` for arrays; `config.dim` must be set."""
     dim = config.dim
     assert dim is not None
-    shape = functools.partial(jax.ShapeDtypeStruct, dtype="float32")
-    rq = RQ(shape((config.num_steps, config.codebook_size, dim)), shape((dim,)), shape(()))
-    return jax.eval_shape(lambda rq: qinco.init(jax.random.key(0), config, rq), rq)
+
+    def build() -> Qinco:
+        books = jnp.zeros((config.num_steps, config.codebook_size, dim))
+        return qinco.init(jax.random.key(0), config, RQ(books, jnp.zeros(dim), jnp.ones(())))
+
+    return jax.eval_shape(build)

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from qinco_jax import qinco
@@ -15,6 +17,8 @@ from qinco_jax.qinco import Qinco
 from qinco_jax.rq import normalise
 
 SCHEDULES = ("cosine", "plateau")
+COMPUTE_DTYPES = ("float32", "bfloat16")
+DEFAULT_ROWS = 1_600_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +26,10 @@ class Recipe:
     """How a model is trained.
 
     Attributes:
-      num_epochs: passes over the training rows; 0 gives the initial model.
+      num_epochs: 0 gives the initial model; `None` takes as many as see 1.6 million rows (at most
+        100), which is minutes on two cores.
+      epoch_rows: an epoch is a pass over the training rows, or over this many where there are more;
+        each ends with a validation.
       batch_size: rows of a gradient step, over all devices.
       learning_rate: peak rate of AdamW.
       schedule: "cosine" to `final_rate`, or "plateau": a tenth after `patience` epochs without a
@@ -30,48 +37,90 @@ class Recipe:
       warmup: share of all steps in which the rate rises linearly from 0.
       final_rate: share of `learning_rate` that the cosine ends at.
       weight_decay: decoupled; 0 makes AdamW plain Adam.
-      clip: gradients are clipped to +-clip, element by element.
+      clip: gradients are clipped to +-clip, element by element; `None` leaves them.
       patience: epochs, for "plateau".
-      num_candidates: A while training; `None` means the model's.
-      beam_size: B while training; `None` means the model's.
+      train_candidates: A while training; `None` means the model's.
+      train_beam: B while training; `None` means the model's.
       compute_dtype: "float32" or "bfloat16", of the network's products; the rest is float32.
       num_val: rows held back for validation, at most a tenth of all.
     """
 
-    num_epochs: int = 20
+    num_epochs: int | None = None
+    epoch_rows: int = 500_000
     batch_size: int = 512
     learning_rate: float = 5e-3
     schedule: str = "cosine"
     warmup: float = 0.05
     final_rate: float = 1e-3
     weight_decay: float = 0.1
-    clip: float = 0.1
+    clip: float | None = 0.1
     patience: int = 10
-    num_candidates: int | None = None
-    beam_size: int | None = None
+    train_candidates: int | None = None
+    train_beam: int | None = None
     compute_dtype: str = "float32"
     num_val: int = 10_000
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "learning_rate", "clip", "patience"):
-            _require(getattr(self, name) > 0, name, "positive", getattr(self, name))
-        for name in ("num_epochs", "weight_decay", "num_val"):
-            _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        for name in ("warmup", "final_rate"):
-            _require(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
-        for name in ("num_candidates", "beam_size"):
+        whole, optional = int, (int, type(None))
+        for name, kind, low, high in (
+            ("num_epochs", optional, 0, np.inf),
+            ("epoch_rows", whole, 1, np.inf),
+            ("batch_size", whole, 1, np.inf),
+            ("learning_rate", (int, float), 0, np.inf),
+            ("warmup", (int, float), 0, 1),
+            ("final_rate", (int, float), 0, 1),
+            ("weight_decay", (int, float), 0, np.inf),
+            ("clip", (int, float, type(None)), 0, np.inf),
+            ("patience", whole, 1, np.inf),
+            ("train_candidates", optional, 1, np.inf),
+            ("train_beam", optional, 1, np.inf),
+            ("num_val", whole, 1, np.inf),
+        ):
             value = getattr(self, name)
-            _require(value is None or value > 0, name, "positive or None", value)
-        _require(self.schedule in SCHEDULES, "schedule", " or ".join(SCHEDULES), self.schedule)
-        dtypes = ("float32", "bfloat16")
-        _require(
-            self.compute_dtype in dtypes, "compute_dtype", " or ".join(dtypes), self.compute_dtype
+            fits = isinstance(value, kind) and not isinstance(value, bool)
+            if not fits or (value is not None and not low <= value <= high):
+                raise InputError(f"the recipe's {name} must be {low} to {high}, got {value!r}")
+        for name, known in (("schedule", SCHEDULES), ("compute_dtype", COMPUTE_DTYPES)):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"the recipe's {name} must be {' or '.join(known)}, got {getattr(self, name)!r}"
+                )
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "small": Recipe(train_candidates=4, train_beam=2),
+    "qinco1": Recipe(
+        num_epochs=1000,
+        epoch_rows=10_000_000,
+        batch_size=1024,
+        learning_rate=1e-3,
+        schedule="plateau",
+        warmup=0.0,
+        weight_decay=0.0,
+        clip=None,
+    ),
+    **{
+        name: Recipe(
+            num_epochs=63,
+            epoch_rows=10_000_000,
+            batch_size=1024,
+            learning_rate=8e-4,
+            warmup=3 / 63,
         )
+        for name in ("qinco2-S", "qinco2-M", "qinco2-L")
+    },
+}
+"""The recipe of each preset: ours for "small", the papers' for theirs (QINCo, Sec. A.3; QINCo2)."""
 
 
-def _require(condition: bool, name: str, expected: str, value: object) -> None:
-    if not condition:
-        raise InputError(f"the recipe's {name} must be {expected}, got {value!r}")
+def length(recipe: Recipe, num_rows: int) -> tuple[int, int]:
+    """Gradient steps of an epoch and of the whole training, on `num_rows` rows."""
+    rows = min(num_rows, recipe.epoch_rows)
+    num_epochs = recipe.num_epochs
+    if num_epochs is None:
+        num_epochs = min(100, -(-DEFAULT_ROWS // rows))
+    steps_per_epoch = max(1, rows // recipe.batch_size)
+    return steps_per_epoch, steps_per_epoch * num_epochs
 
 
 @flax.struct.dataclass
@@ -163,7 +212,7 @@ def train_step(
     model = state.model
     x = normalise(batch, model.mean, model.scale)
     codes = qinco.encode(
-        cast(model), batch, num_candidates=recipe.num_candidates, beam_size=recipe.beam_size
+        cast(model), batch, num_candidates=recipe.train_candidates, beam_size=recipe.train_beam
     )
 
     def of_parameters(parameters: Any) -> tuple[jax.Array, jax.Array]:
@@ -171,9 +220,10 @@ def train_step(
 
     parameters = qinco.parameters(model)
     (value, x_hat), gradient = jax.value_and_grad(of_parameters, has_aux=True)(parameters)
-    updates, moments = _optimizer(recipe).update(gradient, state.moments, parameters)
-    rate = state.rate_scale * _schedule(recipe, total_steps)(state.step)
-    updates = jax.tree.map(lambda update: -rate * update, updates)
+    with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes float and int
+        updates, moments = _optimizer(recipe).update(gradient, state.moments, parameters)
+    step_size = rate(state, recipe, total_steps)
+    updates = jax.tree.map(lambda update: -step_size * update, updates)
     parameters = optax.apply_updates(parameters, updates)
 
     residual = jnp.concatenate([x[None], x - x_hat[:-1]])
@@ -232,14 +282,22 @@ def end_epoch(state: State, mse: jax.Array, key: jax.Array, recipe: Recipe) -> S
     )
 
 
+def rate(state: State, recipe: Recipe, total_steps: int) -> jax.Array:
+    """The learning rate [] of the next step."""
+    return state.rate_scale * jnp.asarray(
+        _schedule(recipe, total_steps)(state.step.astype(jnp.float32))
+    )
+
+
 def is_exhausted(state: State, recipe: Recipe) -> bool:
     """Whether the "plateau" schedule has nothing left to try."""
     return recipe.schedule == "plateau" and int(state.stale) >= 5 * recipe.patience
 
 
 def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    clip = optax.identity() if recipe.clip is None else optax.clip(recipe.clip)
     return optax.chain(
-        optax.clip(recipe.clip),
+        clip,
         optax.scale_by_adam(),
         optax.add_decayed_weights(recipe.weight_decay),
     )

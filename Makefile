@@ -1,0 +1,28 @@
+PYTHON ?= python3
+DATASET ?= sift-photos
+PRESET ?= small
+BYTES ?= 8
+ARGS ?=
+WORKERS ?= 2
+
+.PHONY: help train test lint clean
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
+
+train: .venv/run  ## train and measure: DATASET=name|path PRESET=small BYTES=8 ARGS="--set num_epochs=40"
+	.venv/bin/qinco train --dataset "$(DATASET)" --preset $(PRESET) --bytes $(BYTES) $(ARGS)
+
+test: .venv/dev  ## run the tests
+	.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: .venv/dev  ## ruff and mypy
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+clean:  ## remove the virtual environment and caches; runs stay
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/run: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --editable . && touch $@
+
+.venv/dev: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --editable '.[dev,faiss]' && touch $@ .venv/run

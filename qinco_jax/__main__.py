@@ -1,0 +1,5 @@
+"""`python -m qinco_jax` is `qinco`."""
+
+from qinco_jax.cli import main
+
+main()

@@ -1,0 +1,269 @@
+"""The command line, thin over the Python API: train, encode, decode, evaluate."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+from qinco_jax import codes as code_files
+from qinco_jax import fit, models, qinco, rq
+from qinco_jax.config import PRESETS, QincoConfig, named
+from qinco_jax.data import catalog, formats
+from qinco_jax.errors import InputError
+from qinco_jax.evaluate import codecs, plots, report
+from qinco_jax.evaluate.metrics import Codec, nearest_neighbours
+from qinco_jax.logs import run_log
+from qinco_jax.training import RECIPES, Recipe
+from qinco_jax.version import __version__
+
+CHUNK_ROWS = 65536
+RQ_BEAM = 32
+FAILURES = {fit.Diverged: 1, fit.Interrupted: 130, InputError: 2, OSError: 2}
+
+
+class Commands(click.Group):
+    """Shows a failure that the user can act on as one sentence, without a trace."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command; exits with 2 for what was passed in, 1 for a failed training."""
+        try:
+            return super().invoke(ctx)
+        except tuple(FAILURES) as error:
+            code = next(FAILURES[kind] for kind in FAILURES if isinstance(error, kind))
+            click.echo(f"qinco: {error}", err=True)
+            ctx.exit(code)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Neural residual quantization: trains QINCo models, encodes, decodes, evaluates.
+
+    Files of vectors are .npy, .fvecs, .bvecs, .fbin, .u8bin or .i8bin; codes are .npy.
+    """
+
+
+def _search_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--beam-size", type=int, help="B, partial codes kept [default: the model's]"),
+        click.option(
+            "--num-candidates",
+            type=int,
+            help="A, candidates per partial code [default: the model's]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _data_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--eval-rows", default=20_000, show_default=True, metavar="N",
+                     help="measure on the first N database rows"),
+        click.option("--groundtruth", help="file of the queries' true neighbours"),
+        click.option("--queries", help="file of queries"),
+        click.option("--database", help="file of vectors to measure on"),
+        click.option("--dataset", default="sift-photos", show_default=True, metavar="NAME|PATH",
+                     help="a named set, a folder with train.* and maybe database.*, queries.* and "
+                          "groundtruth.*, or a file of training vectors"),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@main.command()
+@_data_options
+@click.option("--preset", default="small", show_default=True, help=", ".join(PRESETS))
+@click.option("--bytes", "num_bytes", default=8.0, show_default=True, help="bytes per vector")
+@click.option("--seed", default=0, show_default=True, help="of the start and the data order")
+@click.option("--out", help="folder of the run [default: runs/DATASET-PRESET-BYTESB]")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
+              help="another size or recipe setting, such as hidden_dim=512 or num_epochs=40; "
+                   "may be given several times")  # fmt: skip
+def train(
+    preset: str, num_bytes: float, seed: int, out: str | None, settings: tuple[str, ...],
+    eval_rows: int, **files: str | None,
+) -> None:  # fmt: skip
+    """Trains a model, then shows its error and recall beside RQ's.
+
+    The run's folder holds the model, checkpoints, metrics, the table and its plot. Run the same
+    command again to go on after an interruption.
+    """
+    data = _load(files)
+    config, recipe = _sizes(preset, num_bytes, settings)
+    folder = Path(out or f"runs/{data.name}-{preset}-{num_bytes:g}B")
+    if (folder / fit.FINISHED).exists():
+        click.echo(f"{folder} is a finished run; measuring its model again")
+    else:
+        click.echo(
+            f"training {preset} at {num_bytes:g} bytes on {data.name}, {len(data.train):,} vectors "
+            f"of {data.train.shape[1]} dimensions, in {folder}; first residual k-means"
+        )
+    with run_log(folder) as log:
+        model = fit.train(data.train, config, recipe, seed=seed, run_dir=folder, log=log)
+
+    kept, held_back = fit.split(data.train, None, recipe)
+    baseline = rq.train(
+        kept, config.num_steps, config.codebook_size, seed=seed, beam_size=8, num_iters=25
+    )
+    per_step = config.bits / config.num_steps
+    steps = codecs.rates(config.num_steps)
+    rows = _measure(
+        [codecs.of_rq(baseline, m, per_step, RQ_BEAM) for m in steps]
+        + [codecs.of_qinco(model, m) for m in steps],
+        data if data.database is not None else data._replace(database=held_back),
+        eval_rows,
+    )
+    report.write(rows, folder / "results.jsonl")
+    plots.plot_rates(folder / "results.jsonl", folder / "results.png", data.name)
+    click.echo(report.table(rows))
+    click.echo(f"model: {folder / fit.FINISHED}   plot: {folder / 'results.png'}")
+
+
+@main.command()
+@click.argument("model")
+@click.argument("vectors")
+@click.argument("codes")
+@_search_options
+def encode(
+    model: str, vectors: str, codes: str, num_candidates: int | None, beam_size: int | None
+) -> None:
+    """Encodes the file VECTORS with MODEL into the new file CODES (.npy, packed bytes)."""
+    codec = models.load(model)
+    x = formats.read(vectors)
+    size = codec.config.codebook_size
+    width = code_files.code_bytes(codec.num_steps, size)
+    _require_npy(codes)
+    with formats.create(codes, (len(x), width), np.uint8) as out:
+        for span in _spans(len(x), "encoding"):
+            found = qinco.encode(codec, x[span], num_candidates=num_candidates, beam_size=beam_size)
+            out[span] = code_files.pack(np.asarray(found), size)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("codes")
+@click.argument("vectors")
+def decode(model: str, codes: str, vectors: str) -> None:
+    """Decodes the file CODES with MODEL into the new file VECTORS (.npy, .fvecs or .fbin)."""
+    codec = models.load(model)
+    packed = formats.read(codes)
+    config = codec.config
+    num_steps = code_files.num_packed_steps(packed.shape[1], codec.num_steps, config.codebook_size)
+    with formats.create(vectors, (len(packed), codec.mean.shape[0]), np.float32) as out:
+        for span in _spans(len(packed), "decoding"):
+            found = code_files.unpack(packed[span], num_steps, config.codebook_size)
+            out[span] = np.asarray(qinco.decode(codec, found))
+
+
+@main.command()
+@click.argument("model")
+@_data_options
+@_search_options
+@click.option("--out", help="new file of the results, as json lines")
+def evaluate(
+    model: str,
+    num_candidates: int | None,
+    beam_size: int | None,
+    eval_rows: int,
+    out: str | None,
+    **files: str | None,
+) -> None:
+    """Measures MODEL's error and recall at four rates on a set's database."""
+    codec = models.load(model)
+    data = _load(files)
+    if data.database is None:
+        data = data._replace(database=data.train)
+    if out is not None and Path(out).exists():
+        raise InputError(f"{out} exists; choose another name or remove it first")
+    steps = codecs.rates(codec.num_steps)
+    every = [codecs.of_qinco(codec, m, num_candidates, beam_size) for m in steps]
+    rows = _measure(every, data, eval_rows)
+    if out is not None:
+        report.write(rows, out)
+    click.echo(report.table(rows))
+
+
+def _load(files: dict[str, str | None]) -> catalog.Dataset:
+    given = {name: path for name, path in files.items() if path is not None}
+    return catalog.load(given.pop("dataset"), **given)
+
+
+def _sizes(preset: str, num_bytes: float, settings: tuple[str, ...]) -> tuple[QincoConfig, Recipe]:
+    """The config and the recipe of a preset with settings replaced."""
+    config, recipe = named(PRESETS, preset, "preset"), RECIPES[preset]
+    config_names, recipe_names = (
+        {field.name for field in dataclasses.fields(kind)} for kind in (QincoConfig, Recipe)
+    )
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set takes NAME=VALUE, got {setting!r}")
+        value = _value(text)
+        if name in config_names:
+            config = dataclasses.replace(config, **{name: value})
+        elif name in recipe_names:
+            recipe = dataclasses.replace(recipe, **{name: value})
+        else:
+            known = sorted(config_names | recipe_names)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise click.UsageError(f"there is no setting {name!r}; did you mean {near!r}?")
+    bits_per_step = config.bits / config.num_steps
+    num_steps = num_bytes * 8 / bits_per_step
+    if num_steps < 1 or num_steps != int(num_steps):
+        raise click.UsageError(
+            f"{num_bytes:g} bytes are no whole number of steps of {bits_per_step:g} bits"
+        )
+    return dataclasses.replace(config, num_steps=int(num_steps)), recipe
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None if text == "None" else text
+
+
+def _measure(every: list[Codec], data: catalog.Dataset, eval_rows: int) -> list[report.Row]:
+    """Scores codecs on the first rows of a database, with a progress bar."""
+    assert data.database is not None
+    database = data.database[:eval_rows]
+    nearest = None
+    if data.queries is not None:
+        if data.groundtruth is not None and len(database) == len(data.database):
+            nearest = data.groundtruth[:, 0]
+        else:
+            nearest = nearest_neighbours(database, data.queries)
+    whole = "" if len(database) == len(data.database) else f"the first {len(database):,} of "
+    queries = "no" if data.queries is None else f"{len(data.queries):,}"
+    click.echo(f"measured on {whole}{len(data.database):,} vectors with {queries} queries")
+    with tqdm(total=len(every) * len(database), unit=" vectors", unit_scale=True) as bar:
+
+        def advance(codec: Codec) -> Callable[[int], Any]:
+            bar.set_description(f"{codec.name} at {codec.bits / 8:g} bytes")
+            return bar.update
+
+        return report.score(every, database, data.queries, nearest, advance)
+
+
+def _spans(num_rows: int, what: str) -> Iterator[slice]:
+    with tqdm(total=num_rows, unit=" vectors", unit_scale=True, desc=what) as bar:
+        for begin in range(0, num_rows, CHUNK_ROWS):
+            span = slice(begin, min(begin + CHUNK_ROWS, num_rows))
+            yield span
+            bar.update(span.stop - span.start)
+
+
+def _require_npy(path: str) -> None:
+    if Path(path).suffix != ".npy":
+        raise InputError(f"codes are written as .npy; name the output {path}.npy")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Measures codecs at every rate, as tables and plots. Knows no model's insides."""

@@ -1,0 +1,40 @@
+"""Models as codecs, at full rate and at the rates of their prefixes."""
+
+import functools
+
+from qinco_jax import qinco, rq
+from qinco_jax.evaluate.metrics import Codec
+from qinco_jax.qinco import Qinco
+from qinco_jax.rq import RQ
+
+
+def rates(num_steps: int) -> list[int]:
+    """Numbers of steps at a quarter, half, three quarters and all of the rate."""
+    return sorted({max(1, round(num_steps * quarter / 4)) for quarter in (1, 2, 3, 4)})
+
+
+def of_qinco(
+    model: Qinco, num_steps: int, num_candidates: int | None = None, beam_size: int | None = None
+) -> Codec:
+    """The codec of a model's first `num_steps` steps, searched with A and B (`None`: its own)."""
+    model = qinco.prefix(model, num_steps)
+    config = model.config
+    name = "QINCo2" if config.form == "qinco2" else "QINCo"
+    candidates = num_candidates or config.num_candidates or config.codebook_size
+    return Codec(
+        f"{name} A={candidates} B={beam_size or config.beam_size}",
+        config.bits,
+        functools.partial(qinco.encode, model, num_candidates=num_candidates, beam_size=beam_size),
+        functools.partial(qinco.decode, model),
+    )
+
+
+def of_rq(model: RQ, num_steps: int, bits_per_step: float, beam_size: int = 32) -> Codec:
+    """The codec of a residual quantizer's first `num_steps` steps."""
+    model = rq.prefix(model, num_steps)
+    return Codec(
+        f"RQ B={beam_size}",
+        num_steps * bits_per_step,
+        functools.partial(rq.encode, model, beam_size=beam_size),
+        functools.partial(rq.decode, model),
+    )

@@ -1,0 +1,63 @@
+"""Scores of several codecs on one set: computed, written as json lines, shown as a table."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qinco_jax.evaluate.metrics import RANKS, Array, Codec, Progress, measure
+
+Row = Mapping[str, Any]
+
+
+def score(
+    codecs: Iterable[Codec],
+    database: Array,
+    queries: Array | None,
+    nearest: Array | None,
+    progress: Callable[[Codec], Progress] | None = None,
+) -> list[Row]:
+    """One row for each codec: its name, bytes, MSE and recall (`metrics.measure`)."""
+    rows: list[Row] = []
+    for codec in codecs:
+        advance = None if progress is None else progress(codec)
+        found = measure(codec, database, queries, nearest, advance)
+        recall = {f"recall@{k}": value for k, value in found.recall.items()}
+        rows.append({"codec": codec.name, "bytes": codec.bits / 8, "mse": found.mse, **recall})
+    return rows
+
+
+def write(rows: Iterable[Row], path: str | os.PathLike[str]) -> None:
+    """Writes rows as json lines, beside their place first."""
+    partial = Path(path).with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    partial.rename(path)
+
+
+def read(path: str | os.PathLike[str]) -> list[Row]:
+    """Rows that `write` wrote."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table, ordered by rate, that also reads well in a terminal."""
+    columns = ["codec", "bytes", "MSE"]
+    ranks = [k for k in RANKS if all(f"recall@{k}" in row for row in rows)]
+    lines = [columns + [f"R@{k}" for k in ranks]]
+    for row in sorted(rows, key=lambda row: row["bytes"]):
+        recall = [f"{100 * row[f'recall@{k}']:.1f}" for k in ranks]
+        lines.append([row["codec"], f"{row['bytes']:g}", f"{row['mse']:.6g}", *recall])
+    widths = np.max([[len(cell) for cell in line] for line in lines], axis=0)
+    text = [
+        "| " + " | ".join(_cell(line, column, widths) for column in range(len(widths))) + " |"
+        for line in lines
+    ]
+    rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths))
+    return "\n".join([text[0], rule + "|", *text[1:]])
+
+
+def _cell(line: Sequence[str], column: int, widths: Sequence[int]) -> str:
+    return line[column].ljust(widths[0]) if column == 0 else line[column].rjust(widths[column])

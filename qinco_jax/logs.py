@@ -1,0 +1,76 @@
+"""Where the numbers of a training run go: a progress bar, json lines and TensorBoard."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from qinco_jax.fit import Log
+
+
+@contextlib.contextmanager
+def run_log(folder: Path) -> Iterator[Log]:
+    """A log for `fit.train` that shows a bar and keeps `metrics.jsonl` and event files in `folder`.
+
+    A resumed run goes on from where its checkpoint was: what an earlier process logged beyond that
+    is dropped from `metrics.jsonl`.
+    """
+    file = folder / "metrics.jsonl"
+    bar: tqdm | None = None
+    shown: dict[str, str] = {}
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(record: Mapping[str, float]) -> None:
+        nonlocal bar
+        if bar is None:
+            _keep_before(file, record["step"])
+            bar = _bar(record)
+        with file.open("a") as lines:
+            lines.write(json.dumps(dict(record)) + "\n")
+        for name in ("loss", "rate", "val_mse"):
+            if name in record:
+                shown[name] = f"{record[name]:.5g}"
+                writer.add_scalar(name, record[name], int(record["step"]))
+        bar.update(record["vectors"] - bar.n)
+        bar.set_postfix(shown, refresh=False)
+
+    try:
+        yield log
+    finally:
+        writer.close()
+        if bar is not None:
+            bar.close()
+
+
+def _bar(record: Mapping[str, float]) -> tqdm:
+    """A bar over training vectors; outside a terminal it writes a line now and then."""
+    return tqdm(
+        total=record["num_vectors"],
+        initial=record["vectors"],
+        unit=" vectors",
+        unit_scale=True,
+        desc="training",
+        mininterval=0.2 if sys.stderr.isatty() else 15,
+        dynamic_ncols=True,
+    )
+
+
+def _keep_before(file: Path, step: float) -> None:
+    """Drops the records of `step` and later."""
+    if not file.exists():
+        return
+    kept = [line for line in file.read_text().splitlines() if _step(line) < step]
+    partial = file.with_suffix(".partial")
+    partial.write_text("".join(line + "\n" for line in kept))
+    partial.rename(file)
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):  # the line that a killed process was writing
+        return float("inf")

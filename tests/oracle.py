@@ -1,0 +1,94 @@
+"""Encoding and decoding straight from the equations: one vector, Python loops, float64."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import qinco_jax as qj
+
+Entry = tuple[tuple[int, ...], np.ndarray]
+"""A partial code and its reconstruction [D] in the normalised space."""
+
+Propose = Callable[[np.ndarray], Iterable[tuple[int, np.ndarray]]]
+"""A step: the reconstruction so far -> codewords that may be taken, each with what it adds."""
+
+
+def search(x: np.ndarray, codebook: np.ndarray, steps: list[Propose], beam_size: int) -> Entry:
+    """Beam search for the normalised vector x [D]; the best entry of the last beam."""
+
+    def best(entries: Iterable[Entry]) -> list[Entry]:
+        return sorted(entries, key=lambda entry: np.sum((x - entry[1]) ** 2))[:beam_size]
+
+    beam = best(((i,), codeword) for i, codeword in enumerate(codebook))
+    for propose in steps:
+        beam = best((codes + (i,), x_hat + f) for codes, x_hat in beam for i, f in propose(x_hat))
+    return beam[0]
+
+
+def encode(model: qj.Qinco, x: np.ndarray, num_candidates: int, beam_size: int) -> Entry:
+    """Codes of one vector x [D] and their reconstruction in the normalised space."""
+    model = in_float64(model)
+    x = (x - model.mean) / model.scale
+
+    def of_step(m: int) -> Propose:
+        def propose(x_hat: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
+            chosen = range(len(model.codebook))
+            if num_candidates < len(model.codebook):
+                distances = np.sum((x - x_hat - model.steps.preselect[m]) ** 2, axis=1)
+                chosen = np.argsort(distances, kind="stable")[:num_candidates]
+            return [(int(i), network(model, m, i, x_hat)) for i in chosen]
+
+        return propose
+
+    return search(x, model.codebook, [of_step(m) for m in range(model.num_steps - 1)], beam_size)
+
+
+def decode(model: qj.Qinco, codes: np.ndarray) -> np.ndarray:
+    """The reconstruction [D] of one code [m] in the space of the vectors."""
+    model = in_float64(model)
+    x_hat = model.codebook[codes[0]]
+    for m, index in enumerate(codes[1:]):
+        x_hat = x_hat + network(model, m, index, x_hat)
+    return x_hat * model.scale + model.mean
+
+
+def network(model: qj.Qinco, m: int, index: int, x_hat: np.ndarray) -> np.ndarray:
+    """f(c, x_hat) [D] of network step m, counted from 0."""
+    step = jax.tree.map(lambda leaf: leaf[m], model.steps)
+    c = step.codebook[index]
+    z = c if step.proj_in is None else c @ step.proj_in
+    z = z + np.concatenate([z, x_hat]) @ step.concat + step.bias
+    for up, down in zip(step.up, step.down, strict=True):
+        z = z + np.maximum(z @ up, 0) @ down
+    f = z if step.proj_out is None else z @ step.proj_out
+    return c + f if model.form == "qinco2" else f
+
+
+def in_float64(model: qj.Qinco) -> qj.Qinco:
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model)
+
+
+def random_model(config: qj.QincoConfig, seed: int = 0) -> qj.Qinco:
+    """A model whose arrays are all random, for vectors around 3 that vary by 2."""
+    rng = np.random.default_rng(seed)
+
+    # The network is strong enough to matter and weak enough to serve.
+    def normal(shape: tuple[int, ...], scale: float) -> jax.Array:
+        return jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
+
+    books = normal((config.num_steps, config.codebook_size, config.dim), 0.8)
+    mean, scale = normal((config.dim,), 0.1) + 3.0, jnp.float32(2.0)
+    model = qj.init(jax.random.key(seed), config, qj.rq.RQ(books, mean, scale))
+    matrices = {
+        name: None if leaf is None else normal(leaf.shape, 0.5 / np.sqrt(max(1, leaf.shape[-2])))
+        for name, leaf in vars(model.steps).items()
+        if name not in ("codebook", "preselect")
+    }
+    return model.replace(steps=model.steps.replace(**matrices))
+
+
+def random_vectors(num_rows: int, dim: int, seed: int = 0) -> np.ndarray:
+    """[N, D] float32, such as a random model is for."""
+    return np.float32(3 + 2 * np.random.default_rng(seed).normal(size=(num_rows, dim)))
