@@ -1,7 +1,7 @@
 """Pytrees on disk, in Orbax's format: one finished tree, and the rolling checkpoints of a run.
 
 Knows no model. A tree is written beside its place and renamed, so a path holds all of it or
-nothing; a digest of every array tells a damaged file from a good one.
+nothing; hashes tell a damaged file from a good one.
 """
 
 import hashlib
@@ -46,7 +46,8 @@ def write_tree(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, A
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial / ARRAYS, tree)
-        text = json.dumps({**metadata, "digest": digest(tree)}, indent=2)
+        content = {**metadata, "files": _hashes(partial / ARRAYS)}
+        text = json.dumps({**content, "sha256": _hash_of(content)}, indent=2)
         (partial / METADATA).write_text(text + "\n")
         partial.rename(target)
     finally:
@@ -54,59 +55,62 @@ def write_tree(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, A
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The metadata that `write_tree` put beside the arrays.
+    """The metadata that `write_tree` put beside the arrays, after checking every file.
 
     Raises:
-      InputError: no such checkpoint, or its metadata is damaged.
+      InputError: no such checkpoint, or a file of it is missing or damaged; names the file.
     """
-    file = Path(path) / METADATA
+    folder, remedy = Path(path), "take the model from a backup or train it again"
+    file = folder / METADATA
     if not file.is_file():
-        raise InputError(f"{path} is no saved model: {METADATA} is missing there")
+        raise InputError(f"{folder} is no saved model: {file} is missing")
     try:
-        metadata = json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError(f"{file} is damaged ({error}); take the model from a backup") from error
-    if not isinstance(metadata, dict):
-        raise InputError(f"{file} is damaged (no JSON object); take the model from a backup")
-    return metadata
+        content = json.loads(file.read_bytes())
+        known = content.pop("sha256") == _hash_of(content)
+    except (ValueError, KeyError, AttributeError):
+        known = False
+    if not known:
+        raise InputError(f"{file} is damaged; {remedy}")
+    there = _hashes(folder / ARRAYS)
+    for name, expected in content["files"].items():
+        if there.get(name) != expected:
+            state = "damaged" if name in there else "missing"
+            raise InputError(f"{folder / ARRAYS / name} is {state}; {remedy}")
+    return content
 
 
 def read_tree(path: str | os.PathLike[str], abstract: Any) -> Any:
     """The arrays that `write_tree` wrote, on the default device.
 
     Args:
-      path: the folder.
+      path: the folder, checked by `read_metadata`.
       abstract: pytree of `jax.ShapeDtypeStruct` as they must be.
-
-    Raises:
-      InputError: a file is missing or damaged, or the arrays are others than `abstract`.
     """
-    arrays = (Path(path) / ARRAYS).absolute()
-    damaged = f"{path} is damaged or incomplete; take the model from a backup or train it again"
-    if not arrays.is_dir():
-        raise InputError(f"{damaged} (its folder {ARRAYS} is missing)")
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore(arrays, on_default_device(abstract))
-    except Exception as error:  # Orbax and TensorStore raise many kinds
-        raise InputError(f"{damaged} ({str(error).splitlines()[0][:200]})") from error
-    if digest(tree) != read_metadata(path).get("digest"):
-        raise InputError(f"{damaged} (the arrays do not match their digest)")
-    return tree
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore((Path(path) / ARRAYS).absolute(), on_default_device(abstract))
 
 
-def digest(tree: Any) -> str:
-    """A hash of all arrays of a tree with their names and shapes."""
+def _hashes(folder: Path) -> dict[str, str]:
+    """The hash of every file below a folder, by its relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def _hash_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(tree: Any) -> np.ndarray:
+    """A hash [32] uint8 of all arrays of a tree with their names and shapes."""
     result = hashlib.sha256()
     for name, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         result.update(f"{jax.tree_util.keystr(name)} {array.shape} {array.dtype}".encode())
         result.update(array.tobytes())
-    return result.hexdigest()
-
-
-def _digest_array(tree: Any) -> np.ndarray:
-    return np.frombuffer(bytes.fromhex(digest(tree)), np.uint8)
+    return np.frombuffer(result.digest(), np.uint8)
 
 
 def on_default_device(abstract: Any) -> Any:
@@ -141,7 +145,7 @@ class Checkpoints:
         """Starts to save a copy of a tree, whose buffers may be donated then; `error` ranks it."""
         if step not in self._manager.all_steps():
             copy = jax.tree.map(np.array, tree)
-            item = ocp.args.StandardSave({"tree": copy, "digest": _digest_array(copy)})
+            item = ocp.args.StandardSave({"tree": copy, "digest": _digest(copy)})
             self._manager.save(step, args=item, metrics={"error": error}, force=True)
 
     def restore_latest(self, abstract: Any) -> Any | None:
@@ -164,7 +168,7 @@ class Checkpoints:
             )
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise InputError(f"{damaged} ({str(error).splitlines()[0][:200]})") from error
-        if not np.array_equal(saved["digest"], _digest_array(saved["tree"])):
+        if not np.array_equal(saved["digest"], _digest(saved["tree"])):
             raise InputError(f"{damaged} (its arrays do not match their digest)")
         return saved["tree"]
 

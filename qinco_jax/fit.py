@@ -141,7 +141,8 @@ def _fit(
                 key = jax.random.fold_in(jax.random.key(seed), step)
                 state = training.end_epoch(state, jnp.float32(mse), key, recipe)
             stop, waited = interrupted.is_set(), time.monotonic() - saved_at
-            if stop or waited > SAVE_SECONDS or (ends_epoch and waited > SAVE_SECONDS / 4):
+            due = SAVE_SECONDS / 4 if ends_epoch else SAVE_SECONDS
+            if stop or step == total_steps or waited > due:
                 _save(checkpoints, state, step)
                 saved_at = time.monotonic()
             if stop:

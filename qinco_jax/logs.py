@@ -22,13 +22,13 @@ def run_log(folder: Path) -> Iterator[Log]:
     file = folder / "metrics.jsonl"
     bar: tqdm | None = None
     shown: dict[str, str] = {}
-    writer = SummaryWriter(str(folder / "tensorboard"))
+    writer: SummaryWriter | None = None
 
     def log(record: Mapping[str, float]) -> None:
-        nonlocal bar
-        if bar is None:
+        nonlocal bar, writer
+        if bar is None or writer is None:  # not before the run is known to be sound
             _keep_before(file, record["step"])
-            bar = _bar(record)
+            bar, writer = _bar(record), SummaryWriter(str(folder / "tensorboard"))
         with file.open("a") as lines:
             lines.write(json.dumps(dict(record)) + "\n")
         for name in ("loss", "rate", "val_mse"):
@@ -41,8 +41,8 @@ def run_log(folder: Path) -> Iterator[Log]:
     try:
         yield log
     finally:
-        writer.close()
-        if bar is not None:
+        if bar is not None and writer is not None:
+            writer.close()
             bar.close()
 
 

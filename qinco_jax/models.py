@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from qinco_jax import checkpoint, qinco
 from qinco_jax.config import QincoConfig, from_dict
-from qinco_jax.errors import InputError
 from qinco_jax.qinco import Qinco
 from qinco_jax.rq import RQ
 from qinco_jax.version import __version__
@@ -31,10 +30,7 @@ def load(path: str | os.PathLike[str]) -> Qinco:
     Raises:
       InputError: no model there, or a file of it is missing or damaged.
     """
-    metadata = checkpoint.read_metadata(path)
-    if not isinstance(metadata.get("config"), dict):
-        raise InputError(f"{path} is damaged: its {checkpoint.METADATA} holds no config")
-    config = from_dict(QincoConfig, metadata["config"])
+    config = from_dict(QincoConfig, checkpoint.read_metadata(path)["config"])
     return checkpoint.read_tree(path, abstract(config))
 
 

@@ -23,7 +23,7 @@ def search(x: np.ndarray, codebook: np.ndarray, steps: list[Propose], beam_size:
 
     beam = best(((i,), codeword) for i, codeword in enumerate(codebook))
     for propose in steps:
-        beam = best((codes + (i,), x_hat + f) for codes, x_hat in beam for i, f in propose(x_hat))
+        beam = best(((*codes, i), x_hat + f) for codes, x_hat in beam for i, f in propose(x_hat))
     return beam[0]
 
 

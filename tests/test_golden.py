@@ -1,4 +1,4 @@
-"""Agreement with the published programs: codes, beams, reconstructions, losses, gradients, steps."""
+"""The published programs' codes, beams, reconstructions, losses, gradients, training steps."""
 
 import functools
 

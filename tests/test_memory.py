@@ -54,6 +54,5 @@ def test_a_million_vectors_take_no_memory_beyond_input_and_output(tmp_path: Path
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for_encode, for_decode = map(int, done.stdout.split())
-    print(for_encode/2**20,for_decode/2**20)
     assert for_encode < LIMIT
     assert for_decode < LIMIT

@@ -1,5 +1,6 @@
 """k-means and residual quantization."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def test_every_prefix_decodes_to_the_sum_of_its_codewords() -> None:
 def test_every_step_lowers_the_error() -> None:
     codes = rq.encode(TRAINED, X)
     errors = [X.var()] + [mse(TRAINED, codes[:, :m]) for m in range(1, M + 1)]
-    assert all(later < 0.9 * earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < 0.9 * earlier for earlier, later in itertools.pairwise(errors))
 
 
 def test_training_is_deterministic_in_its_seed() -> None:
@@ -108,7 +109,7 @@ def test_memory_map_is_sampled(tmp_path: Path) -> None:
 
 WRONG = {
     "too few rows": (lambda: rq.train(X[:10], M, K), "10 training vectors for 16 codewords"),
-    "NaN": (lambda: rq.train(np.where(X == X[7, 0], np.nan, X), M, K), "row 7 "),
+    "NaN": (lambda: rq.train(np.where(X[7, 0] == X, np.nan, X), M, K), "row 7 "),
     "beam of 0": (lambda: rq.encode(TRAINED, X, beam_size=0), "beam_size"),
     "other dimension": (lambda: rq.encode(TRAINED, X[:, :2]), "2 dimensions"),
     "code K": (lambda: rq.decode(TRAINED, np.full((1, M), K)), "code 16"),

@@ -1,6 +1,5 @@
-"""Batches sharded over 8 simulated devices, checked by one process of its own."""
+"""Batches sharded over 8 simulated devices, in processes of their own: see devices8.py."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,45 +8,38 @@ from pathlib import Path
 import devices8
 import jax
 import numpy as np
-import pytest
 
 import qinco_jax as qj
 from qinco_jax import qinco
 
-ROOT = Path(qj.__file__).parents[1]
-pytestmark = pytest.mark.xdist_group("devices8")  # one worker, so that there is one process
 
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What devices8.py found, and where it put the model it trained."""
-    saved = tmp_path_factory.mktemp("devices8") / "model"
+def on_8_devices(*arguments: str) -> str:
+    """What devices8.py prints."""
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(Path(qj.__file__).parents[1]),
     }
-    command = [sys.executable, devices8.__file__, str(saved)]
+    command = [sys.executable, devices8.__file__, *arguments]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return {**json.loads(done.stdout), "saved": str(saved)}
+    return done.stdout.strip()
 
 
-@pytest.mark.parametrize("name", devices8.NAMES)
-def test_sharded_batch_gives_the_codes_and_vectors_of_one_device(
-    name: str, results: dict[str, str]
-) -> None:
-    assert results[name] == ""
+def test_sharded_batches_give_the_codes_and_vectors_of_one_device() -> None:
+    failures = on_8_devices()
+    assert not failures, failures
 
 
-def test_training_on_8_devices_is_training_on_1(results: dict[str, str]) -> None:
+def test_training_on_8_devices_is_training_on_1(tmp_path: Path) -> None:
+    on_8_devices(str(tmp_path / "model"))
+    together = qj.load(tmp_path / "model")
     start = qj.train(devices8.X, devices8.CONFIG, num_epochs=0)
     alone = qj.train(devices8.X, devices8.CONFIG, devices8.RECIPE)
-    together = qj.load(results["saved"])
 
-    def compare(together: np.ndarray, alone: np.ndarray, start: np.ndarray) -> None:
+    def compare(together: jax.Array, alone: jax.Array, start: jax.Array) -> None:
         difference, movement = np.std(together - alone), np.std(alone - start)
-        assert difference <= 1e-2 * movement
+        assert difference <= 1e-3 * movement
 
     jax.tree.map(compare, *map(qinco.parameters, (together, alone, start)))
