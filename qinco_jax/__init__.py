@@ -6,21 +6,24 @@ codes, or their first columns, back into vectors. `train` makes the pytree.
 
 from qinco_jax import rq
 from qinco_jax.config import PRESETS, QincoConfig
+from qinco_jax.data import catalog as datasets
 from qinco_jax.errors import InputError
 from qinco_jax.fit import train
 from qinco_jax.models import load, save
 from qinco_jax.qinco import Qinco, Step, decode, encode, init, prefix
-from qinco_jax.training import Recipe
+from qinco_jax.training import RECIPES, Recipe
 from qinco_jax.version import __version__
 
 __all__ = [
     "PRESETS",
+    "RECIPES",
     "InputError",
     "Qinco",
     "QincoConfig",
     "Recipe",
     "Step",
     "__version__",
+    "datasets",
     "decode",
     "encode",
     "init",

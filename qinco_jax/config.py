@@ -98,7 +98,7 @@ class QincoConfig:
 
 PRESETS: Mapping[str, QincoConfig] = {
     # For CPUs: the first paper's network with the second one's search learns most per second.
-    "small": QincoConfig(form="qinco", num_candidates=8, beam_size=16),
+    "small": QincoConfig(form="qinco", num_blocks=1, num_candidates=8, beam_size=16),
     "qinco1": QincoConfig(form="qinco", num_blocks=16, num_candidates=None, beam_size=1),
     "qinco2-S": QincoConfig(embed_dim=128, hidden_dim=256, num_blocks=2),
     "qinco2-M": QincoConfig(embed_dim=384, hidden_dim=384, num_blocks=4),

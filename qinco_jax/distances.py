@@ -15,21 +15,20 @@ def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     )
 
 
+def along_last(v: jax.Array, x: jax.Array) -> jax.Array:
+    """`v` [D] as [1, ..., D], to go with `x` [..., D] where ranks must not be promoted silently."""
+    return jnp.expand_dims(v, range(x.ndim - 1))
+
+
 def squared_distances(x: jax.Array, codebook: jax.Array) -> jax.Array:
     """Distances of vectors `x` [..., D] to the codewords [K, D], as one matrix product.
 
     Returns:
       ||x - c||^2 as |x|^2 - 2 x.c + |c|^2, [..., K] float32.
     """
-    norms = jnp.sum(jnp.square(codebook), axis=-1)
+    norms = along_last(jnp.sum(jnp.square(codebook), axis=-1), x)
     products = matmul(x, codebook.T)
     return jnp.sum(jnp.square(x), axis=-1, keepdims=True) - 2.0 * products + norms
-
-
-def nearest(x: jax.Array, codebook: jax.Array) -> jax.Array:
-    """Index [...] int32 of the codeword [K, D] nearest to `x` [..., D]; ties to the first."""
-    norms = jnp.sum(jnp.square(codebook), axis=-1)
-    return jnp.argmin(norms - 2.0 * matmul(x, codebook.T), axis=-1).astype(jnp.int32)
 
 
 def smallest(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

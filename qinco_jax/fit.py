@@ -114,9 +114,8 @@ def _fit(
         state = training.start(qinco.init(jax.random.key(seed), config, start), recipe)
     state = jax.device_put(state, everywhere)
     validation = jax.device_put(x_val[: len(x_val) - len(x_val) % mesh.size], by_rows)
-    steps_per_epoch, total_steps = training.length(recipe, len(x_train))
+    batch_size, steps_per_epoch, total_steps = training.length(recipe, len(x_train))
     saved_at = time.monotonic()
-    batch_size = min(recipe.batch_size, len(x_train))
     step, saved_at = int(state.step), time.monotonic()
 
     def report(**values: float) -> None:
@@ -128,7 +127,7 @@ def _fit(
         while step < total_steps and not training.is_exhausted(state, recipe):
             rows = batch_rows(seed, step, batch_size, len(x_train))
             batch = jax.device_put(x_train[rows], by_rows)
-            state, loss = training.train_step(state, batch, recipe, total_steps)
+            state, loss = training.train_step(state, batch, recipe, total_steps, mesh)
             step += 1
             ends_epoch = step % steps_per_epoch == 0
             if ends_epoch or step % LOG_STEPS == 0:
@@ -188,11 +187,13 @@ def _check(x_train: np.ndarray, x_val: np.ndarray, config: QincoConfig, recipe: 
             f"the recipe's train_candidates must be at most {config.codebook_size}, got "
             f"{recipe.train_candidates}; the model's is {limit}"
         )
-    devices, batch_size = jax.local_device_count(), min(recipe.batch_size, len(x_train))
-    if batch_size % devices:
+    shares = recipe.num_updates * jax.local_device_count()
+    batch_size, *_ = training.length(recipe, len(x_train))
+    if recipe.batch_size % recipe.num_updates or batch_size == 0 or batch_size % shares:
         raise InputError(
-            f"batches of {batch_size} rows cannot be shared by {devices} devices; set batch_size "
-            f"to a multiple of {devices}"
+            f"batches of {min(recipe.batch_size, len(x_train))} rows cannot be dealt to "
+            f"{recipe.num_updates} updates on {jax.local_device_count()} devices; set batch_size "
+            f"to a multiple of {shares}, at most the {len(x_train)} training vectors"
         )
     for x in (x_train, x_val):
         for begin in range(0, len(x), 65536):

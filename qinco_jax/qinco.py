@@ -18,7 +18,7 @@ from qinco_jax.config import QincoConfig
 from qinco_jax.distances import matmul, smallest, squared_distances
 from qinco_jax.errors import InputError
 from qinco_jax.rows import block_rows, map_rows
-from qinco_jax.rq import RQ, normalise
+from qinco_jax.rq import RQ, denormalise, normalise
 
 Array = jax.Array | np.ndarray
 
@@ -109,7 +109,10 @@ def init(key: jax.Array, config: QincoConfig, rq: RQ) -> Qinco:
     Args:
       key: PRNG key of the matrices.
       config: sizes; M, K and D must be those of `rq`.
-      rq: codebooks, mean and scale to start from.
+      rq: codebooks [M, K, D], mean and scale to start from.
+
+    Raises:
+      InputError: `config` and `rq` differ in M, K or D.
     """
     rest, codebook_size, dim = rq.codebooks[1:].shape
     config = config.for_dim(dim)
@@ -237,7 +240,7 @@ class _Tables:
 def _tables(model: Qinco) -> _Tables:
     def of_step(step: Step) -> _Tables:
         z = step.codebook if step.proj_in is None else matmul(step.codebook, step.proj_in)
-        z = z + matmul(z, step.concat[: z.shape[-1]]) + step.bias
+        z = z + matmul(z, step.concat[: z.shape[-1]]) + step.bias[None]
         return _Tables(z, matmul(z, step.up[0]))
 
     return jax.vmap(of_step)(model.steps)
@@ -266,13 +269,13 @@ def _propose(
 ) -> Candidates:
     """The A codewords that S finds nearest to each residual (all K without S), by true distance."""
     step, tables = inputs
-    residual = x - x_hat
+    residual = x[None] - x_hat
     codebook_size = step.codebook.shape[0]
     if num_candidates < codebook_size:
         assert step.preselect is not None
         _, index = smallest(squared_distances(residual, step.preselect), num_candidates)
     else:
-        index = jnp.broadcast_to(jnp.arange(codebook_size), (x_hat.shape[0], codebook_size))
+        index = jnp.broadcast_to(jnp.arange(codebook_size)[None], (x_hat.shape[0], codebook_size))
     f = _network(form, step, tables, index, x_hat)
     error = jnp.sum(jnp.square(residual[:, None] - f), axis=-1)
     return Candidates(index, error, lambda parent, place: x_hat[parent] + f[parent, place])
@@ -306,7 +309,7 @@ def beams(
 
 def _decode_rows(prepared: tuple[Qinco, _Tables], codes: jax.Array) -> jax.Array:
     model, tables = prepared
-    return _reconstructions(model, tables, codes)[-1] * model.scale + model.mean
+    return denormalise(_reconstructions(model, tables, codes)[-1], model.mean, model.scale)
 
 
 def _reconstructions(model: Qinco, tables: _Tables, codes: jax.Array) -> jax.Array:

@@ -61,11 +61,14 @@ def map_rows(
       [N, ...], a `jax.Array`.
     """
     if is_traced((model, x)):
-        return _over_blocks(prepare, apply, model, jnp.asarray(x), rows, options)
+        x = jnp.asarray(x)
+        sharding = jax.typeof(x).sharding  # known here on a mesh of explicit axes only
+        if any(sharding.spec):
+            return _over_shards(prepare, apply, model, x, rows, options, sharding)
+        return _over_blocks(prepare, apply, model, x, rows, options)
     if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
-        mesh = x.sharding.mesh if isinstance(x.sharding, NamedSharding) else None
-        if mesh is not None:
-            model = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
+        if isinstance(x.sharding, NamedSharding):
+            model = jax.device_put(model, NamedSharding(x.sharding.mesh, PartitionSpec()))
         return _over_shards(prepare, apply, model, x, rows, options, x.sharding)
     return _over_chunks(prepare, apply, model, x, rows, options, check)
 

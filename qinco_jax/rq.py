@@ -12,7 +12,7 @@ import numpy as np
 from qinco_jax import beam, checks
 from qinco_jax.beam import Candidates
 from qinco_jax.codes import code_dtype
-from qinco_jax.distances import squared_distances
+from qinco_jax.distances import along_last, squared_distances
 from qinco_jax.errors import InputError
 from qinco_jax.kmeans import kmeans
 from qinco_jax.rows import block_rows, map_rows
@@ -36,8 +36,14 @@ class RQ:
 
 
 def normalise(x: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
-    """(x - mean) / scale in float32, from vectors of any real dtype."""
-    return (x.astype(jnp.float32) - mean) / scale
+    """(x - mean) / scale in float32, from vectors [..., D] of any real dtype."""
+    x = x.astype(jnp.float32)
+    return (x - along_last(mean, x)) / scale
+
+
+def denormalise(x: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
+    """x * scale + mean, the inverse of `normalise`, for [..., D] float32."""
+    return x * scale + along_last(mean, x)
 
 
 def train(
@@ -69,6 +75,12 @@ def train(
       InputError: fewer rows than codewords, or rows with NaN or Inf.
     """
     x = checks.vectors(x, what="the training vectors")
+    if x.ndim != 2 or min(num_steps, codebook_size, beam_size, num_iters) < 1:
+        raise InputError(
+            f"got training vectors of shape {x.shape}, num_steps {num_steps}, codebook_size "
+            f"{codebook_size}, beam_size {beam_size}, num_iters {num_iters}; expected [N, D] and "
+            "numbers from 1"
+        )
     rows = sample_rows(x, max_rows or 256 * codebook_size, seed)
     checks.finite(rows)
     if len(rows) < codebook_size:
@@ -136,7 +148,7 @@ def prefix(model: RQ, num_steps: int) -> RQ:
 
 
 def sample_rows(x: Array, max_rows: int, seed: int) -> np.ndarray:
-    """At most `max_rows` rows of `x` as numpy, drawn without replacement, in file order."""
+    """At most `max_rows` rows of `x` [N, D] as numpy, drawn without replacement, in file order."""
     if x.shape[0] <= max_rows:
         return np.asarray(x)
     chosen = np.random.default_rng(seed).choice(x.shape[0], max_rows, replace=False)
@@ -152,9 +164,9 @@ def normalisation(rows: np.ndarray) -> tuple[jax.Array, jax.Array]:
 
 
 def propose(codebook: jax.Array, x: jax.Array, x_hat: jax.Array) -> Candidates:
-    """All K codewords for each beam entry."""
-    error = squared_distances(x - x_hat, codebook)
-    index = jnp.broadcast_to(jnp.arange(codebook.shape[0]), error.shape)
+    """All K codewords [K, D] for each beam entry x_hat [B, D]."""
+    error = squared_distances(x[None] - x_hat, codebook)
+    index = jnp.broadcast_to(jnp.arange(codebook.shape[0])[None], error.shape)
     return Candidates(index, error, lambda parent, place: x_hat[parent] + codebook[place])
 
 
@@ -184,5 +196,5 @@ def _residual_rows(model: RQ, rows: jax.Array, beam_size: int) -> jax.Array:
 
 def _decode_rows(model: RQ, codes: jax.Array) -> jax.Array:
     steps = jnp.arange(codes.shape[-1])
-    x_hat = jnp.sum(model.codebooks[steps, codes.astype(jnp.int32)], axis=-2)
-    return x_hat * model.scale + model.mean
+    x_hat = jnp.sum(model.codebooks[steps[None], codes.astype(jnp.int32)], axis=-2)
+    return denormalise(x_hat, model.mean, model.scale)

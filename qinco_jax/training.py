@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
 from qinco_jax import qinco
 from qinco_jax.errors import InputError
@@ -19,6 +20,7 @@ from qinco_jax.rq import normalise
 SCHEDULES = ("cosine", "plateau")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 DEFAULT_ROWS = 1_600_000
+ADAM_B2 = 0.999
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Recipe:
         100), which is minutes on two cores.
       epoch_rows: an epoch is a pass over the training rows, or over this many where there are more;
         each ends with a validation.
-      batch_size: rows of a gradient step, over all devices.
+      batch_size: rows that are encoded at once, over all devices; a multiple of `num_updates`.
+      num_updates: gradient steps on the codes of a batch, each on its share of the rows.
       learning_rate: peak rate of AdamW.
       schedule: "cosine" to `final_rate`, or "plateau": a tenth after `patience` epochs without a
         better validation error, stop after five times as many (QINCo, Sec. A.3).
@@ -47,8 +50,9 @@ class Recipe:
 
     num_epochs: int | None = None
     epoch_rows: int = 500_000
-    batch_size: int = 512
-    learning_rate: float = 5e-3
+    batch_size: int = 1024
+    num_updates: int = 8
+    learning_rate: float = 4e-3
     schedule: str = "cosine"
     warmup: float = 0.05
     final_rate: float = 1e-3
@@ -66,6 +70,7 @@ class Recipe:
             ("num_epochs", optional, 0, np.inf),
             ("epoch_rows", whole, 1, np.inf),
             ("batch_size", whole, 1, np.inf),
+            ("num_updates", whole, 1, np.inf),
             ("learning_rate", (int, float), 0, np.inf),
             ("warmup", (int, float), 0, 1),
             ("final_rate", (int, float), 0, 1),
@@ -93,6 +98,7 @@ RECIPES: Mapping[str, Recipe] = {
         num_epochs=1000,
         epoch_rows=10_000_000,
         batch_size=1024,
+        num_updates=1,
         learning_rate=1e-3,
         schedule="plateau",
         warmup=0.0,
@@ -104,6 +110,7 @@ RECIPES: Mapping[str, Recipe] = {
             num_epochs=63,
             epoch_rows=10_000_000,
             batch_size=1024,
+            num_updates=1,
             learning_rate=8e-4,
             warmup=3 / 63,
         )
@@ -113,14 +120,15 @@ RECIPES: Mapping[str, Recipe] = {
 """The recipe of each preset: ours for "small", the papers' for theirs (QINCo, Sec. A.3; QINCo2)."""
 
 
-def length(recipe: Recipe, num_rows: int) -> tuple[int, int]:
-    """Gradient steps of an epoch and of the whole training, on `num_rows` rows."""
+def length(recipe: Recipe, num_rows: int) -> tuple[int, int, int]:
+    """Rows of a batch, batches of an epoch and of the whole training, on `num_rows` rows."""
+    batch_size = min(recipe.batch_size, num_rows) // recipe.num_updates * recipe.num_updates
     rows = min(num_rows, recipe.epoch_rows)
     num_epochs = recipe.num_epochs
     if num_epochs is None:
         num_epochs = min(100, -(-DEFAULT_ROWS // rows))
-    steps_per_epoch = max(1, rows // recipe.batch_size)
-    return steps_per_epoch, steps_per_epoch * num_epochs
+    steps_per_epoch = max(1, rows // max(1, batch_size))
+    return batch_size, steps_per_epoch, steps_per_epoch * num_epochs
 
 
 @flax.struct.dataclass
@@ -128,7 +136,7 @@ class State:
     """All that a training run changes; a checkpoint holds exactly this.
 
     Attributes:
-      step: [] int32, gradient steps taken.
+      step: [] int32, batches seen.
       model: the parameters, float32.
       moments: optimizer state.
       rate_scale: [] float32, lowered by the "plateau" schedule.
@@ -183,50 +191,74 @@ def loss(model: Qinco, x: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.A
       The loss [], and the reconstructions [M, N, D].
     """
     x_hat = qinco.reconstructions(model, codes)
-    total = jnp.sum(jnp.mean(jnp.square(x_hat - x), axis=(1, 2)))
+    total = jnp.sum(jnp.mean(jnp.square(x_hat - x[None]), axis=(1, 2)))
     if model.steps.preselect is not None:
         proposed = jax.vmap(lambda book, index: book[index])(
             model.steps.preselect, codes[:, 1:].astype(jnp.int32).T
         )
-        error = jax.lax.stop_gradient(x_hat[:-1]) + proposed - x
+        error = jax.lax.stop_gradient(x_hat[:-1]) + proposed - x[None]
         total += jnp.sum(jnp.mean(jnp.square(error), axis=(1, 2)))
     return total, x_hat
 
 
-@functools.partial(jax.jit, static_argnames=("recipe", "total_steps"), donate_argnames="state")
+@functools.partial(
+    jax.jit, static_argnames=("recipe", "total_steps", "mesh"), donate_argnames="state"
+)
 def train_step(
-    state: State, batch: jax.Array, recipe: Recipe, total_steps: int
+    state: State,
+    batch: jax.Array,
+    recipe: Recipe,
+    total_steps: int,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[State, jax.Array]:
-    """One update: encode without gradient, decode the codes with it (QINCo, Sec. 3.2).
+    """Encodes a batch without gradient, then decodes its codes with gradient (QINCo, Sec. 3.2).
+
+    The codes serve `recipe.num_updates` gradient steps, each on its share of the rows.
 
     Args:
       state: donated.
       batch: [N, D] raw vectors, any real dtype; may be sharded over a mesh.
       recipe: static.
       total_steps: of the schedule.
+      mesh: static; `batch` is sharded over its one axis. `None` where it is not sharded.
 
     Returns:
-      The next state and the loss [].
+      The next state and the mean loss [].
     """
     cast = functools.partial(qinco.network_dtype, dtype=jnp.dtype(recipe.compute_dtype))
     model = state.model
-    x = normalise(batch, model.mean, model.scale)
-    codes = qinco.encode(
-        cast(model), batch, num_candidates=recipe.train_candidates, beam_size=recipe.train_beam
+    encode = functools.partial(
+        qinco.encode, num_candidates=recipe.train_candidates, beam_size=recipe.train_beam
     )
+    if mesh is not None:  # left to itself, the compiler gathers the batch for every top-k
+        rows = PartitionSpec(mesh.axis_names[0])
+        encode = jax.shard_map(
+            encode, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False
+        )
+    codes = encode(cast(model), batch)
 
-    def of_parameters(parameters: Any) -> tuple[jax.Array, jax.Array]:
-        return loss(cast(qinco.with_parameters(model, parameters)), x, codes)
+    def update(carry: tuple[Any, Any], share: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+        parameters, moments = carry
+        x, codes, step = share
 
-    parameters = qinco.parameters(model)
-    (value, x_hat), gradient = jax.value_and_grad(of_parameters, has_aux=True)(parameters)
-    with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes float and int
-        updates, moments = _optimizer(recipe).update(gradient, state.moments, parameters)
-    step_size = rate(state, recipe, total_steps)
-    updates = jax.tree.map(lambda update: -step_size * update, updates)
-    parameters = optax.apply_updates(parameters, updates)
+        def of_parameters(parameters: Any) -> tuple[jax.Array, jax.Array]:
+            return loss(cast(qinco.with_parameters(model, parameters)), x, codes)
 
-    residual = jnp.concatenate([x[None], x - x_hat[:-1]])
+        (value, x_hat), gradient = jax.value_and_grad(of_parameters, has_aux=True)(parameters)
+        with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes float and int
+            updates, moments = _optimizer(recipe).update(gradient, moments, parameters)
+        step_size = state.rate_scale * _schedule(recipe, total_steps)(step)
+        updates = jax.tree.map(lambda update: -step_size * update, updates)
+        residual = jnp.concatenate([x[None], x[None] - x_hat[:-1]])
+        statistics = value, jnp.mean(residual, axis=1), jnp.std(residual, axis=1)
+        return (optax.apply_updates(parameters, updates), moments), statistics
+
+    x = normalise(batch, model.mean, model.scale)
+    parts = jnp.arange(recipe.num_updates, dtype=jnp.float32) / recipe.num_updates
+    shares = _shares(x, recipe), _shares(codes, recipe), state.step.astype(jnp.float32) + parts
+    start = qinco.parameters(model), state.moments
+    (parameters, moments), (values, mean, std) = jax.lax.scan(update, start, shares)
+
     used = jax.nn.one_hot(codes.T, model.codebook.shape[0], dtype=jnp.int32)
     state = dataclasses.replace(
         state,
@@ -234,10 +266,15 @@ def train_step(
         model=qinco.with_parameters(model, parameters),
         moments=moments,
         usage=state.usage + jnp.sum(used, axis=1),
-        residual_mean=0.9 * state.residual_mean + 0.1 * jnp.mean(residual, axis=1),
-        residual_std=0.9 * state.residual_std + 0.1 * jnp.std(residual, axis=1),
+        residual_mean=0.9 * state.residual_mean + 0.1 * jnp.mean(mean, axis=0),
+        residual_std=0.9 * state.residual_std + 0.1 * jnp.mean(std, axis=0),
     )
-    return state, value
+    return state, jnp.mean(values)
+
+
+def _shares(rows: jax.Array, recipe: Recipe) -> jax.Array:
+    """Rows [N, ...] dealt to the updates [U, N / U, ...], so that a sharded batch stays sharded."""
+    return rows.reshape(-1, recipe.num_updates, *rows.shape[1:]).swapaxes(0, 1)
 
 
 @functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
@@ -298,7 +335,7 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
     clip = optax.identity() if recipe.clip is None else optax.clip(recipe.clip)
     return optax.chain(
         clip,
-        optax.scale_by_adam(),
+        optax.scale_by_adam(b2=ADAM_B2),
         optax.add_decayed_weights(recipe.weight_decay),
     )
 

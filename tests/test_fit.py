@@ -1,6 +1,7 @@
 """Training as a user meets it: the same result every time, whatever stops it on the way."""
 
 import dataclasses
+import gc
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ from qinco_jax import fit, training
 CONFIG = qj.QincoConfig(
     num_steps=3, codebook_size=16, hidden_dim=16, num_blocks=1, num_candidates=4, beam_size=2
 )
-RECIPE = qj.Recipe(num_epochs=3, batch_size=64)
+RECIPE = qj.Recipe(num_epochs=3, batch_size=64, num_updates=2)
 
 
 def vectors(num_rows: int = 1000, dim: int = 8) -> np.ndarray:
@@ -106,40 +107,46 @@ def test_a_loss_that_diverges_stops_with_the_last_checkpoint_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(fit, "LOG_STEPS", 1)
     with pytest.raises(fit.Diverged, match=r"became NaN or Inf by step \d+; the checkpoint of"):
         qj.train(
-            vectors(), CONFIG, RECIPE, run_dir=tmp_path, learning_rate=1e18, clip=None, warmup=0.9
+            vectors(), CONFIG, RECIPE, run_dir=tmp_path, learning_rate=1e3, clip=None, warmup=0.9
         )
     with fit.Checkpoints(tmp_path / "checkpoints") as checkpoints:
         state = fit._restore(checkpoints, CONFIG.for_dim(8), RECIPE)
     assert state is not None and all(np.isfinite(leaf).all() for leaf in leaves(state.model))
 
 
-@pytest.mark.parametrize("point", range(4))
-def test_killed_at_any_moment_it_ends_with_the_same_model(
-    tmp_path: Path, uninterrupted: qj.Qinco, point: int
-) -> None:
-    """Checkpoints are saved at every step here, so most kills hit one that is being written."""
-    script = Path(__file__).with_name("killed.py")
-    command = [sys.executable, str(script), str(tmp_path / "run")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.strip() == str(3 + 11 * point):
-                process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    model = qj.train(vectors(), CONFIG, RECIPE, run_dir=tmp_path / "run")
-    assert_same(model, uninterrupted)
+def run_and_kill_at(folder: Path, *steps: int) -> qj.Qinco:
+    """Runs the same command until it ends, killed each time that it reaches one of `steps`."""
+    command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(folder)]
+    for step in (*steps, None):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.strip() == str(step):
+                    process.send_signal(signal.SIGKILL)
+        assert process.returncode == (0 if step is None else -signal.SIGKILL)
+    return qj.load(folder / "model")
 
 
+def test_killed_at_any_moment_it_ends_with_the_same_model(tmp_path: Path) -> None:
+    """Checkpoints are saved at every step here, so a kill hits one that is being written."""
+    killed = run_and_kill_at(tmp_path / "killed", 1, 16, 29, 42)
+    assert_same(killed, run_and_kill_at(tmp_path / "uninterrupted"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(fit.Interrupted):
         qj.train(vectors(), CONFIG, RECIPE, run_dir=tmp_path, log=interrupt)
     newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:-40])
+    for path in newest.rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(qj.InputError, match=r"checkpoint .*/checkpoints/\d+ is damaged; remove"):
         qj.train(vectors(), CONFIG, RECIPE, run_dir=tmp_path)
+    gc.collect()  # what Orbax leaves open after a failed restore is reported here
 
 
 def test_a_codeword_that_nothing_used_is_drawn_anew() -> None:
@@ -215,5 +222,5 @@ def test_config_refuses_what_makes_no_model() -> None:
 def test_the_default_length_is_minutes_whatever_the_set() -> None:
     recipe = training.RECIPES["small"]
     for num_rows in (95_000, 490_000, 10_000_000):
-        _, total = training.length(recipe, num_rows)
-        assert 1.5e6 < total * recipe.batch_size < 2.1e6
+        batch_size, _, num_batches = training.length(recipe, num_rows)
+        assert 1 <= num_batches * batch_size / training.DEFAULT_ROWS < 1.3

@@ -277,7 +277,7 @@ def test_create_refuses_a_folder_that_takes_no_files():
     refused(Path("/proc/x.npy"), r"/proc/x\.npy cannot be written")
 
 
-@pytest.mark.parametrize("ending", formats.DTYPES.keys() - {".bin"})
+@pytest.mark.parametrize("ending", sorted(formats.DTYPES.keys() - {".bin"}))
 def test_create_refuses_what_the_format_cannot_hold(tmp_path, ending):
     refused(tmp_path / f"x{ending}", "not float64; convert .* ending .npy", dtype="f8")
 

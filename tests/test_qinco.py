@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 import qinco_jax as qj
 from qinco_jax import qinco
 
-pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 small = functools.partial(
     qj.QincoConfig, dim=6, num_steps=3, codebook_size=16, hidden_dim=8, beam_size=4
@@ -116,6 +115,13 @@ def test_larger_beam_is_not_worse_on_average(model: qj.Qinco) -> None:
 def test_more_candidates_are_not_worse_on_average() -> None:
     mean = [errors(MODEL, X, qj.encode(MODEL, X, num_candidates=a)).mean() for a in (1, 16)]
     assert mean[0] > mean[1]
+
+
+def test_beam_larger_than_the_codebook_holds_distinct_codes_best_first() -> None:
+    found = jax.jit(lambda m, x: qinco.beams(qinco._with_tables(m), x, 5, 20))(MODEL, X[:50])
+    assert all(len(np.unique(codes, axis=0)) == 20 for codes in np.asarray(found.codes))
+    assert np.all(np.diff(found.error, axis=1) >= 0)
+    assert np.all(np.isfinite(found.error))
 
 
 @every_model

@@ -14,7 +14,6 @@ import qinco_jax as qj
 from qinco_jax import rq
 from qinco_jax.kmeans import kmeans
 
-pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 M, K, D = 4, 16, 6
 X = oracle.random_vectors(4096, D)

@@ -118,7 +118,9 @@ def _count(queries: jax.Array, target: jax.Array, x_hat: jax.Array) -> tuple[jax
     reference = jnp.sum(jnp.square(queries - target), axis=-1)[:, None]
     distances = squared_distances(queries, x_hat)
     # The two ways to compute a distance differ by rounding in proportion to the squared norms.
-    scale = jnp.sum(jnp.square(queries), axis=-1)[:, None] + jnp.sum(jnp.square(x_hat), axis=-1)
+    scale = (
+        jnp.sum(jnp.square(queries), axis=-1)[:, None] + jnp.sum(jnp.square(x_hat), axis=-1)[None]
+    )
     slack = 1e-6 * scale
     equal = jnp.abs(distances - reference) <= slack
     return jnp.sum((distances < reference) & ~equal, axis=-1), jnp.sum(equal, axis=-1)

@@ -1,0 +1,126 @@
+"""The house itself: which module may import which, what is public, what the README promises."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import qinco_jax as qj
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "qinco_jax"
+
+LAYERS = [
+    {"errors", "version"},
+    {"config", "distances", "checks", "data.formats", "data.batches"},
+    {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog"},
+    {"rq"},
+    {"qinco"},
+    {"training", "models"},
+    {"fit"},
+    {"evaluate.metrics", "evaluate.report", "evaluate.plots", "evaluate.codecs", "logs"},
+    {"cli"},
+]
+"""Modules import from the layers above their own in this list; the rest stands in `ALSO`."""
+ALSO = {
+    ("codes", "checks"),
+    ("evaluate.report", "evaluate.metrics"),
+    ("evaluate.plots", "evaluate.report"),
+    ("evaluate.codecs", "evaluate.metrics"),
+}
+NO_MODEL = {"checkpoint", "data.formats", "data.batches", "data.catalog", "evaluate.metrics"}
+
+
+def modules() -> dict[str, ast.Module]:
+    paths = [path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__")]
+    names = [".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in paths]
+    return {name: ast.parse(path.read_text()) for name, path in zip(names, paths, strict=True)}
+
+
+def imports(tree: ast.Module, known: set[str]) -> set[str]:
+    """Modules of the package that a module imports."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qinco_jax"):
+            base = (node.module or "").removeprefix("qinco_jax").lstrip(".")
+            names = {f"{base}.{alias.name}".lstrip(".") for alias in node.names}
+            found |= {name for name in names if name in known} or {base}
+    return found
+
+
+def test_imports_point_one_way() -> None:
+    trees = modules()
+    level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+    assert level.keys() == trees.keys()
+    for name, tree in trees.items():
+        for other in imports(tree, set(trees)):
+            assert level[other] < level[name] or (name, other) in ALSO, f"{name} imports {other}"
+            assert name not in NO_MODEL or level[other] < level["rq"] or other in NO_MODEL
+
+
+def test_importing_the_package_loads_nothing_optional() -> None:
+    script = "import sys, qinco_jax; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    optional = {"matplotlib", "faiss", "torch", "tensorflow", "tensorflow_datasets", "tensorboardX"}
+    assert not optional & set(ran.stdout.split())
+
+
+def public_functions() -> list[object]:
+    found = [getattr(qj, name) for name in qj.__all__]
+    for module in [thing for thing in found if isinstance(thing, ModuleType)]:
+        found += [
+            thing for name, thing in vars(module).items()
+            if inspect.isfunction(thing) and not name.startswith("_")
+            and thing.__module__ == module.__name__
+        ]  # fmt: skip
+    return [thing for thing in found if inspect.isfunction(thing)]
+
+
+@pytest.mark.parametrize(
+    "function", public_functions(), ids=lambda f: f"{f.__module__}.{f.__name__}"
+)
+def test_a_public_function_says_what_it_takes_and_gives(function: object) -> None:
+    assert callable(function)
+    signature, text = inspect.signature(function), inspect.getdoc(function) or ""
+    assert signature.return_annotation is not inspect.Signature.empty
+    takes_or_gives_arrays = False
+    for parameter in signature.parameters.values():
+        assert parameter.annotation is not inspect.Parameter.empty, parameter
+        takes_or_gives_arrays |= "Array" in str(parameter.annotation)
+    assert len(text.split()) > 5
+    if takes_or_gives_arrays:
+        assert re.search(r"\[[A-Z]", text), "shapes stand in the docstring"
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    scope: dict[str, object] = {}
+    for block in blocks:
+        exec(block, scope)
+    np.testing.assert_array_equal(scope["codes"], qj.encode(scope["model"], scope["x"]))
+
+
+def test_the_embedded_set_is_what_it_says() -> None:
+    data = qj.datasets.load("sift-photos")
+    assert data.database is not None and data.queries is not None and data.groundtruth is not None
+    assert (data.train.shape, data.train.dtype) == ((100_000, 128), np.uint8)
+    rows = np.random.default_rng(0).choice(len(data.queries), 50, replace=False)
+    database, queries = np.int64(data.database), np.int64(data.queries[rows])
+    exact = np.square(queries[:, None, :] - database[None, :4000]).sum(-1).min(1)
+    found = np.square(queries - database[data.groundtruth[rows, 0]]).sum(-1)
+    assert (found <= exact).all()
+    photographs = (PACKAGE / "data" / "sift-photos-ATTRIBUTION.tsv").read_text().splitlines()
+    table = [line.split("\t") for line in photographs if not line.startswith("#")]
+    column = table[0].index("train_rows")
+    assert sum(int(row[column]) for row in table[1:]) == len(data.train)
+    licences = {row[table[0].index("licence")] for row in table[1:]}
+    assert all(name.startswith(("CC", "public-domain")) for name in licences)
+    assert (PACKAGE / "data" / "sift-photos.npz").stat().st_size < 14e6
