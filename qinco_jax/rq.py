@@ -42,7 +42,7 @@ def normalise(x: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def denormalise(x: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
-    """x * scale + mean, the inverse of `normalise`, for [..., D] float32."""
+    """Computes x * scale + mean, the inverse of `normalise`, for x [..., D] float32."""
     return x * scale + along_last(mean, x)
 
 

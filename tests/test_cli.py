@@ -206,8 +206,9 @@ def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     big.mkdir()
     np.save(big / "x.npy", np.zeros((100_000, 8), np.uint8))
     model = folder / "run" / "model"
+    command = f"{sys.executable} -m qinco_jax encode {model} in/x.npy out.npy"
     ran = subprocess.run(
-        f"ulimit -f 10; cd {tmp_path}; {sys.executable} -m qinco_jax encode {model} in/x.npy out.npy",
+        f"ulimit -f 10; cd {tmp_path}; {command}",
         shell=True, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 2, ran.stderr

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 import qinco_jax as qj
 from qinco_jax import qinco
 
-
 small = functools.partial(
     qj.QincoConfig, dim=6, num_steps=3, codebook_size=16, hidden_dim=8, beam_size=4
 )

@@ -14,7 +14,6 @@ import qinco_jax as qj
 from qinco_jax import rq
 from qinco_jax.kmeans import kmeans
 
-
 M, K, D = 4, 16, 6
 X = oracle.random_vectors(4096, D)
 TRAINED = rq.train(X, M, K)
