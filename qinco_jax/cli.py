@@ -24,6 +24,7 @@ from qinco_jax.version import __version__
 
 CHUNK_ROWS = 65536
 RQ_BEAM = 32
+RQ_ROWS = 100_000
 FAILURES = {fit.Diverged: 1, fit.Interrupted: 130, InputError: 2, OSError: 2}
 
 
@@ -110,8 +111,9 @@ def train(
 
     kept, held_back = fit.split(data.train, None, recipe)
     baseline = rq.train(
-        kept, config.num_steps, config.codebook_size, seed=seed, beam_size=8, num_iters=25
-    )
+        kept, config.num_steps, config.codebook_size,
+        seed=seed, beam_size=5, num_iters=25, max_rows=RQ_ROWS,
+    )  # fmt: skip
     per_step = config.bits / config.num_steps
     steps = codecs.rates(config.num_steps)
     rows = _measure(
