@@ -56,3 +56,39 @@ def test_a_million_vectors_take_no_memory_beyond_input_and_output(tmp_path: Path
     for_encode, for_decode = map(int, done.stdout.split())
     assert for_encode < LIMIT
     assert for_decode < LIMIT
+
+
+TRAINING = textwrap.dedent(
+    r"""
+    import re, sys
+    from pathlib import Path
+    import numpy as np
+    import qinco_jax as qj
+
+    def anonymous(_=None):  # memory of our own, not the file's pages
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", status)[1])
+
+    config = qj.QincoConfig(
+        num_steps=2, codebook_size=16, hidden_dim=8, num_candidates=2, beam_size=2
+    )
+    qj.train(np.zeros((1000, 128), np.float16), config, num_epochs=1)  # compiles
+    before, seen = anonymous(), []
+    x = np.load(sys.argv[1], mmap_mode="r")
+    qj.train(x, config, num_epochs=1, epoch_rows=20_000, log=lambda _: seen.append(anonymous()))
+    print(max(seen) - before)
+    """
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_training_vectors_are_never_copied_whole(tmp_path: Path) -> None:
+    file = tmp_path / "x.npy"
+    x = np.lib.format.open_memmap(file, "w+", np.float16, (2_000_000, 128))
+    x.reshape(2000, 1000, 128)[:] = np.random.default_rng(0).normal(size=(1000, 128))
+    x.flush()
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(qj.__file__).parents[1])}
+    command = [sys.executable, "-c", TRAINING, str(file)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < x.nbytes / 4
