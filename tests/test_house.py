@@ -96,7 +96,7 @@ def test_a_public_function_says_what_it_takes_and_gives(function: object) -> Non
         takes_or_gives_arrays |= "Array" in str(parameter.annotation)
     assert len(text.split()) > 5
     if takes_or_gives_arrays:
-        assert re.search(r"\[[A-Z]", text), "shapes stand in the docstring"
+        assert re.search(r"\[(\.\.\., )?[A-Z]", text), "shapes stand in the docstring"
 
 
 @pytest.mark.parametrize("file", ["README.md", "notebooks/quickstart.ipynb"])
