@@ -4,13 +4,14 @@ Knows no model. A tree is written beside its place and renamed, so a path holds 
 nothing; hashes tell a damaged file from a good one.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,7 +27,7 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from qinco_jax.errors import InputError
 
-ARRAYS, METADATA = "arrays", "model.json"
+ARRAYS, METADATA, DIGEST = "arrays", "model.json", "digest"
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every step of every save
 
@@ -35,23 +36,27 @@ def write_tree(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, A
     """Writes a pytree of arrays and `metadata` as the new folder `path`.
 
     Raises:
-      InputError: `path` exists.
-      OSError: it cannot be written; then nothing is left behind.
+      InputError: `path` exists or cannot be written; then nothing is left behind.
     """
     target = Path(path).absolute()
     if target.exists():
         raise InputError(f"{target} exists; choose another place or remove it first")
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial / ARRAYS, tree)
-        content = {**metadata, "files": _hashes(partial / ARRAYS)}
-        text = json.dumps({**content, "sha256": _hash_of(content)}, indent=2)
-        (partial / METADATA).write_text(text + "\n")
-        partial.rename(target)
+        with _writing(target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _write(partial, tree, metadata)
+            partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(folder: Path, tree: Any, metadata: Mapping[str, Any]) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / ARRAYS, _named(tree))
+    content = {**metadata, "files": _hashes(folder / ARRAYS)}
+    text = json.dumps({**content, "sha256": _hash_of(content)}, indent=2)
+    (folder / METADATA).write_text(text + "\n")
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -87,7 +92,8 @@ def read_tree(path: str | os.PathLike[str], abstract: Any) -> Any:
       abstract: pytree of `jax.ShapeDtypeStruct` as they must be.
     """
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore((Path(path) / ARRAYS).absolute(), on_default_device(abstract))
+        found = checkpointer.restore((Path(path) / ARRAYS).absolute(), _abstract(abstract))
+    return _unnamed(found, abstract)
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -113,12 +119,44 @@ def _digest(tree: Any) -> np.ndarray:
     return np.frombuffer(result.digest(), np.uint8)
 
 
-def on_default_device(abstract: Any) -> Any:
-    """The abstract tree with the default device as every array's place."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), abstract
+def _named(tree: Any) -> dict[str, Any]:
+    """The arrays of a tree by name; TensorStore takes none that are empty."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if leaf.size}
+
+
+def _unnamed(named: Mapping[str, Any], abstract: Any) -> Any:
+    """The tree like `abstract` whose arrays `_named` named."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            named[jax.tree_util.keystr(path)] if leaf.size else np.zeros(leaf.shape, leaf.dtype)
+        ),
+        abstract,
     )
+
+
+def _abstract(abstract: Any) -> dict[str, Any]:
+    """The named arrays of an abstract tree, each placed on the default device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+        for name, leaf in _named(abstract).items()
+    }
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise when they cannot write into one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(
+            f"cannot write to {folder} ({reason}); see that it is writable and has space, then run "
+            "the same again"
+        ) from error
 
 
 class Checkpoints:
@@ -134,7 +172,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep, best_fn=lambda metrics: -metrics["error"]
         )
-        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+        self.folder = Path(folder).absolute()
+        with _writing(self.folder):
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     @property
     def latest_step(self) -> int | None:
@@ -145,8 +185,9 @@ class Checkpoints:
         """Starts to save a copy of a tree, whose buffers may be donated then; `error` ranks it."""
         if step not in self._manager.all_steps():
             copy = jax.tree.map(np.array, tree)
-            item = ocp.args.StandardSave({"tree": copy, "digest": _digest(copy)})
-            self._manager.save(step, args=item, metrics={"error": error}, force=True)
+            item = ocp.args.StandardSave({**_named(copy), DIGEST: _digest(copy)})
+            with _writing(self.folder):
+                self._manager.save(step, args=item, metrics={"error": error}, force=True)
 
     def restore_latest(self, abstract: Any) -> Any | None:
         """The newest checkpoint's tree, or `None` where there is none.
@@ -158,19 +199,18 @@ class Checkpoints:
         if step is None:
             return None
         damaged = (
-            f"checkpoint {self._manager.directory / str(step)} is damaged; remove that folder to "
+            f"checkpoint {self.folder / str(step)} is damaged; remove that folder to "
             "resume from the one before it"
         )
-        item = {"tree": abstract, "digest": jax.ShapeDtypeStruct((32,), np.uint8)}
+        item = {**_abstract(abstract), DIGEST: jax.ShapeDtypeStruct((32,), np.uint8)}
         try:
-            saved = self._manager.restore(
-                step, args=ocp.args.StandardRestore(on_default_device(item))
-            )
+            saved = self._manager.restore(step, args=ocp.args.StandardRestore(item))
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise InputError(f"{damaged} ({str(error).splitlines()[0][:200]})") from error
-        if not np.array_equal(saved["digest"], _digest(saved["tree"])):
+        tree = _unnamed(saved, abstract)
+        if not np.array_equal(saved[DIGEST], _digest(tree)):
             raise InputError(f"{damaged} (its arrays do not match their digest)")
-        return saved["tree"]
+        return tree
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -181,4 +221,5 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._manager.close()  # waits for a save under way
+        with _writing(self.folder):
+            self._manager.close()  # waits for a save under way

@@ -23,24 +23,35 @@ def vectors(x: Array, dim: int | None = None, what: str = "x") -> Array:
     if x.ndim not in (1, 2):
         raise InputError(f"{what} has shape {x.shape}; expected [N, D] or one vector [D]")
     if dim is not None and x.shape[-1] != dim:
-        raise InputError(f"{what} has {x.shape[-1]} dimensions a vector; the model has {dim}")
+        raise InputError(
+            f"{what} has {x.shape[-1]} dimensions a vector; the model has {dim}, so it needs "
+            "other vectors or another model"
+        )
     return x
 
 
-def finite(part: np.ndarray, offset: int = 0) -> None:
-    """Refuses NaN and Inf in rows that start at row `offset` of what was passed.
+def finite(part: np.ndarray, offset: int = 0, what: str = "the vectors") -> np.ndarray:
+    """Returns rows in a dtype that JAX holds exactly or as float32, checked for NaN and Inf.
+
+    Args:
+      part: [N, D] rows of `what`.
+      offset: the number of their first row there.
+      what: for the message.
 
     Raises:
-      InputError: names the first bad row.
+      InputError: names the first row that holds NaN, Inf or a number beyond float32.
     """
+    if part.dtype.itemsize > 4:
+        with np.errstate(over="ignore"):
+            part = part.astype(np.float32)
+    part = part.astype(part.dtype.newbyteorder("="), copy=False)
     if part.dtype.kind in "iu":
-        return
+        return part
     good = np.isfinite(part).all(axis=tuple(range(1, part.ndim)))
     if not good.all():
-        row = int(np.argmin(good))
-        raise InputError(
-            f"row {offset + row} of the vectors holds NaN or Inf; remove such rows or mend them"
-        )
+        row = offset + int(np.argmin(good))
+        raise InputError(f"row {row} of {what} holds NaN or Inf; remove such rows or mend them")
+    return part
 
 
 def codes(values: Array, num_steps: int) -> Array:
@@ -63,8 +74,8 @@ def codes(values: Array, num_steps: int) -> Array:
     return values
 
 
-def codes_below(codebook_size: int, part: np.ndarray, offset: int = 0) -> None:
-    """Refuses codes outside 0..K-1 in rows that start at row `offset` of what was passed.
+def codes_below(codebook_size: int, part: np.ndarray, offset: int = 0) -> np.ndarray:
+    """Returns codes as int32, checked to be in 0..K-1; row `offset` is the first.
 
     Raises:
       InputError: names the first bad row and its code.
@@ -76,3 +87,4 @@ def codes_below(codebook_size: int, part: np.ndarray, offset: int = 0) -> None:
             f"code {part[row, column]} in row {offset + row}, column {column} is outside "
             f"0..{codebook_size - 1}; these codes belong to another model"
         )
+    return part.astype(np.int32)

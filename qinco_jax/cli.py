@@ -11,12 +11,12 @@ import click
 import numpy as np
 from tqdm import tqdm
 
+from qinco_jax import checks, codecs, fit, models, qinco, rq
 from qinco_jax import codes as code_files
-from qinco_jax import fit, models, qinco, rq
 from qinco_jax.config import PRESETS, QincoConfig, named
 from qinco_jax.data import catalog, formats
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import codecs, plots, report
+from qinco_jax.evaluate import plots, report
 from qinco_jax.evaluate.metrics import Codec, nearest_neighbours
 from qinco_jax.logs import run_log
 from qinco_jax.training import RECIPES, Recipe
@@ -25,7 +25,7 @@ from qinco_jax.version import __version__
 CHUNK_ROWS = 65536
 RQ_BEAM = 32
 RQ_ROWS = 100_000
-FAILURES = {fit.Diverged: 1, fit.Interrupted: 130, InputError: 2, OSError: 2}
+FAILURES = {fit.Diverged: 1, fit.Interrupted: 130, InputError: 2}
 
 
 class Commands(click.Group):
@@ -35,10 +35,18 @@ class Commands(click.Group):
         """Runs a command; exits with 2 for what was passed in, 1 for a failed training."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            text, code = (
+                "interrupted; what a run has saved stays, and the same command goes on",
+                130,
+            )
+        except OSError as error:
+            text, code = f"{error.filename or 'a file'}: {error.strerror or error}", 2
         except tuple(FAILURES) as error:
+            text = str(error)
             code = next(FAILURES[kind] for kind in FAILURES if isinstance(error, kind))
-            click.echo(f"qinco: {error}", err=True)
-            ctx.exit(code)
+        click.echo(f"qinco: {text}", err=True)
+        ctx.exit(code)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,7 +74,7 @@ def _search_options(command: Callable[..., None]) -> Callable[..., None]:
 def _data_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--eval-rows", default=20_000, show_default=True, metavar="N",
-                     help="measure on the first N database rows"),
+                     type=click.IntRange(min=1), help="measure on the first N database rows"),
         click.option("--groundtruth", help="file of the queries' true neighbours"),
         click.option("--queries", help="file of queries"),
         click.option("--database", help="file of vectors to measure on"),
@@ -82,7 +90,8 @@ def _data_options(command: Callable[..., None]) -> Callable[..., None]:
 @_data_options
 @click.option("--preset", default="small", show_default=True, help=", ".join(PRESETS))
 @click.option("--bytes", "num_bytes", default=8.0, show_default=True, help="bytes per vector")
-@click.option("--seed", default=0, show_default=True, help="of the start and the data order")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1),
+              help="of the start and the data order")  # fmt: skip
 @click.option("--out", help="folder of the run [default: runs/DATASET-PRESET-BYTESB]")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
               help="another size or recipe setting, such as hidden_dim=512 or num_epochs=40; "
@@ -110,6 +119,10 @@ def train(
         model = fit.train(data.train, config, recipe, seed=seed, run_dir=folder, log=log)
 
     kept, held_back = fit.split(data.train, None, recipe)
+    if len(held_back) == 0:  # the untrained model, which has seen none of them
+        held_back = kept
+    if len(kept) > RQ_ROWS:
+        click.echo(f"training RQ on {RQ_ROWS:,} of the {len(kept):,} rows")
     baseline = rq.train(
         kept, config.num_steps, config.codebook_size,
         seed=seed, beam_size=5, num_iters=25, max_rows=RQ_ROWS,
@@ -139,13 +152,16 @@ def encode(
     """Encodes the file VECTORS with MODEL into the new file CODES (.npy, packed bytes)."""
     codec = models.load(model)
     x = formats.read(vectors)
+    checks.vectors(x, codec.mean.shape[0], vectors)
     size = codec.config.codebook_size
-    width = code_files.code_bytes(codec.num_steps, size)
-    _require_npy(codes)
-    with formats.create(codes, (len(x), width), np.uint8) as out:
+    width, dtype = code_files.row_shape(codec.num_steps, size)
+    if Path(codes).suffix != ".npy":
+        raise InputError(f"codes are written as .npy; name the output {codes}.npy")
+    with formats.create(codes, (len(x), width), dtype) as out:
         for span in _spans(len(x), "encoding"):
-            found = qinco.encode(codec, x[span], num_candidates=num_candidates, beam_size=beam_size)
-            out[span] = code_files.pack(np.asarray(found), size)
+            rows = checks.finite(x[span], span.start, vectors)
+            found = qinco.encode(codec, rows, num_candidates=num_candidates, beam_size=beam_size)
+            out[span] = code_files.to_rows(np.asarray(found), size)
 
 
 @main.command()
@@ -155,12 +171,13 @@ def encode(
 def decode(model: str, codes: str, vectors: str) -> None:
     """Decodes the file CODES with MODEL into the new file VECTORS (.npy, .fvecs or .fbin)."""
     codec = models.load(model)
-    packed = formats.read(codes)
-    config = codec.config
-    num_steps = code_files.num_packed_steps(packed.shape[1], codec.num_steps, config.codebook_size)
-    with formats.create(vectors, (len(packed), codec.mean.shape[0]), np.float32) as out:
-        for span in _spans(len(packed), "decoding"):
-            found = code_files.unpack(packed[span], num_steps, config.codebook_size)
+    rows = formats.read(codes)
+    size = codec.config.codebook_size
+    code_files.from_rows(rows[:1], codec.num_steps, size)  # refuses other widths first
+    with formats.create(vectors, (len(rows), codec.mean.shape[0]), np.float32) as out:
+        for span in _spans(len(rows), "decoding"):
+            found = code_files.from_rows(rows[span], codec.num_steps, size)
+            found = checks.codes_below(size, found, span.start)
             out[span] = np.asarray(qinco.decode(codec, found))
 
 
@@ -182,8 +199,9 @@ def evaluate(
     data = _load(files)
     if data.database is None:
         data = data._replace(database=data.train)
-    if out is not None and Path(out).exists():
-        raise InputError(f"{out} exists; choose another name or remove it first")
+    checks.vectors(data.train, codec.mean.shape[0], data.name)
+    if out is not None and (Path(out).exists() or not Path(out).parent.is_dir()):
+        raise InputError(f"{out} exists or has no folder to lie in; choose another name")
     steps = codecs.rates(codec.num_steps)
     every = [codecs.of_qinco(codec, m, num_candidates, beam_size) for m in steps]
     rows = _measure(every, data, eval_rows)
@@ -203,22 +221,23 @@ def _sizes(preset: str, num_bytes: float, settings: tuple[str, ...]) -> tuple[Qi
     config_names, recipe_names = (
         {field.name for field in dataclasses.fields(kind)} for kind in (QincoConfig, Recipe)
     )
+    sizes: dict[str, Any] = {}
+    how: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
-        if not equals:
-            raise click.UsageError(f"--set takes NAME=VALUE, got {setting!r}")
-        value = _value(text)
-        if name in config_names:
-            config = dataclasses.replace(config, **{name: value})
-        elif name in recipe_names:
-            recipe = dataclasses.replace(recipe, **{name: value})
-        else:
+        if not equals or name == "num_steps":
+            raise click.UsageError(
+                f"--set takes NAME=VALUE, and --bytes the number of steps; got {setting!r}"
+            )
+        if name not in config_names | recipe_names:
             known = sorted(config_names | recipe_names)
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise click.UsageError(f"there is no setting {name!r}; did you mean {near!r}?")
+        (sizes if name in config_names else how)[name] = _value(text)
+    config, recipe = dataclasses.replace(config, **sizes), dataclasses.replace(recipe, **how)
     bits_per_step = config.bits / config.num_steps
     num_steps = num_bytes * 8 / bits_per_step
-    if num_steps < 1 or num_steps != int(num_steps):
+    if not 1 <= num_steps <= 1024 or num_steps != int(num_steps):
         raise click.UsageError(
             f"{num_bytes:g} bytes are no whole number of steps of {bits_per_step:g} bits"
         )
@@ -260,12 +279,3 @@ def _spans(num_rows: int, what: str) -> Iterator[slice]:
             span = slice(begin, min(begin + CHUNK_ROWS, num_rows))
             yield span
             bar.update(span.stop - span.start)
-
-
-def _require_npy(path: str) -> None:
-    if Path(path).suffix != ".npy":
-        raise InputError(f"codes are written as .npy; name the output {path}.npy")
-
-
-if __name__ == "__main__":
-    main()

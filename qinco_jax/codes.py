@@ -94,6 +94,31 @@ def unpack(packed: np.ndarray, num_steps: int, codebook_size: int) -> np.ndarray
     return codes.astype(code_dtype(codebook_size), copy=False)
 
 
+def to_rows(codes: np.ndarray, codebook_size: int) -> np.ndarray:
+    """Codes [N, M] as a file keeps them: packed where K is a power of two, else as they are."""
+    if _is_power(codebook_size):
+        return pack(codes, codebook_size)
+    return codes.astype(code_dtype(codebook_size))
+
+
+def row_shape(num_steps: int, codebook_size: int) -> tuple[int, np.dtype]:
+    """Width and dtype of the rows that `to_rows` makes."""
+    if _is_power(codebook_size):
+        return code_bytes(num_steps, codebook_size), np.dtype(np.uint8)
+    return num_steps, np.dtype(code_dtype(codebook_size))
+
+
+def from_rows(rows: np.ndarray, num_steps: int, codebook_size: int) -> np.ndarray:
+    """The codes [N, m] of rows that `to_rows` made for a model of M steps, or of its prefix.
+
+    Raises:
+      InputError: the rows are no such codes.
+    """
+    if not _is_power(codebook_size):
+        return np.asarray(checks.codes(rows, num_steps))
+    return unpack(rows, num_packed_steps(rows.shape[1], num_steps, codebook_size), codebook_size)
+
+
 def num_packed_steps(width: int, num_steps: int, codebook_size: int) -> int:
     """How many of a model's M steps packed rows of `width` bytes hold: all, or a prefix.
 
@@ -115,8 +140,12 @@ def _stored_dtype(codebook_size: int) -> np.dtype:
     return np.dtype(code_dtype(codebook_size)).newbyteorder("<")
 
 
+def _is_power(codebook_size: int) -> bool:
+    return codebook_size & (codebook_size - 1) == 0
+
+
 def _code_bits(codebook_size: int) -> int:
-    if not 2 <= codebook_size <= 65536 or codebook_size & (codebook_size - 1):
+    if not 2 <= codebook_size <= 65536 or not _is_power(codebook_size):
         raise InputError(
             f"codes for {codebook_size} codewords cannot be packed; that takes a power of two from "
             "2 to 65536, so store the codes themselves"

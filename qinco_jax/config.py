@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import functools
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -13,11 +15,31 @@ T = TypeVar("T")
 FORMS = ("qinco", "qinco2")
 
 
+def refuses_unknown(kind: type[T]) -> type[T]:
+    """Makes a dataclass refuse unknown settings with the nearest known name."""
+    init = kind.__init__
+    known = list(inspect.signature(init).parameters)[1:]
+
+    @functools.wraps(init)
+    def checked(self: T, *args: Any, **settings: Any) -> None:
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+                raise InputError(
+                    f"unknown setting {name!r} of {kind.__name__}; did you mean {near[0]!r}?"
+                )
+        init(self, *args, **settings)
+
+    kind.__init__ = checked  # type: ignore[method-assign, assignment]
+    return kind
+
+
 def _require_positive(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{name} must be a positive integer, got {value!r}")
 
 
+@refuses_unknown
 @dataclasses.dataclass(frozen=True)
 class QincoConfig:
     """Sizes of a QINCo or QINCo2 model; what is known before any vector is seen.
@@ -105,22 +127,6 @@ PRESETS: Mapping[str, QincoConfig] = {
     "qinco2-L": QincoConfig(embed_dim=384, hidden_dim=384, num_blocks=16),
 }
 """Sizes by name (QINCo, Sec. 5.1; QINCo2, Sec. 4); change them with `dataclasses.replace`."""
-
-
-def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Builds dataclass `kind` from `values`, refusing unknown keys with the nearest known name.
-
-    Raises:
-      InputError: a key that is no field of `kind`, or a value that `kind` refuses.
-    """
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise InputError(
-                f"unknown setting {key!r} of {kind.__name__}; did you mean {near[0]!r}?"
-            )
-    return kind(**values)
 
 
 def named(table: Mapping[str, T], name: str, what: str) -> T:

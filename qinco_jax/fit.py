@@ -19,9 +19,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from qinco_jax import checks, models, qinco, rq, training
 from qinco_jax.checkpoint import Checkpoints
-from qinco_jax.config import QincoConfig, from_dict
+from qinco_jax.config import QincoConfig
 from qinco_jax.data.batches import batch_rows
 from qinco_jax.errors import InputError
+from qinco_jax.files import replacing
 from qinco_jax.qinco import Qinco
 from qinco_jax.training import Recipe, State
 
@@ -30,7 +31,7 @@ Log = Callable[[Mapping[str, float]], None]
 
 LOG_STEPS = 20
 SAVE_SECONDS = 60.0
-FINISHED = "model"
+FINISHED, CHECKPOINTS = "model", "checkpoints"
 
 
 class Interrupted(Exception):
@@ -78,7 +79,7 @@ def train(
       Interrupted: Ctrl-C, after saving.
       Diverged: the loss became NaN or Inf.
     """
-    recipe = from_dict(Recipe, {**dataclasses.asdict(recipe), **changes})
+    recipe = Recipe(**{**dataclasses.asdict(recipe), **changes})
     x_train, x_val = split(x_train, x_val, recipe)
     config = config.for_dim(x_train.shape[1])
     _check(x_train, x_val, config, recipe)
@@ -89,15 +90,15 @@ def train(
     _claim(folder, _identity(x_train, config, recipe, seed))
     if (folder / FINISHED).exists():
         return models.load(folder / FINISHED)
-    with Checkpoints(folder / "checkpoints") as checkpoints:
+    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
         model = _fit(x_train, x_val, config, recipe, seed, checkpoints, log)
     models.save(model, folder / FINISHED)
     return model
 
 
 def _fit(
-    x_train: Array,
-    x_val: Array,
+    x_train: np.ndarray,
+    x_val: np.ndarray,
     config: QincoConfig,
     recipe: Recipe,
     seed: int,
@@ -109,13 +110,12 @@ def _fit(
     everywhere = NamedSharding(mesh, PartitionSpec())
     by_rows = NamedSharding(mesh, PartitionSpec("data"))
     state = _restore(checkpoints, config, recipe)
+    fresh = state is None
     if state is None:
         start = rq.train(x_train, config.num_steps, config.codebook_size, seed=seed)
         state = training.start(qinco.init(jax.random.key(seed), config, start), recipe)
     state = jax.device_put(state, everywhere)
-    validation = jax.device_put(x_val[: len(x_val) - len(x_val) % mesh.size], by_rows)
     batch_size, steps_per_epoch, total_steps = training.length(recipe, len(x_train))
-    saved_at = time.monotonic()
     step, saved_at = int(state.step), time.monotonic()
 
     def report(**values: float) -> None:
@@ -123,10 +123,19 @@ def _fit(
             seen = {"vectors": step * batch_size, "num_vectors": total_steps * batch_size}
             log({"step": step, "epoch": step / steps_per_epoch, **seen, **values})
 
+    def validate(model: Qinco) -> jax.Array:
+        mse = _validate(model, x_val, recipe)
+        if not np.isfinite(mse):
+            raise Diverged(_how_to_recover(checkpoints, step))
+        report(val_mse=mse)
+        return jnp.float32(mse)
+
     with _interrupts(checkpoints is not None) as interrupted:
+        if fresh and total_steps:  # what is returned is never worse than where it started
+            state = dataclasses.replace(state, best_mse=validate(state.model))
         while step < total_steps and not training.is_exhausted(state, recipe):
             rows = batch_rows(seed, step, batch_size, len(x_train))
-            batch = jax.device_put(x_train[rows], by_rows)
+            batch = jax.device_put(checks.finite(x_train[rows]), by_rows)
             state, loss = training.train_step(state, batch, recipe, total_steps, mesh)
             step += 1
             ends_epoch = step % steps_per_epoch == 0
@@ -135,10 +144,8 @@ def _fit(
                     raise Diverged(_how_to_recover(checkpoints, step))
                 report(loss=float(loss), rate=float(training.rate(state, recipe, total_steps)))
             if ends_epoch:
-                mse = _validate(state.model, validation, recipe)
-                report(val_mse=mse)
                 key = jax.random.fold_in(jax.random.key(seed), step)
-                state = training.end_epoch(state, jnp.float32(mse), key, recipe)
+                state = training.end_epoch(state, validate(state.model), key, recipe)
             stop, waited = interrupted.is_set(), time.monotonic() - saved_at
             due = SAVE_SECONDS / 4 if ends_epoch else SAVE_SECONDS
             if stop or step == total_steps or waited > due:
@@ -165,7 +172,10 @@ def split(x_train: Array, x_val: Array | None, recipe: Recipe) -> tuple[np.ndarr
     if x_train.ndim != 2:
         raise InputError(f"x_train has shape {x_train.shape}; expected [N, D]")
     if x_val is not None:
-        return x_train, np.asarray(checks.vectors(x_val, x_train.shape[1], "x_val"))
+        x_val = np.asarray(checks.vectors(x_val, x_train.shape[1], "x_val"))
+        if x_val.ndim != 2:
+            raise InputError(f"x_val has shape {x_val.shape}; expected [V, D]")
+        return x_train, x_val
     count = 0 if recipe.num_epochs == 0 else min(recipe.num_val, len(x_train) // 10)
     return x_train[: len(x_train) - count], x_train[len(x_train) - count :]
 
@@ -179,13 +189,12 @@ def _check(x_train: np.ndarray, x_val: np.ndarray, config: QincoConfig, recipe: 
         )
     if recipe.num_epochs != 0 and len(x_val) == 0:
         raise InputError("there are no validation vectors; give x_val or more training vectors")
-    limit = config.num_candidates or config.codebook_size
     if config.num_candidates is None and recipe.train_candidates is not None:
         raise InputError("the recipe's train_candidates needs a config with num_candidates")
     if recipe.train_candidates is not None and recipe.train_candidates > config.codebook_size:
         raise InputError(
             f"the recipe's train_candidates must be at most {config.codebook_size}, got "
-            f"{recipe.train_candidates}; the model's is {limit}"
+            f"{recipe.train_candidates}"
         )
     shares = recipe.num_updates * jax.local_device_count()
     batch_size, *_ = training.length(recipe, len(x_train))
@@ -195,9 +204,9 @@ def _check(x_train: np.ndarray, x_val: np.ndarray, config: QincoConfig, recipe: 
             f"{recipe.num_updates} updates on {jax.local_device_count()} devices; set batch_size "
             f"to a multiple of {shares}, at most the {len(x_train)} training vectors"
         )
-    for x in (x_train, x_val):
+    for what, x in (("the training vectors", x_train), ("the validation vectors", x_val)):
         for begin in range(0, len(x), 65536):
-            checks.finite(x[begin : begin + 65536], begin)
+            checks.finite(x[begin : begin + 65536], begin, what)
 
 
 def _restore(checkpoints: Checkpoints | None, config: QincoConfig, recipe: Recipe) -> State | None:
@@ -207,18 +216,18 @@ def _restore(checkpoints: Checkpoints | None, config: QincoConfig, recipe: Recip
     return checkpoints.restore_latest(jax.eval_shape(begin, models.abstract(config)))
 
 
-def _validate(model: Qinco, x_val: jax.Array, recipe: Recipe) -> float:
-    """Squared error summed over dimensions, averaged over the rows, with the training's search."""
+def _validate(model: Qinco, x_val: np.ndarray, recipe: Recipe) -> float:
+    """Squared error summed over dimensions, averaged over the rows, with the training's search.
+
+    On one device, whatever the mesh, so that the choice of the best model does not depend on it.
+    """
     model = qinco.network_dtype(model, jnp.dtype(recipe.compute_dtype))
+    model = jax.device_put(model, jax.local_devices()[0])
     codes = qinco.encode(
         model, x_val, num_candidates=recipe.train_candidates, beam_size=recipe.train_beam
     )
-    return float(_mse(x_val, qinco.decode(model, codes)))
-
-
-@jax.jit
-def _mse(x: jax.Array, x_hat: jax.Array) -> jax.Array:
-    return jnp.mean(jnp.sum(jnp.square(x.astype(jnp.float32) - x_hat), axis=-1))
+    error = x_val.astype(np.float32) - np.asarray(qinco.decode(model, codes))
+    return float(np.square(error, dtype=np.float64).sum(axis=1).mean())
 
 
 def _save(checkpoints: Checkpoints | None, state: State, step: int) -> None:
@@ -281,10 +290,14 @@ def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
     """
     file = folder / "run.json"
     if not file.exists():
+        for name in (FINISHED, CHECKPOINTS):
+            if (folder / name).exists():
+                raise InputError(
+                    f"{folder / name} exists but belongs to no run; choose another folder"
+                )
         folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(identity, indent=2) + "\n")
-        partial.rename(file)
+        with replacing(file) as partial:
+            partial.write_text(json.dumps(identity, indent=2) + "\n")
         return
     try:
         there = _flat(json.loads(file.read_text()))

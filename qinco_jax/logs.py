@@ -9,6 +9,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from qinco_jax.files import replacing
 from qinco_jax.fit import Log
 
 
@@ -28,7 +29,9 @@ def run_log(folder: Path) -> Iterator[Log]:
         nonlocal bar, writer
         if bar is None or writer is None:  # not before the run is known to be sound
             _keep_before(file, record["step"])
-            bar, writer = _bar(record), SummaryWriter(str(folder / "tensorboard"))
+            bar = _bar(record)
+            events = str(folder / "tensorboard")
+            writer = SummaryWriter(events, purge_step=int(record["step"]))
         with file.open("a") as lines:
             lines.write(json.dumps(dict(record)) + "\n")
         for name in ("loss", "rate", "val_mse"):
@@ -64,9 +67,8 @@ def _keep_before(file: Path, step: float) -> None:
     if not file.exists():
         return
     kept = [line for line in file.read_text().splitlines() if _step(line) < step]
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    partial.rename(file)
+    with replacing(file) as partial:
+        partial.write_text("".join(line + "\n" for line in kept))
 
 
 def _step(line: str) -> float:

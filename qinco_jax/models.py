@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from qinco_jax import checkpoint, qinco
-from qinco_jax.config import QincoConfig, from_dict
+from qinco_jax.config import QincoConfig
 from qinco_jax.qinco import Qinco
 from qinco_jax.rq import RQ
 from qinco_jax.version import __version__
@@ -30,7 +30,7 @@ def load(path: str | os.PathLike[str]) -> Qinco:
     Raises:
       InputError: no model there, or a file of it is missing or damaged.
     """
-    config = from_dict(QincoConfig, checkpoint.read_metadata(path)["config"])
+    config = QincoConfig(**checkpoint.read_metadata(path)["config"])
     return checkpoint.read_tree(path, abstract(config))
 
 

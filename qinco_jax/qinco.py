@@ -173,7 +173,8 @@ def encode(
         codes = encode(model, x[None], num_candidates=num_candidates, beam_size=beam_size)
         return codes[0]
     search = _search_size(model, num_candidates, beam_size)
-    rows = block_rows(search[0] * search[1])
+    candidates, scores = search[0] * search[1], search[1] * model.codebook.shape[0]
+    rows = block_rows(max(candidates, scores // 64))
     return map_rows(
         _with_tables, _encode_rows, model, x, rows=rows, options=search, check=checks.finite
     )

@@ -23,7 +23,7 @@ CHUNK_ROWS = 8192
 
 Prepare = Callable[[Any], Any]
 Apply = Callable[..., jax.Array]
-Check = Callable[[np.ndarray, int], None]
+Check = Callable[[np.ndarray, int], np.ndarray]
 
 
 def block_rows(work_per_row: int) -> int:
@@ -55,7 +55,8 @@ def map_rows(
       x: N rows, numpy or jax; an `np.memmap` is read chunk by chunk.
       rows: R, rows per block.
       options: static arguments of `apply`.
-      check: called with each chunk of concrete rows and its offset, to refuse bad values.
+      check: called with each chunk of concrete rows and its offset; refuses bad values and
+        returns the rows as they are computed with.
 
     Returns:
       [N, ...], a `jax.Array`.
@@ -130,8 +131,9 @@ def _over_chunks(
     num_rows = x.shape[0]
     out = None
     late: tuple[slice, jax.Array] | None = None
+    prepared = _prepared(prepare, model)
     for span, chunk in _chunks(np.asarray(x), check):
-        result = _chunk(prepare, apply, model, chunk, span.stop - span.start, rows, options)
+        result = _chunk(apply, prepared, chunk, span.stop - span.start, rows, options)
         if out is None:
             out = _aligned_empty((num_rows, *result.shape[1:]), result.dtype)
         if late is not None:  # fetched one chunk late, so that the device never waits
@@ -151,24 +153,27 @@ def _chunks(x: np.ndarray, check: Check | None) -> Iterator[tuple[slice, np.ndar
         span = slice(begin, min(begin + CHUNK_ROWS, x.shape[0]))
         part = x[span]
         if check is not None:
-            check(part, begin)
-        chunk = np.zeros((CHUNK_ROWS, *x.shape[1:]), x.dtype)
+            part = check(part, begin)
+        chunk = np.zeros((CHUNK_ROWS, *part.shape[1:]), part.dtype)
         chunk[: len(part)] = part
         yield span, chunk
 
 
-@functools.partial(jax.jit, static_argnames=("prepare", "apply", "rows", "options"))
+@functools.partial(jax.jit, static_argnames="prepare")
+def _prepared(prepare: Prepare, model: Any) -> Any:
+    return prepare(model)
+
+
+@functools.partial(jax.jit, static_argnames=("apply", "rows", "options"))
 def _chunk(
-    prepare: Prepare,
     apply: Apply,
-    model: Any,
+    prepared: Any,
     x: jax.Array,
     num_rows: jax.Array,
     rows: int,
     options: tuple[Any, ...],
 ) -> jax.Array:
     """Applies to the first `num_rows` of a chunk; a traced loop length needs no new compilation."""
-    prepared = prepare(model)
     blocks = x.reshape(-1, rows, *x.shape[1:])
     abstract = jax.eval_shape(lambda block: apply(prepared, block, *options), blocks[0])
 

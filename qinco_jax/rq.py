@@ -82,7 +82,7 @@ def train(
             "numbers from 1"
         )
     rows = sample_rows(x, max_rows or 256 * codebook_size, seed)
-    checks.finite(rows)
+    rows = checks.finite(rows, what="the sampled training vectors")
     if len(rows) < codebook_size:
         raise InputError(
             f"{len(rows)} training vectors for {codebook_size} codewords; give at least as many "
@@ -123,7 +123,8 @@ def encode(model: RQ, x: Array, *, beam_size: int = 32) -> jax.Array:
     if x.ndim == 1:
         return encode(model, x[None], beam_size=beam_size)[0]
     return map_rows(
-        _itself, _encode_rows, model, x, rows=block_rows(beam_size),
+        _itself, _encode_rows, model, x,
+        rows=block_rows(beam_size * max(1, model.codebooks.shape[1] // 256)),
         options=(beam_size,), check=checks.finite,
     )  # fmt: skip
 
@@ -143,7 +144,13 @@ def decode(model: RQ, codes: Array) -> jax.Array:
 
 
 def prefix(model: RQ, num_steps: int) -> RQ:
-    """The quantizer of the first `num_steps` steps, a lower rate."""
+    """The quantizer of the first `num_steps` steps, a lower rate.
+
+    Raises:
+      InputError: `num_steps` is not in 1..M.
+    """
+    if not 1 <= num_steps <= len(model.codebooks):
+        raise InputError(f"num_steps must be 1 to {len(model.codebooks)}, got {num_steps}")
     return dataclasses.replace(model, codebooks=model.codebooks[:num_steps])
 
 

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from qinco_jax import qinco
+from qinco_jax.config import refuses_unknown
 from qinco_jax.errors import InputError
 from qinco_jax.qinco import Qinco
 from qinco_jax.rq import normalise
@@ -23,6 +24,7 @@ DEFAULT_ROWS = 1_600_000
 ADAM_B2 = 0.999
 
 
+@refuses_unknown
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a model is trained.
@@ -259,13 +261,13 @@ def train_step(
     start = qinco.parameters(model), state.moments
     (parameters, moments), (values, mean, std) = jax.lax.scan(update, start, shares)
 
-    used = jax.nn.one_hot(codes.T, model.codebook.shape[0], dtype=jnp.int32)
+    steps = jnp.arange(model.num_steps)[:, None]
     state = dataclasses.replace(
         state,
         step=state.step + 1,
         model=qinco.with_parameters(model, parameters),
         moments=moments,
-        usage=state.usage + jnp.sum(used, axis=1),
+        usage=state.usage.at[steps, codes.T.astype(jnp.int32)].add(1),
         residual_mean=0.9 * state.residual_mean + 0.1 * jnp.mean(mean, axis=0),
         residual_std=0.9 * state.residual_std + 0.1 * jnp.mean(std, axis=0),
     )

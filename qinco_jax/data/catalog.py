@@ -1,5 +1,6 @@
 """Sets of vectors by name or by place: `sift-photos`, a folder of files, or single files."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -65,7 +66,13 @@ def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dat
             f"{', '.join(CATALOG)}; for your own vectors give the path of a folder or file"
         )
     parts |= {part: formats.read(path) for part, path in files.items()}
-    return _checked(Dataset(Path(name).stem or "set", **parts))
+    return _checked(Dataset(name if name in CATALOG else _name_of(Path(name)), **parts))
+
+
+def _name_of(path: Path) -> str:
+    """The path's last part and a hash of the whole, so that no two sets share a name."""
+    whole = path.resolve()
+    return f"{whole.name}-{hashlib.sha256(str(whole).encode()).hexdigest()[:6]}"
 
 
 def _embedded() -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qinco_jax import checks
 from qinco_jax.distances import squared_distances
 
 Array = jax.Array | np.ndarray
@@ -68,7 +69,7 @@ def measure(
     """
     codes, squares = [], 0.0
     for block in _blocks(len(database)):
-        x = np.asarray(database[block])
+        x = checks.finite(np.asarray(database[block]), block.start, "the database")
         codes.append(np.asarray(codec.encode(x)))
         error = x.astype(np.float32) - np.asarray(codec.decode(codes[-1]))
         squares += float(np.sum(np.square(error), dtype=np.float64))
@@ -88,10 +89,12 @@ def nearest_neighbours(database: Array, queries: Array) -> np.ndarray:
     """Index [Q] of the database row [N, D] nearest to each query [Q, D], ties to the first."""
     best = np.full(len(queries), np.inf, np.float32)
     found = np.zeros(len(queries), np.int64)
+    center = _center(database)
+    queries = np.asarray(queries, np.float32) - center
     for block in _blocks(len(database)):
-        x = _padded(np.asarray(database[block], np.float32))
+        x = _padded(np.asarray(database[block], np.float32) - center)
         for part in _query_blocks(queries):
-            distances, index = _closest(np.asarray(queries[part], np.float32), x)
+            distances, index = _closest(queries[part], x)
             better = np.asarray(distances) < best[part]
             best[part] = np.where(better, distances, best[part])
             found[part] = np.where(better, np.asarray(index) + block.start, found[part])
@@ -104,13 +107,20 @@ def _ranks(
     """How many decoded rows are nearer to each query than its target, and how many as near."""
     nearer = np.zeros(len(queries), np.int64)
     as_near = np.zeros(len(queries), np.int64)
+    center = _center(target)
+    queries, target = queries - center, target - center
     for block in _blocks(len(codes)):
-        x_hat = _padded(np.asarray(codec.decode(codes[block])))
+        x_hat = _padded(np.asarray(codec.decode(codes[block])) - center)
         for part in _query_blocks(queries):
             less, equal = _count(queries[part], target[part], x_hat)
             nearer[part] += np.asarray(less)
             as_near[part] += np.asarray(equal)
     return nearer, np.maximum(as_near, 1)
+
+
+def _center(x: Array) -> np.ndarray:
+    """A point [D] amid the vectors; distances from there lose less to rounding."""
+    return np.asarray(x[:BLOCK_ROWS], np.float32).mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 @jax.jit

@@ -1,9 +1,9 @@
 """Plots of result files; they compute nothing."""
 
 import os
-from pathlib import Path
 
 from qinco_jax.evaluate import report
+from qinco_jax.files import replacing
 
 MARKERS = "osD^v*"
 
@@ -16,19 +16,16 @@ def plot_rates(results: str | os.PathLike[str], image: str | os.PathLike[str], t
       image: file to write, named by its ending.
       title: above the plot.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import style
+    from matplotlib.figure import Figure
 
     rows = sorted(report.read(results), key=lambda row: row["bytes"])
     codecs = list(dict.fromkeys(row["codec"] for row in rows))
     measures = {"mse": "mean squared error", "recall@1": "recall@1 (%)"}
     shown = [name for name in measures if any(name in row for row in rows)]
-    with pyplot.style.context("tableau-colorblind10"):
-        figure, axes = pyplot.subplots(
-            1, len(shown), figsize=(4.6 * len(shown), 3.6), squeeze=False, layout="constrained"
-        )
+    with style.context("tableau-colorblind10"):
+        figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
+        axes = figure.subplots(1, len(shown), squeeze=False)
         for axis, name in zip(axes[0], shown, strict=True):
             for codec, marker in zip(codecs, MARKERS, strict=False):
                 points = [row for row in rows if row["codec"] == codec and name in row]
@@ -41,7 +38,5 @@ def plot_rates(results: str | os.PathLike[str], image: str | os.PathLike[str], t
             axis.grid(alpha=0.3)
         axes[0][0].legend()
         figure.suptitle(title)
-        partial = Path(image).with_suffix(f".partial{Path(image).suffix}")
-        figure.savefig(partial, dpi=150)
-        partial.rename(image)
-        pyplot.close(figure)
+        with replacing(image) as partial:
+            figure.savefig(partial, dpi=150)

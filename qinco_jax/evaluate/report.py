@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qinco_jax.evaluate.metrics import RANKS, Array, Codec, Progress, measure
+from qinco_jax.files import replacing
 
 Row = Mapping[str, Any]
 
@@ -32,9 +33,8 @@ def score(
 
 def write(rows: Iterable[Row], path: str | os.PathLike[str]) -> None:
     """Writes rows as json lines, beside their place first."""
-    partial = Path(path).with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    partial.rename(path)
+    with replacing(path) as partial:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read(path: str | os.PathLike[str]) -> list[Row]:
