@@ -82,6 +82,29 @@ def test_files_go_through_encode_and_decode(folder: Path) -> None:
     assert qinco("decode", model, prefix, folder / "prefix.fbin").exit_code == 2  # 1 or 2 steps
 
 
+def test_codes_of_any_codebook_size_are_kept(folder: Path) -> None:
+    model = qj.train(np.load(folder / "train.npy"), qj.QincoConfig(
+        num_steps=2, codebook_size=12, hidden_dim=4, num_candidates=3, beam_size=2), num_epochs=0,
+    )  # fmt: skip
+    qj.save(model, folder / "twelve")
+    codes = folder / "twelve.npy"
+    assert qinco("encode", folder / "twelve", folder / "queries.npy", codes).exit_code == 0
+    assert qinco("decode", folder / "twelve", codes, folder / "twelve.fbin").exit_code == 0
+    np.save(folder / "beyond.npy", np.load(codes) + np.uint8(12))
+    ran = qinco("decode", folder / "twelve", folder / "beyond.npy", folder / "beyond.fbin")
+    assert ran.exit_code == 2 and "row 0, column 0 is outside 0..11" in ran.output
+    assert not (folder / "beyond.fbin").exists()
+
+
+def test_a_folder_named_like_a_known_set_is_another_set(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "sift-photos").symlink_to(folder)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "sift-photos").mkdir()
+    np.save(tmp_path / "other" / "sift-photos" / "train.npy", np.load(folder / "train.npy"))
+    places = ("sift-photos", tmp_path / "sift-photos", tmp_path / "other" / "sift-photos")
+    assert len({qj.datasets.load(place).name for place in places}) == 3
+
+
 def test_evaluate_prints_and_writes_the_table(folder: Path) -> None:
     out = folder / "results.jsonl"
     ran = qinco(
@@ -214,3 +237,18 @@ def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     assert ran.returncode == 2, ran.stderr
     assert "qinco: " in ran.stderr and "200,128 bytes" in ran.stderr.replace("200128", "200,128")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_disk_that_fills_up_while_training_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = (
+        f"{sys.executable} -m qinco_jax train --dataset {folder} --out {out} {' '.join(SMALL)}"
+    )
+    ran = subprocess.run(
+        f"ulimit -f 10; {command}", shell=True, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 2, ran.stderr
+    last = ran.stderr.strip().splitlines()[-1]  # Orbax's threads may have said more before it
+    assert last.startswith(f"qinco: cannot write to {out}/checkpoints")
+    again = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr

@@ -103,6 +103,27 @@ def test_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         qj.train(vectors() + 1, CONFIG, RECIPE, run_dir=tmp_path, num_epochs=0)
 
 
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    qj.save(qj.train(vectors(), CONFIG, num_epochs=0), tmp_path / "model")
+    with pytest.raises(qj.InputError, match="/model exists but belongs to no run"):
+        qj.train(vectors(), CONFIG, RECIPE, run_dir=tmp_path)
+
+
+def test_a_model_of_one_step_trains_and_is_kept(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, num_steps=1)
+    model = qj.train(vectors(), config, RECIPE, run_dir=tmp_path)
+    assert_same(qj.load(tmp_path / "model"), model)
+    assert qj.encode(model, vectors()).shape == (1000, 1)
+
+
+def test_what_is_returned_is_never_worse_than_the_start() -> None:
+    x, x_val = vectors(200), vectors(1300)[1000:]
+    start = qj.train(x, CONFIG, num_epochs=0, x_val=x_val)
+    model = qj.train(x, CONFIG, RECIPE, x_val=x_val, learning_rate=1.0)
+    error = [np.square(x_val - qj.decode(m, qj.encode(m, x_val))).sum() for m in (start, model)]
+    assert error[1] <= error[0] * (1 + 1e-6)
+
+
 def test_a_loss_that_diverges_stops_with_the_last_checkpoint_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -239,6 +239,16 @@ def test_decode_is_differentiable(model: qj.Qinco) -> None:
         assert leaf is None or bool(jnp.any(leaf != 0)) == (name != "preselect")
 
 
+@pytest.mark.parametrize("dtype", [">f4", ">i2", "i8", "f8", "longdouble"])
+def test_every_real_dtype_gives_the_codes_of_its_values(dtype: str) -> None:
+    x = np.round(20 * X)
+    np.testing.assert_array_equal(qj.encode(MODEL, x.astype(dtype)), qj.encode(MODEL, x))
+    codes = np.asarray(qj.encode(MODEL, x))
+    np.testing.assert_array_equal(
+        qj.decode(MODEL, codes.astype(">i4")), qj.decode(MODEL, codes.astype(np.int64))
+    )
+
+
 GREEDY = MODELS["first form, greedy"]
 BAD = X.copy()
 BAD[5, 2] = np.nan
