@@ -36,12 +36,10 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            text, code = (
-                "interrupted; what a run has saved stays, and the same command goes on",
-                130,
-            )
+            text, code = "interrupted; the same command goes on from what was saved", 130
         except OSError as error:
-            text, code = f"{error.filename or 'a file'}: {error.strerror or error}", 2
+            reason = f"{error.filename or 'a file'}: {error.strerror or error}"
+            text, code = f"{reason}; check the path, its permissions and the free space", 2
         except tuple(FAILURES) as error:
             text = str(error)
             code = next(FAILURES[kind] for kind in FAILURES if isinstance(error, kind))

@@ -156,7 +156,8 @@ def _fit(
                     f"stopped at step {step} of {total_steps} and saved; the same command goes on "
                     "from there"
                 )
-    return jax.device_get(state.best if total_steps else state.model)
+    model = jax.device_get(state.best if total_steps else state.model)
+    return jax.tree.map(jnp.asarray, model)
 
 
 def split(x_train: Array, x_val: Array | None, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:

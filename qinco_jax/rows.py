@@ -62,7 +62,7 @@ def map_rows(
       [N, ...], a `jax.Array`.
     """
     if is_traced((model, x)):
-        x = jnp.asarray(x)
+        model, x = jax.tree.map(jnp.asarray, (model, x))  # numpy cannot be indexed by a tracer
         sharding = jax.typeof(x).sharding  # known here on a mesh of explicit axes only
         if any(sharding.spec):
             return _over_shards(prepare, apply, model, x, rows, options, sharding)

@@ -249,6 +249,14 @@ def test_every_real_dtype_gives_the_codes_of_its_values(dtype: str) -> None:
     )
 
 
+def test_a_model_of_numpy_arrays_may_be_closed_over() -> None:
+    model = jax.tree.map(np.asarray, MODEL)
+    codes = jax.jit(lambda x: qj.encode(model, x))(X)
+    np.testing.assert_array_equal(codes, qj.encode(MODEL, X))
+    x_hat = jax.jit(lambda codes: qj.decode(model, codes))(codes)
+    np.testing.assert_allclose(x_hat, qj.decode(MODEL, codes), rtol=1e-5, atol=1e-5)
+
+
 GREEDY = MODELS["first form, greedy"]
 BAD = X.copy()
 BAD[5, 2] = np.nan
