@@ -62,7 +62,8 @@ def map_rows(
       [N, ...], a `jax.Array`.
     """
     if is_traced((model, x)):
-        model, x = jax.tree.map(jnp.asarray, (model, x))  # numpy cannot be indexed by a tracer
+        model = jax.tree.map(jnp.asarray, model)  # numpy cannot be indexed by a tracer
+        x = jnp.asarray(x)
         sharding = jax.typeof(x).sharding  # known here on a mesh of explicit axes only
         if any(sharding.spec):
             return _over_shards(prepare, apply, model, x, rows, options, sharding)
