@@ -6,6 +6,7 @@ Needs the extra `faiss`. Trains on the rows that `qinco train` trains on and mea
 code on the same database and queries. What it gave is quoted in README.md.
 """
 
+import functools
 import platform
 import time
 from pathlib import Path
@@ -31,6 +32,10 @@ def local_search(dim, num_steps):
     return "Faiss LSQ", faiss.LocalSearchQuantizer(dim, num_steps, 8), None
 
 
+def encode_with(quantizer, x):
+    return quantizer.compute_codes(np.asarray(x, np.float32))
+
+
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--dataset", default="sift-photos", show_default=True)
 @click.option("--steps", default=8, show_default=True, help="bytes per vector")
@@ -53,7 +58,7 @@ def main(dataset, steps, eval_rows, out):
         seconds = time.perf_counter() - begin
         if beam is not None:
             quantizer.max_beam_size = beam
-        encode = lambda x, q=quantizer: q.compute_codes(np.asarray(x, np.float32))  # noqa: E731
+        encode = functools.partial(encode_with, quantizer)
         codec = Codec(name, 8.0 * steps, encode, quantizer.decode)
         (row,) = report.score([codec], database, data.queries, nearest)
         rows.append(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -213,7 +214,7 @@ def _check(x_train: np.ndarray, x_val: np.ndarray, config: QincoConfig, recipe: 
 def _restore(checkpoints: Checkpoints | None, config: QincoConfig, recipe: Recipe) -> State | None:
     if checkpoints is None:
         return None
-    begin = lambda model: training.start(model, recipe)  # noqa: E731
+    begin = functools.partial(training.start, recipe=recipe)
     return checkpoints.restore_latest(jax.eval_shape(begin, models.abstract(config)))
 
 

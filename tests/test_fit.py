@@ -202,9 +202,11 @@ def test_the_plateau_schedule_lowers_the_rate_and_gives_up() -> None:
 def test_the_cosine_reaches_its_floor() -> None:
     recipe = dataclasses.replace(RECIPE, final_rate=0.01, warmup=0.1)
     state = training.start(qj.train(vectors(), CONFIG, num_epochs=0), recipe)
-    at = lambda step: float(  # noqa: E731
-        training.rate(dataclasses.replace(state, step=jnp.int32(step)), recipe, 1000)
-    )
+
+    def at(step: int) -> float:
+        there = dataclasses.replace(state, step=jnp.int32(step))
+        return float(training.rate(there, recipe, 1000))
+
     assert at(99) > 0.98 * recipe.learning_rate > 4 * at(20)
     np.testing.assert_allclose(at(1000), 0.01 * recipe.learning_rate, rtol=1e-3)
 
