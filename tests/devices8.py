@@ -16,7 +16,6 @@ from jax.sharding import PartitionSpec as P
 
 import qinco_jax as qj
 
-jax.config.update("jax_disable_most_optimizations", True)
 CONFIG = qj.QincoConfig(
     dim=6, num_steps=3, codebook_size=16, hidden_dim=8, num_candidates=5, beam_size=4
 )
@@ -72,6 +71,6 @@ def failures() -> dict[str, str]:
 if __name__ == "__main__":
     assert jax.device_count() == 8
     if len(sys.argv) > 1:
-        qj.save(qj.train(X, CONFIG, RECIPE), sys.argv[1])
+        qj.save(qj.train(X, CONFIG, RECIPE, x_val=X), sys.argv[1])
     else:
         print("\n".join(f"{name}:\n{trace}" for name, trace in failures().items()))

@@ -36,7 +36,7 @@ def test_training_on_8_devices_is_training_on_1(tmp_path: Path) -> None:
     on_8_devices(str(tmp_path / "model"))
     together = qj.load(tmp_path / "model")
     start = qj.train(devices8.X, devices8.CONFIG, num_epochs=0)
-    alone = qj.train(devices8.X, devices8.CONFIG, devices8.RECIPE)
+    alone = qj.train(devices8.X, devices8.CONFIG, devices8.RECIPE, x_val=devices8.X)
 
     def compare(together: jax.Array, alone: jax.Array, start: jax.Array) -> None:
         difference, movement = np.std(together - alone), np.std(alone - start)
