@@ -21,7 +21,6 @@ from qinco_jax.rq import normalise
 SCHEDULES = ("cosine", "plateau")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 DEFAULT_ROWS = 1_600_000
-ADAM_B2 = 0.999
 
 
 @refuses_unknown
@@ -337,7 +336,7 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
     clip = optax.identity() if recipe.clip is None else optax.clip(recipe.clip)
     return optax.chain(
         clip,
-        optax.scale_by_adam(b2=ADAM_B2),
+        optax.scale_by_adam(),
         optax.add_decayed_weights(recipe.weight_decay),
     )
 
