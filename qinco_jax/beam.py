@@ -33,20 +33,22 @@ class Beam:
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """What a quantizer proposes for each of B beam entries.
+    """What a quantizer proposes: C extensions of the entries of a beam.
 
     Attributes:
-      index: [B, A] int32, the codewords proposed.
-      error: [B, A] float32, squared distance to x when that codeword is taken.
-      x_hat: maps chosen (entry [B], place in A [B]) to the reconstructions [B, D].
+      parent: [C] int32, the entry that each extends.
+      index: [C] int32, the codeword that it takes.
+      error: [C] float32, squared distance to x then.
+      x_hat: maps chosen candidates [B] to their reconstructions [B, D].
     """
 
+    parent: jax.Array
     index: jax.Array
     error: jax.Array
-    x_hat: Callable[[jax.Array, jax.Array], jax.Array]
+    x_hat: Callable[[jax.Array], jax.Array]
 
 
-Propose = Callable[[Any, jax.Array, jax.Array], Candidates]
+Propose = Callable[[Any, jax.Array, Beam], Candidates]
 
 
 def start(x: jax.Array, codebook: jax.Array, num_steps: int, beam_size: int) -> Beam:
@@ -60,13 +62,11 @@ def start(x: jax.Array, codebook: jax.Array, num_steps: int, beam_size: int) -> 
 
 
 def expand(beam: Beam, candidates: Candidates, step: jax.Array) -> Beam:
-    """Keeps the best B of the B * A candidates as the beam after step number `step` (from 0)."""
-    beam_size, count = candidates.index.shape
-    scores = jnp.where(jnp.isinf(beam.error)[:, None], jnp.inf, candidates.error)
-    error, flat = smallest(scores.reshape(-1), beam_size)
-    parent, place = flat // count, flat % count
-    codes = beam.codes[parent].at[:, step].set(candidates.index[parent, place])
-    return Beam(codes, candidates.x_hat(parent, place), error)
+    """Keeps the best B of the C candidates as the beam after step number `step` (from 0)."""
+    absent = jnp.isinf(beam.error)[candidates.parent]
+    error, best = smallest(jnp.where(absent, jnp.inf, candidates.error), beam.error.shape[0])
+    codes = beam.codes[candidates.parent[best]].at[:, step].set(candidates.index[best])
+    return Beam(codes, candidates.x_hat(best), error)
 
 
 def search(x: jax.Array, codebook: jax.Array, steps: Any, propose: Propose, beam_size: int) -> Beam:
@@ -76,7 +76,7 @@ def search(x: jax.Array, codebook: jax.Array, steps: Any, propose: Propose, beam
       x: [D] float32.
       codebook: [K, D], the plain codebook of step 1.
       steps: pytree of arrays with a leading axis of M - 1, scanned over.
-      propose: (one element of `steps`, x, x_hat [B, D]) -> `Candidates`.
+      propose: (one element of `steps`, x, the beam) -> at least B `Candidates`.
       beam_size: B.
 
     Returns:
@@ -86,7 +86,7 @@ def search(x: jax.Array, codebook: jax.Array, steps: Any, propose: Propose, beam
 
     def body(beam: Beam, inputs: tuple[jax.Array, Any]) -> tuple[Beam, None]:
         number, step = inputs
-        return expand(beam, propose(step, x, beam.x_hat), number), None
+        return expand(beam, propose(step, x, beam), number), None
 
     first = start(x, codebook, num_rest + 1, beam_size)
     return lax.scan(body, first, (jnp.arange(1, num_rest + 1), steps))[0]

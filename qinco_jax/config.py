@@ -54,6 +54,8 @@ class QincoConfig:
       num_candidates: A, codewords per beam entry that pre-selection sends through the network
         (QINCo2, Sec. 3); `None` means no pre-selection: all K.
       beam_size: B, partial codes kept after each step; 1 is greedy encoding.
+      joint: whether a step's A B candidates are the best of all B K (ours), instead of the best A
+        of each partial code (QINCo2).
       form: "qinco" (arXiv 2401.14732) or "qinco2" (arXiv 2501.03078), the network of a step.
       projections: whether form "qinco2" has P_in and P_out. Only imported models with E = D lack
         them: their published program leaves both out.
@@ -70,6 +72,7 @@ class QincoConfig:
     num_blocks: int = 2
     num_candidates: int | None = 16
     beam_size: int = 32
+    joint: bool = False
     form: str = "qinco2"
     projections: bool = True
 
@@ -88,8 +91,9 @@ class QincoConfig:
             )
         if self.form not in FORMS:
             raise InputError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
-        if not isinstance(self.projections, bool):
-            raise InputError(f"projections must be true or false, got {self.projections!r}")
+        for name in ("joint", "projections"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be true or false, got {getattr(self, name)!r}")
         bare = self.form == "qinco" or not self.projections
         if bare and self.embed_dim not in (None, self.dim):
             raise InputError(

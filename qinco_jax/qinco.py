@@ -66,6 +66,7 @@ class Qinco:
       form: "qinco" or "qinco2", static.
       num_candidates: A, static; `None` means all K.
       beam_size: B, static.
+      joint: whether candidates are chosen jointly over the beam, static.
     """
 
     mean: jax.Array
@@ -75,6 +76,7 @@ class Qinco:
     form: str = flax.struct.field(pytree_node=False, default="qinco2")
     num_candidates: int | None = flax.struct.field(pytree_node=False, default=None)
     beam_size: int = flax.struct.field(pytree_node=False, default=1)
+    joint: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def num_steps(self) -> int:
@@ -95,6 +97,7 @@ class Qinco:
             num_blocks=num_blocks,
             num_candidates=self.num_candidates,
             beam_size=self.beam_size,
+            joint=self.joint,
             form=self.form,
             projections=self.form == "qinco" or self.steps.proj_in is not None,
         )
@@ -143,12 +146,26 @@ def init(key: jax.Array, config: QincoConfig, rq: RQ) -> Qinco:
     )
     return Qinco(
         rq.mean, rq.scale, rq.codebooks[0], steps,
-        config.form, config.num_candidates, config.beam_size,
+        config.form, config.num_candidates, config.beam_size, config.joint,
     )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How codes are looked for: A, B, and whether the A B candidates are chosen jointly."""
+
+    num_candidates: int
+    beam_size: int
+    joint: bool
+
+
 def encode(
-    model: Qinco, x: Array, *, num_candidates: int | None = None, beam_size: int | None = None
+    model: Qinco,
+    x: Array,
+    *,
+    num_candidates: int | None = None,
+    beam_size: int | None = None,
+    joint: bool | None = None,
 ) -> jax.Array:
     """Codes of vectors, by beam search with pre-selection (QINCo2, Sec. 3).
 
@@ -161,6 +178,9 @@ def encode(
       num_candidates: A, 1 to K; K sends all codewords through the network. `None` means the
         model's own.
       beam_size: B, at least 1; 1 is greedy. `None` means the model's own.
+      joint: whether a step's A B candidates are the best of all B K, which needs a fourth of the
+        A for the same error, instead of the paper's best A of each partial code. `None` means the
+        model's own.
 
     Returns:
       [N, M] or [M], uint8 for K <= 256, else uint16.
@@ -169,14 +189,14 @@ def encode(
       InputError: wrong shape, dtype, A or B; NaN or Inf (outside `jit`).
     """
     x = checks.vectors(x, model.mean.shape[-1])
+    search = _search(model, num_candidates, beam_size, joint)
     if x.ndim == 1:
-        codes = encode(model, x[None], num_candidates=num_candidates, beam_size=beam_size)
-        return codes[0]
-    search = _search_size(model, num_candidates, beam_size)
-    candidates, scores = search[0] * search[1], search[1] * model.codebook.shape[0]
+        return encode(model, x[None], **dataclasses.asdict(search))[0]
+    candidates = search.num_candidates * search.beam_size
+    scores = search.beam_size * model.codebook.shape[0]
     rows = block_rows(max(candidates, scores // 64))
     return map_rows(
-        _with_tables, _encode_rows, model, x, rows=rows, options=search, check=checks.finite
+        _with_tables, _encode_rows, model, x, rows=rows, options=(search,), check=checks.finite
     )
 
 
@@ -247,63 +267,76 @@ def _tables(model: Qinco) -> _Tables:
     return jax.vmap(of_step)(model.steps)
 
 
-def _network(
-    form: str, step: Step, tables: _Tables, index: jax.Array, x_hat: jax.Array
-) -> jax.Array:
-    """f_m for codewords `index` [..., A] in contexts `x_hat` [..., D]: [..., A, D].
+def _context(step: Step, tables: _Tables, x_hat: jax.Array) -> _Tables:
+    """What of a step depends on the context x_hat [..., D] alone: W's part on it, and that U_1."""
+    z = matmul(x_hat, step.concat[tables.z.shape[-1] :])
+    return _Tables(z, matmul(z, step.up[0]))
 
-    W's part on x_hat is computed once per context and its part on the codeword read off the
-    tables, so that a candidate starts with the second product of the first block.
+
+def _network(
+    form: str, step: Step, tables: _Tables, index: jax.Array, context: _Tables
+) -> jax.Array:
+    """f_m for codewords `index` [C] in the contexts of arrays [C, ...]: [C, D].
+
+    W's part on the codeword is read off the tables and its part on x_hat off the context, so that
+    a candidate starts with the second product of the first block.
     """
-    context = matmul(x_hat, step.concat[tables.z.shape[-1] :])[..., None, :]
-    z = tables.z[index] + context
-    hidden = tables.up[index] + matmul(context, step.up[0])
-    z = z + matmul(jax.nn.relu(hidden), step.down[0])
+    z = tables.z[index] + context.z
+    z = z + matmul(jax.nn.relu(tables.up[index] + context.up), step.down[0])
     for up, down in zip(step.up[1:], step.down[1:], strict=True):
         z = z + matmul(jax.nn.relu(matmul(z, up)), down)
     f = z if step.proj_out is None else matmul(z, step.proj_out)
     return f + step.codebook[index] if form == "qinco2" else f
 
 
+def _preselect(
+    step: Step, residual: jax.Array, absent: jax.Array, search: Search
+) -> tuple[jax.Array, jax.Array]:
+    """Entry and codeword [C] of the candidates that go through the network."""
+    beam_size, codebook_size = len(residual), step.codebook.shape[0]
+    if search.num_candidates == codebook_size:
+        return jnp.divmod(jnp.arange(beam_size * codebook_size), codebook_size)
+    assert step.preselect is not None
+    scores = squared_distances(residual, step.preselect)
+    if search.joint:
+        scores = jnp.where(absent[:, None], jnp.inf, scores).reshape(-1)
+        _, flat = smallest(scores, beam_size * search.num_candidates)
+        return jnp.divmod(flat, codebook_size)
+    _, index = smallest(scores, search.num_candidates)
+    return jnp.repeat(jnp.arange(beam_size), search.num_candidates), index.reshape(-1)
+
+
 def _propose(
-    form: str, num_candidates: int, inputs: tuple[Step, _Tables], x: jax.Array, x_hat: jax.Array
+    form: str, search: Search, inputs: tuple[Step, _Tables], x: jax.Array, entries: beam.Beam
 ) -> Candidates:
-    """The A codewords that S finds nearest to each residual (all K without S), by true distance."""
+    """The codewords that S finds nearest to the residuals (all K without S), by true distance."""
     step, tables = inputs
-    residual = x[None] - x_hat
-    codebook_size = step.codebook.shape[0]
-    if num_candidates < codebook_size:
-        assert step.preselect is not None
-        _, index = smallest(squared_distances(residual, step.preselect), num_candidates)
-    else:
-        index = jnp.broadcast_to(jnp.arange(codebook_size)[None], (x_hat.shape[0], codebook_size))
-    f = _network(form, step, tables, index, x_hat)
-    error = jnp.sum(jnp.square(residual[:, None] - f), axis=-1)
-    return Candidates(index, error, lambda parent, place: x_hat[parent] + f[parent, place])
+    residual = x[None] - entries.x_hat
+    parent, index = _preselect(step, residual, jnp.isinf(entries.error), search)
+    context = jax.tree.map(lambda of_entry: of_entry[parent], _context(step, tables, entries.x_hat))
+    f = _network(form, step, tables, index, context)
+    error = jnp.sum(jnp.square(residual[parent] - f), axis=-1)
+    return Candidates(parent, index, error, lambda best: entries.x_hat[parent[best]] + f[best])
 
 
 def _with_tables(model: Qinco) -> tuple[Qinco, _Tables]:
     return model, _tables(model)
 
 
-def _encode_rows(
-    prepared: tuple[Qinco, _Tables], rows: jax.Array, num_candidates: int, beam_size: int
-) -> jax.Array:
-    found = beams(prepared, rows, num_candidates, beam_size)
+def _encode_rows(prepared: tuple[Qinco, _Tables], rows: jax.Array, search: Search) -> jax.Array:
+    found = beams(prepared, rows, search)
     return found.codes[:, 0].astype(code_dtype(prepared[0].codebook.shape[0]))
 
 
-def beams(
-    prepared: tuple[Qinco, _Tables], rows: jax.Array, num_candidates: int, beam_size: int
-) -> beam.Beam:
+def beams(prepared: tuple[Qinco, _Tables], rows: jax.Array, search: Search) -> beam.Beam:
     """The whole final beam of each row [N, D]: arrays [N, B, ...]."""
     model, tables = prepared
     one = functools.partial(
         beam.search,
         codebook=model.codebook,
         steps=(model.steps, tables),
-        propose=functools.partial(_propose, model.form, num_candidates),
-        beam_size=beam_size,
+        propose=functools.partial(_propose, model.form, search),
+        beam_size=search.beam_size,
     )
     return jax.vmap(one)(normalise(rows, model.mean, model.scale))
 
@@ -320,7 +353,8 @@ def _reconstructions(model: Qinco, tables: _Tables, codes: jax.Array) -> jax.Arr
         x_hat: jax.Array, inputs: tuple[Step, _Tables, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         step, tables, index = inputs
-        x_hat = x_hat + _network(model.form, step, tables, index[:, None], x_hat)[:, 0]
+        context = _context(step, tables, x_hat)
+        x_hat = x_hat + _network(model.form, step, tables, index, context)
         return x_hat, x_hat
 
     first = model.codebook[columns[0]]
@@ -328,10 +362,10 @@ def _reconstructions(model: Qinco, tables: _Tables, codes: jax.Array) -> jax.Arr
     return jnp.concatenate([first[None], rest])
 
 
-def _search_size(
-    model: Qinco, num_candidates: int | None, beam_size: int | None
-) -> tuple[int, int]:
-    """A and B to search with, checked against the model."""
+def _search(
+    model: Qinco, num_candidates: int | None, beam_size: int | None, joint: bool | None
+) -> Search:
+    """The search to encode with, checked against the model."""
     codebook_size = model.codebook.shape[0]
     if num_candidates is None:
         num_candidates = model.num_candidates or codebook_size
@@ -346,7 +380,7 @@ def _search_size(
         )
     if beam_size < 1:
         raise InputError(f"beam_size must be at least 1, got {beam_size}")
-    return num_candidates, beam_size
+    return Search(num_candidates, beam_size, model.joint if joint is None else joint)
 
 
 def parameters(model: Qinco) -> tuple[jax.Array, Step]:

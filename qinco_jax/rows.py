@@ -10,7 +10,9 @@ scanned in one call and each device keeps its own rows.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -19,7 +21,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-CHUNK_ROWS = 8192
+CHUNK_ROWS = 8192  # at most
+CHUNK_BLOCKS = 16
+THREADS = 2
 
 Prepare = Callable[[Any], Any]
 Apply = Callable[..., jax.Array]
@@ -129,35 +133,36 @@ def _over_chunks(
     options: tuple[Any, ...],
     check: Check | None,
 ) -> jax.Array:
-    num_rows = x.shape[0]
-    out = None
-    late: tuple[slice, jax.Array] | None = None
+    """Two threads feed the device, so that a CPU's cores do not wait for what runs on one of them.
+
+    Everything is compiled in the caller's thread, where the caller's settings of JAX hold.
+    """
+    x, chunk_rows = np.asarray(x), min(CHUNK_BLOCKS * rows, CHUNK_ROWS)
     prepared = _prepared(prepare, model)
-    for span, chunk in _chunks(np.asarray(x), check):
-        result = _chunk(apply, prepared, chunk, span.stop - span.start, rows, options)
-        if out is None:
-            out = _aligned_empty((num_rows, *result.shape[1:]), result.dtype)
-        if late is not None:  # fetched one chunk late, so that the device never waits
-            _store(out, *late)
-        late = span, result
-    assert out is not None and late is not None  # there is always a chunk, empty if need be
-    _store(out, *late)
-    return jax.device_put(out)
 
+    def read(begin: int) -> np.ndarray:
+        part = x[begin : begin + chunk_rows]
+        return part if check is None else check(part, begin)
 
-def _store(out: np.ndarray, span: slice, result: jax.Array) -> None:
-    out[span] = np.asarray(result)[: span.stop - span.start]
+    first = read(0)
+    shape = jax.ShapeDtypeStruct((chunk_rows, *x.shape[1:]), first.dtype)
+    compiled = _chunk.lower(prepared, shape, 0, apply, rows, options).compile()
+    info = compiled.out_info
+    out = _aligned_empty((x.shape[0], *info.shape[1:]), info.dtype)
 
-
-def _chunks(x: np.ndarray, check: Check | None) -> Iterator[tuple[slice, np.ndarray]]:
-    for begin in range(0, max(x.shape[0], 1), CHUNK_ROWS):
-        span = slice(begin, min(begin + CHUNK_ROWS, x.shape[0]))
-        part = x[span]
-        if check is not None:
-            part = check(part, begin)
-        chunk = np.zeros((CHUNK_ROWS, *part.shape[1:]), part.dtype)
+    def run(begin: int) -> None:
+        part = first if begin == 0 else read(begin)
+        chunk = np.zeros(shape.shape, shape.dtype)
         chunk[: len(part)] = part
-        yield span, chunk
+        result = np.asarray(compiled(prepared, chunk, len(part)))
+        out[begin : begin + chunk_rows] = result[: len(part)]
+
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        deque(pool.map(run, range(0, x.shape[0], chunk_rows)), maxlen=0)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return jax.device_put(out)
 
 
 @functools.partial(jax.jit, static_argnames="prepare")
@@ -167,10 +172,10 @@ def _prepared(prepare: Prepare, model: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("apply", "rows", "options"))
 def _chunk(
-    apply: Apply,
     prepared: Any,
     x: jax.Array,
     num_rows: jax.Array,
+    apply: Apply,
     rows: int,
     options: tuple[Any, ...],
 ) -> jax.Array:

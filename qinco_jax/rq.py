@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax import beam, checks
-from qinco_jax.beam import Candidates
+from qinco_jax.beam import Beam, Candidates
 from qinco_jax.codes import code_dtype
 from qinco_jax.distances import along_last, squared_distances
 from qinco_jax.errors import InputError
@@ -170,18 +170,21 @@ def normalisation(rows: np.ndarray) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32)
 
 
-def propose(codebook: jax.Array, x: jax.Array, x_hat: jax.Array) -> Candidates:
-    """All K codewords [K, D] for each beam entry x_hat [B, D]."""
-    error = squared_distances(x[None] - x_hat, codebook)
-    index = jnp.broadcast_to(jnp.arange(codebook.shape[0])[None], error.shape)
-    return Candidates(index, error, lambda parent, place: x_hat[parent] + codebook[place])
+def propose(codebook: jax.Array, x: jax.Array, entries: Beam) -> Candidates:
+    """All K codewords [K, D] for each entry of the beam of a vector x [D]."""
+    error = squared_distances(x[None] - entries.x_hat, codebook)
+    parent, index = jnp.divmod(jnp.arange(error.size), codebook.shape[0])
+    return Candidates(
+        parent, index, error.reshape(-1),
+        lambda best: entries.x_hat[parent[best]] + codebook[index[best]],
+    )  # fmt: skip
 
 
 def _itself(model: Any) -> Any:
     return model
 
 
-def _search(model: RQ, rows: jax.Array, beam_size: int) -> beam.Beam:
+def _search(model: RQ, rows: jax.Array, beam_size: int) -> Beam:
     first, rest = model.codebooks[0], model.codebooks[1:]
     one = functools.partial(
         beam.search, codebook=first, steps=rest, propose=propose, beam_size=beam_size

@@ -39,7 +39,8 @@ def recipe_of(file: golden.Golden) -> Recipe:
 @jax.jit
 def beams(model: qj.Qinco, x: jax.Array) -> Beam:
     prepared = qinco._with_tables(model)
-    return qinco.beams(prepared, x, model.num_candidates, model.beam_size)
+    search = qinco.Search(model.num_candidates, model.beam_size, joint=False)
+    return qinco.beams(prepared, x, search)
 
 
 @every_file

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 import qinco_jax as qj
-from qinco_jax import qinco
+from qinco_jax import beam, qinco
 
 small = functools.partial(
     qj.QincoConfig, dim=6, num_steps=3, codebook_size=16, hidden_dim=8, beam_size=4
@@ -37,6 +37,11 @@ CODES = np.asarray(qj.encode(MODEL, X))
 def errors(model: qj.Qinco, x: np.ndarray, codes: jax.Array) -> np.ndarray:
     """Squared error of each row."""
     return np.sum((np.asarray(qj.decode(model, codes)) - x) ** 2, axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames="search")
+def beams(model: qj.Qinco, x: np.ndarray, search: qinco.Search) -> beam.Beam:
+    return qinco.beams(qinco._with_tables(model), x, search)
 
 
 def assert_as_good(model: qj.Qinco, x: np.ndarray, codes: jax.Array, expected: jax.Array) -> None:
@@ -117,7 +122,7 @@ def test_more_candidates_are_not_worse_on_average() -> None:
 
 
 def test_beam_larger_than_the_codebook_holds_distinct_codes_best_first() -> None:
-    found = jax.jit(lambda m, x: qinco.beams(qinco._with_tables(m), x, 5, 20))(MODEL, X[:50])
+    found = beams(MODEL, X[:50], qinco.Search(5, 20, joint=False))
     assert all(len(np.unique(codes, axis=0)) == 20 for codes in np.asarray(found.codes))
     assert np.all(np.diff(found.error, axis=1) >= 0)
     assert np.all(np.isfinite(found.error))
@@ -125,8 +130,8 @@ def test_beam_larger_than_the_codebook_holds_distinct_codes_best_first() -> None
 
 @every_model
 def test_decode_gives_the_encoders_own_reconstruction(model: qj.Qinco) -> None:
-    search = model.num_candidates or len(model.codebook), model.beam_size
-    found = jax.jit(lambda m, x: qinco.beams(qinco._with_tables(m), x, *search))(model, X)
+    search = qinco.Search(model.num_candidates or len(model.codebook), model.beam_size, model.joint)
+    found = beams(model, X, search)
     x_hat = found.x_hat[:, 0] * model.scale + model.mean[None]
     codes = qj.encode(model, X)
     np.testing.assert_array_equal(codes, found.codes[:, 0])
