@@ -10,6 +10,7 @@ from qinco_jax.data import catalog as datasets
 from qinco_jax.errors import InputError
 from qinco_jax.fit import train
 from qinco_jax.models import load, save
+from qinco_jax.preselector import fit_preselector
 from qinco_jax.qinco import Qinco, Step, decode, encode, init, prefix
 from qinco_jax.training import RECIPES, Recipe
 from qinco_jax.version import __version__
@@ -26,6 +27,7 @@ __all__ = [
     "datasets",
     "decode",
     "encode",
+    "fit_preselector",
     "init",
     "load",
     "prefix",

@@ -61,10 +61,10 @@ def start(x: jax.Array, codebook: jax.Array, num_steps: int, beam_size: int) -> 
     return Beam(codes, codebook[index], jnp.pad(error, pad, constant_values=jnp.inf))
 
 
-def expand(beam: Beam, candidates: Candidates, step: jax.Array) -> Beam:
+def expand(beam: Beam, candidates: Candidates, step: jax.Array | int, beam_size: int) -> Beam:
     """Keeps the best B of the C candidates as the beam after step number `step` (from 0)."""
     absent = jnp.isinf(beam.error)[candidates.parent]
-    error, best = smallest(jnp.where(absent, jnp.inf, candidates.error), beam.error.shape[0])
+    error, best = smallest(jnp.where(absent, jnp.inf, candidates.error), beam_size)
     codes = beam.codes[candidates.parent[best]].at[:, step].set(candidates.index[best])
     return Beam(codes, candidates.x_hat(best), error)
 
@@ -86,7 +86,7 @@ def search(x: jax.Array, codebook: jax.Array, steps: Any, propose: Propose, beam
 
     def body(beam: Beam, inputs: tuple[jax.Array, Any]) -> tuple[Beam, None]:
         number, step = inputs
-        return expand(beam, propose(step, x, beam), number), None
+        return expand(beam, propose(step, x, beam), number, beam_size), None
 
     first = start(x, codebook, num_rest + 1, beam_size)
     return lax.scan(body, first, (jnp.arange(1, num_rest + 1), steps))[0]

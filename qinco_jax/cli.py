@@ -3,11 +3,13 @@
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -52,8 +54,18 @@ class Commands(click.Group):
 def main() -> None:
     """Neural residual quantization: trains QINCo models, encodes, decodes, evaluates.
 
-    Files of vectors are .npy, .fvecs, .bvecs, .fbin, .u8bin or .i8bin; codes are .npy.
+    Files of vectors are .npy, .fvecs, .bvecs, .fbin, .u8bin or .i8bin; codes are .npy. Compiled
+    programs are kept in ~/.cache/qinco_jax, or where JAX_COMPILATION_CACHE_DIR says.
     """
+    _keep_compilations()
+
+
+def _keep_compilations() -> None:
+    """A second process finds what the first compiled (JAX's persistent compilation cache)."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "qinco_jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _search_options(command: Callable[..., None]) -> Callable[..., None]:

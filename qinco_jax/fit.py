@@ -225,9 +225,7 @@ def _validate(model: Qinco, x_val: np.ndarray, recipe: Recipe) -> float:
     """
     model = qinco.network_dtype(model, jnp.dtype(recipe.compute_dtype))
     model = jax.device_put(model, jax.local_devices()[0])
-    codes = qinco.encode(
-        model, x_val, num_candidates=recipe.train_candidates, beam_size=recipe.train_beam
-    )
+    codes = qinco.encode(model, x_val, **recipe.search)
     error = x_val.astype(np.float32) - np.asarray(qinco.decode(model, codes))
     return float(np.square(error, dtype=np.float64).sum(axis=1).mean())
 

@@ -15,7 +15,7 @@ from qinco_jax import beam, checks
 from qinco_jax.beam import Candidates
 from qinco_jax.codes import code_dtype
 from qinco_jax.config import QincoConfig
-from qinco_jax.distances import matmul, smallest, squared_distances
+from qinco_jax.distances import along_last, matmul, smallest, squared_distances
 from qinco_jax.errors import InputError
 from qinco_jax.rows import block_rows, map_rows
 from qinco_jax.rq import RQ, denormalise, normalise
@@ -247,46 +247,75 @@ def reconstructions(model: Qinco, codes: jax.Array) -> jax.Array:
     Returns:
       [M, N, D] float32.
     """
-    return _reconstructions(model, _tables(model), codes)
+    columns = codes.astype(jnp.int32).T
+
+    def body(x_hat: jax.Array, inputs: tuple[Step, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        step, index = inputs
+        codeword = step.codebook[index]  # without tables: a batch may be smaller than K
+        inside = _part(step, _of_codeword(step, codeword) + _of_context(step, x_hat))
+        x_hat = x_hat + _network(model.form, step, codeword, inside)
+        return x_hat, x_hat
+
+    first = model.codebook[columns[0]]
+    _, rest = jax.lax.scan(body, first, (model.steps, columns[1:]))
+    return jnp.concatenate([first[None], rest])
 
 
 @flax.struct.dataclass
-class _Tables:
-    """What of a step depends on the codeword alone: z after W's part on it [K, E], and z U_1."""
+class _Part:
+    """What a codeword, or a context, adds to z after W, and to z U_1: [..., E] and [..., H]."""
 
     z: jax.Array
     up: jax.Array
 
 
-def _tables(model: Qinco) -> _Tables:
-    def of_step(step: Step) -> _Tables:
-        z = step.codebook if step.proj_in is None else matmul(step.codebook, step.proj_in)
-        z = z + matmul(z, step.concat[: z.shape[-1]]) + step.bias[None]
-        return _Tables(z, matmul(z, step.up[0]))
+def _of_codeword(step: Step, codeword: jax.Array) -> jax.Array:
+    """What a codeword [..., D] adds to z after W, [..., E], the bias included."""
+    z = codeword if step.proj_in is None else matmul(codeword, step.proj_in)
+    return z + matmul(z, step.concat[: z.shape[-1]]) + along_last(step.bias, z)
+
+
+def _of_context(step: Step, x_hat: jax.Array) -> jax.Array:
+    """What a context [..., D] adds to z after W, [..., E]."""
+    return matmul(x_hat, step.concat[-x_hat.shape[-1] :])
+
+
+def _part(step: Step, z: jax.Array) -> _Part:
+    return _Part(z, matmul(z, step.up[0]))
+
+
+def _tables(model: Qinco) -> _Part:
+    """The parts of all codewords of all steps: [M - 1, K, E] and [M - 1, K, H]."""
+
+    def of_step(step: Step) -> _Part:
+        return _part(step, _of_codeword(step, step.codebook))
 
     return jax.vmap(of_step)(model.steps)
 
 
-def _context(step: Step, tables: _Tables, x_hat: jax.Array) -> _Tables:
-    """What of a step depends on the context x_hat [..., D] alone: W's part on it, and that U_1."""
-    z = matmul(x_hat, step.concat[tables.z.shape[-1] :])
-    return _Tables(z, matmul(z, step.up[0]))
+def _network(form: str, step: Step, codeword: jax.Array, inside: _Part) -> jax.Array:
+    """f_m [C, D] for codewords [C, D], from the sum `inside` of their and their contexts' parts.
 
-
-def _network(
-    form: str, step: Step, tables: _Tables, index: jax.Array, context: _Tables
-) -> jax.Array:
-    """f_m for codewords `index` [C] in the contexts of arrays [C, ...]: [C, D].
-
-    W's part on the codeword is read off the tables and its part on x_hat off the context, so that
-    a candidate starts with the second product of the first block.
+    So a candidate starts with the second product of the first block.
     """
-    z = tables.z[index] + context.z
-    z = z + matmul(jax.nn.relu(tables.up[index] + context.up), step.down[0])
+    z = inside.z + matmul(jax.nn.relu(inside.up), step.down[0])
     for up, down in zip(step.up[1:], step.down[1:], strict=True):
         z = z + matmul(jax.nn.relu(matmul(z, up)), down)
     f = z if step.proj_out is None else matmul(z, step.proj_out)
-    return f + step.codebook[index] if form == "qinco2" else f
+    return f + codeword if form == "qinco2" else f
+
+
+def mean_codewords(form: str, step: Step, x_hat: jax.Array) -> jax.Array:
+    """The mean of f(c, x_hat) over contexts [C, D], for each codeword of a step: [K, D]."""
+    codewords = _part(step, _of_codeword(step, step.codebook))
+
+    def add(total: jax.Array, x_hat: jax.Array) -> tuple[jax.Array, None]:
+        context = _part(step, _of_context(step, x_hat[None]))
+        inside = jax.tree.map(jnp.add, codewords, context)
+        return total + _network(form, step, step.codebook, inside), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros_like(step.codebook), x_hat)
+    return total / x_hat.shape[0]
 
 
 def _preselect(
@@ -307,28 +336,29 @@ def _preselect(
 
 
 def _propose(
-    form: str, search: Search, inputs: tuple[Step, _Tables], x: jax.Array, entries: beam.Beam
+    form: str, search: Search, inputs: tuple[Step, _Part], x: jax.Array, entries: beam.Beam
 ) -> Candidates:
     """The codewords that S finds nearest to the residuals (all K without S), by true distance."""
     step, tables = inputs
     residual = x[None] - entries.x_hat
     parent, index = _preselect(step, residual, jnp.isinf(entries.error), search)
-    context = jax.tree.map(lambda of_entry: of_entry[parent], _context(step, tables, entries.x_hat))
-    f = _network(form, step, tables, index, context)
+    context = _part(step, _of_context(step, entries.x_hat))
+    inside = jax.tree.map(lambda table, of_entry: table[index] + of_entry[parent], tables, context)
+    f = _network(form, step, step.codebook[index], inside)
     error = jnp.sum(jnp.square(residual[parent] - f), axis=-1)
     return Candidates(parent, index, error, lambda best: entries.x_hat[parent[best]] + f[best])
 
 
-def _with_tables(model: Qinco) -> tuple[Qinco, _Tables]:
+def _with_tables(model: Qinco) -> tuple[Qinco, _Part]:
     return model, _tables(model)
 
 
-def _encode_rows(prepared: tuple[Qinco, _Tables], rows: jax.Array, search: Search) -> jax.Array:
+def _encode_rows(prepared: tuple[Qinco, _Part], rows: jax.Array, search: Search) -> jax.Array:
     found = beams(prepared, rows, search)
     return found.codes[:, 0].astype(code_dtype(prepared[0].codebook.shape[0]))
 
 
-def beams(prepared: tuple[Qinco, _Tables], rows: jax.Array, search: Search) -> beam.Beam:
+def beams(prepared: tuple[Qinco, _Part], rows: jax.Array, search: Search) -> beam.Beam:
     """The whole final beam of each row [N, D]: arrays [N, B, ...]."""
     model, tables = prepared
     one = functools.partial(
@@ -341,25 +371,19 @@ def beams(prepared: tuple[Qinco, _Tables], rows: jax.Array, search: Search) -> b
     return jax.vmap(one)(normalise(rows, model.mean, model.scale))
 
 
-def _decode_rows(prepared: tuple[Qinco, _Tables], codes: jax.Array) -> jax.Array:
+def _decode_rows(prepared: tuple[Qinco, _Part], codes: jax.Array) -> jax.Array:
     model, tables = prepared
-    return denormalise(_reconstructions(model, tables, codes)[-1], model.mean, model.scale)
-
-
-def _reconstructions(model: Qinco, tables: _Tables, codes: jax.Array) -> jax.Array:
     columns = codes.astype(jnp.int32).T
 
-    def body(
-        x_hat: jax.Array, inputs: tuple[Step, _Tables, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
+    def body(x_hat: jax.Array, inputs: tuple[Step, _Part, jax.Array]) -> tuple[jax.Array, None]:
         step, tables, index = inputs
-        context = _context(step, tables, x_hat)
-        x_hat = x_hat + _network(model.form, step, tables, index, context)
-        return x_hat, x_hat
+        context = _part(step, _of_context(step, x_hat))
+        inside = jax.tree.map(lambda table, part: table[index] + part, tables, context)
+        return x_hat + _network(model.form, step, step.codebook[index], inside), None
 
     first = model.codebook[columns[0]]
-    _, rest = jax.lax.scan(body, first, (model.steps, tables, columns[1:]))
-    return jnp.concatenate([first[None], rest])
+    x_hat, _ = jax.lax.scan(body, first, (model.steps, tables, columns[1:]))
+    return denormalise(x_hat, model.mean, model.scale)
 
 
 def _search(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -45,6 +45,7 @@ class Recipe:
       patience: epochs, for "plateau".
       train_candidates: A while training; `None` means the model's.
       train_beam: B while training; `None` means the model's.
+      train_joint: joint pre-selection while training or not; `None` means the model's.
       compute_dtype: "float32" or "bfloat16", of the network's products; the rest is float32.
       num_val: rows held back for validation, at most a tenth of all.
     """
@@ -62,6 +63,7 @@ class Recipe:
     patience: int = 10
     train_candidates: int | None = None
     train_beam: int | None = None
+    train_joint: bool | None = None
     compute_dtype: str = "float32"
     num_val: int = 10_000
 
@@ -86,11 +88,24 @@ class Recipe:
             fits = isinstance(value, kind) and not isinstance(value, bool)
             if not fits or (value is not None and not low <= value <= high):
                 raise InputError(f"the recipe's {name} must be {low} to {high}, got {value!r}")
+        if self.train_joint not in (None, False, True):
+            raise InputError(
+                f"the recipe's train_joint must be true, false or None, got {self.train_joint!r}"
+            )
         for name, known in (("schedule", SCHEDULES), ("compute_dtype", COMPUTE_DTYPES)):
             if getattr(self, name) not in known:
                 raise InputError(
                     f"the recipe's {name} must be {' or '.join(known)}, got {getattr(self, name)!r}"
                 )
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """What `qinco.encode` is called with while training."""
+        return {
+            "num_candidates": self.train_candidates,
+            "beam_size": self.train_beam,
+            "joint": self.train_joint,
+        }
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -114,6 +129,9 @@ RECIPES: Mapping[str, Recipe] = {
             num_updates=1,
             learning_rate=8e-4,
             warmup=3 / 63,
+            train_candidates=16,
+            train_beam=32,
+            train_joint=False,
         )
         for name in ("qinco2-S", "qinco2-M", "qinco2-L")
     },
@@ -228,9 +246,7 @@ def train_step(
     """
     cast = functools.partial(qinco.network_dtype, dtype=jnp.dtype(recipe.compute_dtype))
     model = state.model
-    encode = functools.partial(
-        qinco.encode, num_candidates=recipe.train_candidates, beam_size=recipe.train_beam
-    )
+    encode: Callable[..., Any] = functools.partial(qinco.encode, **recipe.search)
     if mesh is not None:  # left to itself, the compiler gathers the batch for every top-k
         rows = PartitionSpec(mesh.axis_names[0])
         encode = jax.shard_map(

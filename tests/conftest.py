@@ -1,7 +1,14 @@
 """Settings of all tests: JAX promotes nothing silently; setup.cfg makes warnings errors."""
 
+import os
+import tempfile
+
 import hypothesis
-import jax
+
+COMPILED = tempfile.TemporaryDirectory()  # the command line keeps what it compiles; not at home
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)
+
+import jax  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,6 +1,7 @@
 """Encoding and decoding straight from the equations: one vector, Python loops, float64."""
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,8 @@ import qinco_jax as qj
 Entry = tuple[tuple[int, ...], np.ndarray]
 """A partial code and its reconstruction [D] in the normalised space."""
 
-Propose = Callable[[np.ndarray], Iterable[tuple[int, np.ndarray]]]
-"""A step: the reconstruction so far -> codewords that may be taken, each with what it adds."""
+Propose = Callable[[list[Entry]], Iterable[Entry]]
+"""A step: the beam so far -> the extensions of its entries that are candidates."""
 
 
 def search(x: np.ndarray, codebook: np.ndarray, steps: list[Propose], beam_size: int) -> Entry:
@@ -23,22 +24,30 @@ def search(x: np.ndarray, codebook: np.ndarray, steps: list[Propose], beam_size:
 
     beam = best(((i,), codeword) for i, codeword in enumerate(codebook))
     for propose in steps:
-        beam = best(((*codes, i), x_hat + f) for codes, x_hat in beam for i, f in propose(x_hat))
+        beam = best(propose(beam))
     return beam[0]
 
 
-def encode(model: qj.Qinco, x: np.ndarray, num_candidates: int, beam_size: int) -> Entry:
+def encode(
+    model: qj.Qinco, x: np.ndarray, num_candidates: int, beam_size: int, joint: bool = False
+) -> Entry:
     """Codes of one vector x [D] and their reconstruction in the normalised space."""
     model = in_float64(model)
     x = (x - model.mean) / model.scale
 
     def of_step(m: int) -> Propose:
-        def propose(x_hat: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
-            chosen = range(len(model.codebook))
+        def score(x_hat: np.ndarray, i: int) -> float:
+            return np.sum((x - x_hat - model.steps.preselect[m, i]) ** 2)
+
+        def propose(beam: list[Entry]) -> Iterable[Entry]:
+            groups = [[(*entry, i) for i in range(len(model.codebook))] for entry in beam]
+            count = num_candidates
+            if joint:
+                groups, count = [list(chain(*groups))], num_candidates * beam_size
             if num_candidates < len(model.codebook):
-                distances = np.sum((x - x_hat - model.steps.preselect[m]) ** 2, axis=1)
-                chosen = np.argsort(distances, kind="stable")[:num_candidates]
-            return [(int(i), network(model, m, i, x_hat)) for i in chosen]
+                groups = [sorted(group, key=lambda c: score(*c[1:]))[:count] for group in groups]
+            for codes, x_hat, i in chain(*groups):
+                yield (*codes, i), x_hat + network(model, m, i, x_hat)
 
         return propose
 

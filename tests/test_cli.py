@@ -252,3 +252,23 @@ def test_a_disk_that_fills_up_while_training_is_one_sentence(folder: Path, tmp_p
     assert last.startswith(f"qinco: cannot write to {out}/checkpoints")
     again = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
+
+
+def test_a_second_process_compiles_nothing(folder: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "cache" / "qinco_jax"
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    del env["JAX_COMPILATION_CACHE_DIR"]
+
+    def encode() -> tuple[set[str], bytes]:
+        codes = tmp_path / "codes.npy"
+        codes.unlink(missing_ok=True)
+        arguments = "encode", folder / "run" / "model", folder / "database.npy", codes
+        subprocess.run([sys.executable, "-m", "qinco_jax", *arguments], env=env, check=True)
+        return {path.name for path in kept.glob("*-cache")}, codes.read_bytes()
+
+    first, codes = encode()
+    assert any("chunk" in name for name in first)
+    assert encode() == (first, codes)
+    for entry in kept.glob("*-cache"):
+        entry.write_bytes(entry.read_bytes()[:100])
+    assert encode()[1] == codes  # damage costs a compilation, no more

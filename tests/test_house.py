@@ -23,7 +23,7 @@ LAYERS = [
     {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog"},
     {"rq"},
     {"qinco"},
-    {"training", "models"},
+    {"training", "models", "preselector"},
     {"fit"},
     {"evaluate.metrics"},
     {"evaluate.report", "codecs", "logs"},

@@ -1,6 +1,7 @@
 """Encode and decode: against the equations, and by identities that hold for every model."""
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,6 +69,7 @@ def random_models(draw: st.DrawFn) -> qj.Qinco:
         num_blocks=draw(st.integers(1, 3)),
         num_candidates=draw(st.none() | st.integers(1, size)),
         beam_size=draw(st.sampled_from([1, 2, 5, 20])),  # 20 exceeds every K
+        joint=draw(st.booleans()),
         form=form,
         projections=projections or form == "qinco",
     )
@@ -77,7 +79,7 @@ def random_models(draw: st.DrawFn) -> qj.Qinco:
 @hypothesis.given(random_models())
 def test_codes_are_the_oracles(model: qj.Qinco) -> None:
     x = oracle.random_vectors(4, len(model.mean))
-    search = model.num_candidates or len(model.codebook), model.beam_size
+    search = model.num_candidates or len(model.codebook), model.beam_size, model.joint
     expected = np.array([oracle.encode(model, row, *search)[0] for row in x])
     assert_as_good(model, x, qj.encode(model, x), expected)
 
@@ -151,6 +153,52 @@ def test_prefix_model_with_a_beam_is_better_at_its_rate() -> None:
     shorter = qj.prefix(MODEL, 2)
     own, cut = errors(shorter, X, qj.encode(shorter, X)), errors(MODEL, X, CODES[:, :2])
     assert own.mean() < cut.mean()
+
+
+def test_joint_candidates_are_not_worse_on_average() -> None:
+    mean = [errors(MODEL, X, qj.encode(MODEL, X, num_candidates=2, joint=j)).mean() for j in (0, 1)]
+    assert mean[1] < mean[0]
+
+
+@both_forms
+def test_fitted_preselector_proposes_the_models_own_codes(model: qj.Qinco) -> None:
+    bare = model.replace(steps=model.steps.replace(preselect=None), num_candidates=None)
+    x = oracle.random_vectors(2000, 6, seed=1)
+    fitted = qj.fit_preselector(bare, x, num_candidates=4)
+    assert fitted.num_candidates == 4
+    best = errors(model, X, qj.encode(bare, X, beam_size=1)).mean()
+    found = errors(model, X, qj.encode(fitted, X, beam_size=1)).mean()
+    unfit = errors(model, X, qj.encode(model, X, num_candidates=4, beam_size=1)).mean()
+    assert found < min(unfit, 1.1 * best)
+
+
+def test_fitted_preselector_is_the_mean_of_what_is_coded() -> None:
+    """Recomputed for the codewords that are used often, where the prior counts little."""
+    x = oracle.random_vectors(4000, 6, seed=1)
+    fitted = qj.fit_preselector(MODEL, x, num_candidates=4)
+    codes = np.asarray(qj.encode(MODEL, x, num_candidates=16, beam_size=1))
+    for m in range(1, MODEL.num_steps):
+        x_hat = np.asarray(qj.decode(MODEL, codes[:, :m]))
+        residual = (x - x_hat) / np.asarray(MODEL.scale)
+        for i in range(16):
+            taken = residual[codes[:, m] == i]
+            if len(taken) >= 100:
+                expected = taken.mean(axis=0)
+                np.testing.assert_allclose(fitted.steps.preselect[m - 1, i], expected, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("x", "num_candidates", "message"),
+    [
+        (X[0], 4, "expected [N, D]"),
+        (X[:0], 4, "at least one vector"),
+        (X, 16, "num_candidates must be 1 to 15"),
+        (X[:, :5], 4, "5 dimensions"),
+    ],
+)
+def test_preselector_refuses(x: np.ndarray, num_candidates: int, message: str) -> None:
+    with pytest.raises(qj.InputError, match=re.escape(message)):
+        qj.fit_preselector(MODEL, x, num_candidates=num_candidates)
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 7, 8191, 8192, 8193])

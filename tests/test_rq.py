@@ -1,5 +1,6 @@
 """k-means and residual quantization."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,11 @@ def test_training_survives_fewer_distinct_rows_than_codewords() -> None:
 @pytest.mark.parametrize("beam_size", [1, 5, 20])  # 20 exceeds K
 def test_codes_are_the_oracles(beam_size: int) -> None:
     books = np.asarray(TRAINED.codebooks, np.float64)
-    steps = [lambda _, book=book: enumerate(book) for book in books[1:]]
+
+    def extend(beam: list[oracle.Entry], book: np.ndarray) -> list[oracle.Entry]:
+        return [((*codes, i), x_hat + c) for codes, x_hat in beam for i, c in enumerate(book)]
+
+    steps = [functools.partial(extend, book=book) for book in books[1:]]
     x = (X[:50] - np.float64(TRAINED.mean)) / np.float64(TRAINED.scale)
     expected = [oracle.search(row, books[0], steps, beam_size)[0] for row in x]
     np.testing.assert_array_equal(rq.encode(TRAINED, X[:50], beam_size=beam_size), expected)

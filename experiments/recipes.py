@@ -1,0 +1,126 @@
+"""What a recipe reaches in a given time: the published recipe beside ours, through the same code.
+
+    python experiments/recipes.py --recipe published --minutes 3 --seed 0 --out FILE.jsonl
+    python experiments/recipes.py --recipe ours --minutes 3 --seed 0 --out FILE.jsonl
+
+Appends a line to FILE and prints the table of all its lines. The time is that of the training
+loop with its validations, without the compilation and the k-means before it; the schedule's length
+is set from the speed of a few steps so that training takes about that long. Each model is measured
+on the held-back rows with the same wide search. `taskset -c 0` gives a run one core, so that two
+can go side by side.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import click
+import jax
+import numpy as np
+
+import qinco_jax as qj
+from qinco_jax import fit, qinco, training
+from qinco_jax.evaluate import report
+
+CHOICES = {
+    "published": ("qinco2-S", qj.RECIPES["qinco2-S"]),  # AdamW 8e-4, A = 16 and B = 32 throughout
+    "ours": ("qinco2-S", qj.RECIPES["small"]),
+    "ours, small": ("small", qj.RECIPES["small"]),  # what `make train` does
+}
+SEARCH = {"num_candidates": 2, "beam_size": 64, "joint": True}
+MAX_EPOCH_ROWS = 90_000
+MIN_EPOCHS = 5
+
+
+def seconds_per_batch(config, recipe, x):
+    """Of a batch, once compiled."""
+    batch = np.asarray(x[: recipe.batch_size])
+    state = training.start(qj.train(x[:20_000], config, num_epochs=0), recipe)
+    taken = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        state, loss = training.train_step(state, batch, recipe, 1000)
+        loss.block_until_ready()
+        taken.append(time.perf_counter() - begin)
+    return float(np.median(taken[1:]))
+
+
+def lasting(recipe, seconds, per_batch):
+    """The recipe with as many epochs as take so long, of at most the rows that there are."""
+    rows = int(seconds / per_batch) * recipe.batch_size
+    num_epochs = max(MIN_EPOCHS, -(-rows // MAX_EPOCH_ROWS))
+    return dataclasses.replace(recipe, num_epochs=num_epochs, epoch_rows=rows // num_epochs)
+
+
+def run(name, minutes, seed, x):
+    preset, recipe = CHOICES[name]
+    config = qj.PRESETS[preset]
+    kept, held_back = fit.split(x, None, recipe)
+    recipe = lasting(recipe, 60 * minutes, seconds_per_batch(config, recipe, kept))
+    records = []
+    model = qj.train(
+        kept, config, recipe, seed=seed, x_val=held_back[:2000],
+        log=lambda record: records.append({**record, "at": time.perf_counter()}),
+    )  # fmt: skip
+    x_hat = np.asarray(qj.decode(model, qj.encode(model, held_back, **SEARCH)))
+    curve = [
+        (round(record["at"] - records[0]["at"], 1), record["val_mse"])
+        for record in records
+        if "val_mse" in record
+    ]
+    return {
+        "recipe": name,
+        "preset": preset,
+        "seed": seed,
+        "asked": minutes,
+        "minutes": round((records[-1]["at"] - records[0]["at"]) / 60, 2),
+        "vectors": records[-1]["vectors"],
+        "train_loss": float(np.mean([r["loss"] for r in records if "loss" in r][-10:])),
+        "val_mse": float(np.square(held_back - x_hat, dtype=np.float64).sum(1).mean()),
+        "curve": curve,
+        "settings": dataclasses.asdict(recipe),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(qinco.parameters(model))),
+        "device": jax.devices()[0].device_kind,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "jax": jax.__version__,
+        "machine": platform.processor() or platform.machine(),
+    }
+
+
+@click.command(help=__doc__.split("\n\n")[0])
+@click.option("--recipe", "name", type=click.Choice(list(CHOICES)), required=True)
+@click.option("--minutes", default=3.0, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--dataset", default="sift-photos", show_default=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path))
+def main(name, minutes, seed, dataset, out):
+    row = {**run(name, minutes, seed, qj.datasets.load(dataset).train), "dataset": dataset}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a") as file:  # appended, because two runs may go side by side
+        file.write(json.dumps(row) + "\n")
+    click.echo(table(report.read(out)))
+
+
+def table(rows):
+    """One line for each recipe and time."""
+    lines = ["| recipe | minutes | vectors seen | validation MSE of each seed | mean |"]
+    lines.append("|---|--:|--:|---|--:|")
+    kinds = sorted({(row["recipe"], row["asked"]) for row in rows}, key=lambda kind: kind[::-1])
+    for recipe, asked in kinds:
+        same = [row for row in rows if (row["recipe"], row["asked"]) == (recipe, asked)]
+        same.sort(key=lambda row: row["seed"])
+        minutes, seen, mse = (
+            np.array([row[key] for row in same]) for key in ("minutes", "vectors", "val_mse")
+        )
+        lines.append(
+            f"| {recipe} | {minutes.mean():.2f} | {seen.mean():,.0f} | "
+            f"{', '.join(f'{value:.0f}' for value in mse)} | {mse.mean():.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
