@@ -5,7 +5,7 @@ BYTES ?= 8
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help train test lint clean
+.PHONY: help train test bench lint clean
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
 
@@ -14,6 +14,9 @@ train: .venv/run  ## train and measure: DATASET=name|path PRESET=small BYTES=8 A
 
 test: .venv/dev  ## run the tests
 	.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+bench: .venv/dev  ## measure speed: ARGS="--grid full --seconds 20"; see experiments/README.md
+	.venv/bin/python experiments/speed.py --out runs/speed.jsonl $(ARGS)
 
 lint: .venv/dev  ## ruff and mypy
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

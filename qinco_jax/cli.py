@@ -70,6 +70,11 @@ def _keep_compilations() -> None:
 
 def _search_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
+        click.option(
+            "--joint/--each",
+            default=None,
+            help="candidates: the best of all partial codes', or of each [default: the model's]",
+        ),
         click.option("--beam-size", type=int, help="B, partial codes kept [default: the model's]"),
         click.option(
             "--num-candidates",
@@ -156,9 +161,7 @@ def train(
 @click.argument("vectors")
 @click.argument("codes")
 @_search_options
-def encode(
-    model: str, vectors: str, codes: str, num_candidates: int | None, beam_size: int | None
-) -> None:
+def encode(model: str, vectors: str, codes: str, **search: Any) -> None:
     """Encodes the file VECTORS with MODEL into the new file CODES (.npy, packed bytes)."""
     codec = models.load(model)
     x = formats.read(vectors)
@@ -170,7 +173,7 @@ def encode(
     with formats.create(codes, (len(x), width), dtype) as out:
         for span in _spans(len(x), "encoding"):
             rows = checks.finite(x[span], span.start, vectors)
-            found = qinco.encode(codec, rows, num_candidates=num_candidates, beam_size=beam_size)
+            found = qinco.encode(codec, rows, **search)
             out[span] = code_files.to_rows(np.asarray(found), size)
 
 
@@ -200,6 +203,7 @@ def evaluate(
     model: str,
     num_candidates: int | None,
     beam_size: int | None,
+    joint: bool | None,
     eval_rows: int,
     out: str | None,
     **files: str | None,
@@ -213,7 +217,7 @@ def evaluate(
     if out is not None and (Path(out).exists() or not Path(out).parent.is_dir()):
         raise InputError(f"{out} exists or has no folder to lie in; choose another name")
     steps = codecs.rates(codec.num_steps)
-    every = [codecs.of_qinco(codec, m, num_candidates, beam_size) for m in steps]
+    every = [codecs.of_qinco(codec, m, num_candidates, beam_size, joint) for m in steps]
     rows = _measure(every, data, eval_rows)
     if out is not None:
         report.write(rows, out)

@@ -1,5 +1,6 @@
 """Models as codecs, at full rate and at the rates of their prefixes."""
 
+import dataclasses
 import functools
 
 from qinco_jax import qinco, rq
@@ -14,17 +15,21 @@ def rates(num_steps: int) -> list[int]:
 
 
 def of_qinco(
-    model: Qinco, num_steps: int, num_candidates: int | None = None, beam_size: int | None = None
+    model: Qinco,
+    num_steps: int,
+    num_candidates: int | None = None,
+    beam_size: int | None = None,
+    joint: bool | None = None,
 ) -> Codec:
-    """The codec of a model's first `num_steps` steps, searched with A and B (`None`: its own)."""
+    """The codec of a model's first `num_steps` steps, searched as said (`None`: as it is wont)."""
     model = qinco.prefix(model, num_steps)
     config = model.config
+    search = qinco.search_of(model, num_candidates, beam_size, joint)
     name = "QINCo2" if config.form == "qinco2" else "QINCo"
-    candidates = num_candidates or config.num_candidates or config.codebook_size
     return Codec(
-        f"{name} A={candidates} B={beam_size or config.beam_size}",
+        f"{name} A={search.num_candidates} B={search.beam_size}{' joint' * search.joint}",
         config.bits,
-        functools.partial(qinco.encode, model, num_candidates=num_candidates, beam_size=beam_size),
+        functools.partial(qinco.encode, model, **dataclasses.asdict(search)),
         functools.partial(qinco.decode, model),
     )
 

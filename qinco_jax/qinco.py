@@ -189,7 +189,7 @@ def encode(
       InputError: wrong shape, dtype, A or B; NaN or Inf (outside `jit`).
     """
     x = checks.vectors(x, model.mean.shape[-1])
-    search = _search(model, num_candidates, beam_size, joint)
+    search = search_of(model, num_candidates, beam_size, joint)
     if x.ndim == 1:
         return encode(model, x[None], **dataclasses.asdict(search))[0]
     candidates = search.num_candidates * search.beam_size
@@ -218,7 +218,7 @@ def decode(model: Qinco, codes: Array) -> jax.Array:
         return decode(model, codes[None])[0]
     check = functools.partial(checks.codes_below, model.codebook.shape[0])
     model = prefix(model, codes.shape[1])
-    return map_rows(_with_tables, _decode_rows, model, codes, rows=block_rows(4), check=check)
+    return map_rows(_with_tables, _decode_rows, model, codes, rows=block_rows(2), check=check)
 
 
 def prefix(model: Qinco, num_steps: int) -> Qinco:
@@ -386,10 +386,14 @@ def _decode_rows(prepared: tuple[Qinco, _Part], codes: jax.Array) -> jax.Array:
     return denormalise(x_hat, model.mean, model.scale)
 
 
-def _search(
+def search_of(
     model: Qinco, num_candidates: int | None, beam_size: int | None, joint: bool | None
 ) -> Search:
-    """The search to encode with, checked against the model."""
+    """The search to encode with, where `None` means the model's own.
+
+    Raises:
+      InputError: A or B out of range, or pre-selection with a model that has none.
+    """
     codebook_size = model.codebook.shape[0]
     if num_candidates is None:
         num_candidates = model.num_candidates or codebook_size

@@ -35,7 +35,7 @@ def block_rows(work_per_row: int) -> int:
 
     A block's activations should stay in a CPU's cache, and be many enough to fill an accelerator.
     """
-    budget = 2**13 if jax.default_backend() == "cpu" else 2**18
+    budget = 2**11 if jax.default_backend() == "cpu" else 2**18
     rows = max(1, budget // work_per_row)
     return min(CHUNK_ROWS, 2 ** (rows.bit_length() - 1))
 

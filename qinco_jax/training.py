@@ -20,7 +20,7 @@ from qinco_jax.rq import normalise
 
 SCHEDULES = ("cosine", "plateau")
 COMPUTE_DTYPES = ("float32", "bfloat16")
-DEFAULT_ROWS = 1_600_000
+DEFAULT_ROWS = 1_200_000
 
 
 @refuses_unknown
@@ -29,7 +29,7 @@ class Recipe:
     """How a model is trained.
 
     Attributes:
-      num_epochs: 0 gives the initial model; `None` takes as many as see 1.6 million rows (at most
+      num_epochs: 0 gives the initial model; `None` takes as many as see 1.2 million rows (at most
         100), which is minutes on two cores.
       epoch_rows: an epoch is a pass over the training rows, or over this many where there are more;
         each ends with a validation.
@@ -54,7 +54,7 @@ class Recipe:
     epoch_rows: int = 500_000
     batch_size: int = 1024
     num_updates: int = 8
-    learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
     schedule: str = "cosine"
     warmup: float = 0.05
     final_rate: float = 1e-3
@@ -109,7 +109,7 @@ class Recipe:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "small": Recipe(train_candidates=4, train_beam=2),
+    "small": Recipe(train_candidates=4, train_beam=2, train_joint=False),
     "qinco1": Recipe(
         num_epochs=1000,
         epoch_rows=10_000_000,

@@ -48,7 +48,7 @@ def test_train_leaves_a_model_a_table_and_a_plot(folder: Path) -> None:
     run = folder / "run"
     rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     assert [row["bytes"] for row in rows] == [0.5, 1, 1.5, 2] * 2
-    assert {row["codec"] for row in rows} == {"RQ B=32", "QINCo A=8 B=16"}
+    assert {row["codec"] for row in rows} == {"RQ B=32", "QINCo2 A=2 B=32 joint"}
     for row in rows:
         assert 0 <= row["recall@1"] <= row["recall@10"] <= row["recall@100"] <= 1
     assert (run / "results.png").read_bytes().startswith(b"\x89PNG")
