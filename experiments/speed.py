@@ -34,12 +34,12 @@ def encode_points(grid):
     base = {"name": "qinco2-S", "dim": 128, "num_steps": 8, "dtype": "float32"}
     base |= workload.search(16, 32)
     searches = [base | workload.search(*sizes) for sizes in SEARCHES]
-    joint = [base | workload.search(*sizes, joint=True) for sizes in SEARCHES[1:]]
+    joint = [base | workload.search(*sizes, joint=True) for sizes in (*SEARCHES[1:], (2, 64))]
     first = [base | workload.search(4, 8) | {"name": f"qinco L={depth}"} for depth in (2, 16)]
     if grid == "small":
         return [*searches[:2], joint[0], first[0], base]
     exhaustive = base | workload.search(256, 1) | {"name": "qinco L=2"}
-    small = base | workload.search(8, 16) | {"name": "small"}
+    small = base | workload.search(2, 32, joint=True) | {"name": "small"}
     sizes = [base | {"dim": dim} for dim in (96, 256, 768)] + [base | {"num_steps": 16}]
     larger = [base | {"name": name} for name in ("qinco2-M", "qinco2-L")]
     half = base | {"dtype": "bfloat16"}
