@@ -178,9 +178,9 @@ def encode(
       num_candidates: A, 1 to K; K sends all codewords through the network. `None` means the
         model's own.
       beam_size: B, at least 1; 1 is greedy. `None` means the model's own.
-      joint: whether a step's A B candidates are the best of all B K, which needs a fourth of the
-        A for the same error, instead of the paper's best A of each partial code. `None` means the
-        model's own.
+      joint: whether a step's A B candidates are the best of all B K, instead of the paper's best A
+        of each partial code; the error is smaller at the same A and B. `None` means the model's
+        own.
 
     Returns:
       [N, M] or [M], uint8 for K <= 256, else uint16.

@@ -10,6 +10,7 @@ scanned in one call and each device keeps its own rows.
 """
 
 import functools
+import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 CHUNK_ROWS = 8192  # at most
 CHUNK_BLOCKS = 16
-THREADS = 2
+THREADS = max(2, min(16, os.cpu_count() or 2))
 
 Prepare = Callable[[Any], Any]
 Apply = Callable[..., jax.Array]
@@ -133,7 +134,7 @@ def _over_chunks(
     options: tuple[Any, ...],
     check: Check | None,
 ) -> jax.Array:
-    """Two threads feed the device, so that a CPU's cores do not wait for what runs on one of them.
+    """Threads feed the device, so that a CPU's cores do not wait for what runs on one of them.
 
     Everything is compiled in the caller's thread, where the caller's settings of JAX hold.
     """
