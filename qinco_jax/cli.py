@@ -62,8 +62,8 @@ def main() -> None:
 
 def _keep_compilations() -> None:
     """A second process finds what the first compiled (JAX's persistent compilation cache)."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not home.startswith("~"):
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "qinco_jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 import qinco_jax as qj
 from qinco_jax import cli
-from qinco_jax.codes import unpack
+from qinco_jax.codes import from_rows, unpack
 from qinco_jax.data import formats
 
 SMALL = [
@@ -252,6 +252,19 @@ def test_a_disk_that_fills_up_while_training_is_one_sentence(folder: Path, tmp_p
     assert last.startswith(f"qinco: cannot write to {out}/checkpoints")
     again = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_encode_searches_as_asked(folder: Path, tmp_path: Path, joint: bool) -> None:
+    model, x = qj.load(folder / "run" / "model"), np.load(folder / "database.npy")
+    codes = tmp_path / "codes.npy"
+    ran = qinco(
+        "encode", folder / "run" / "model", folder / "database.npy", codes,
+        "--num-candidates", 3, "--beam-size", 4, "--joint" if joint else "--each",
+    )  # fmt: skip
+    assert ran.exit_code == 0, ran.output
+    expected = qj.encode(model, x, num_candidates=3, beam_size=4, joint=joint)
+    np.testing.assert_array_equal(from_rows(np.load(codes), 4, 16), expected)
 
 
 def test_a_second_process_compiles_nothing(folder: Path, tmp_path: Path) -> None:
