@@ -31,7 +31,7 @@ def search(num_candidates, beam_size, joint=False):
 def row_counts(work_per_row):
     """A block of `qinco_jax.rows`, and the rows that give each of its threads a whole chunk."""
     start = block_rows(work_per_row)
-    return {"start": start, "enough": THREADS * min(CHUNK_BLOCKS * start, CHUNK_ROWS)}
+    return {"start": start, "enough": THREADS * max(start, min(CHUNK_BLOCKS * start, CHUNK_ROWS))}
 
 
 def search_counts(search):

@@ -408,7 +408,8 @@ def search_of(
         )
     if beam_size < 1:
         raise InputError(f"beam_size must be at least 1, got {beam_size}")
-    return Search(num_candidates, beam_size, model.joint if joint is None else joint)
+    joint = model.joint if joint is None else joint
+    return Search(num_candidates, beam_size, joint and num_candidates < codebook_size)
 
 
 def parameters(model: Qinco) -> tuple[jax.Array, Step]:

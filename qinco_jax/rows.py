@@ -22,8 +22,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-CHUNK_ROWS = 8192  # at most
-CHUNK_BLOCKS = 16
+BLOCK_ROWS = 8192  # at most
+CHUNK_BLOCKS, CHUNK_ROWS = 16, 4096  # at most, but for a larger block
 THREADS = max(2, min(16, os.cpu_count() or 2))
 
 Prepare = Callable[[Any], Any]
@@ -38,7 +38,7 @@ def block_rows(work_per_row: int) -> int:
     """
     budget = 2**11 if jax.default_backend() == "cpu" else 2**18
     rows = max(1, budget // work_per_row)
-    return min(CHUNK_ROWS, 2 ** (rows.bit_length() - 1))
+    return min(BLOCK_ROWS, 2 ** (rows.bit_length() - 1))
 
 
 def map_rows(
@@ -138,7 +138,7 @@ def _over_chunks(
 
     Everything is compiled in the caller's thread, where the caller's settings of JAX hold.
     """
-    x, chunk_rows = np.asarray(x), min(CHUNK_BLOCKS * rows, CHUNK_ROWS)
+    x, chunk_rows = np.asarray(x), max(rows, min(CHUNK_BLOCKS * rows, CHUNK_ROWS))
     prepared = _prepared(prepare, model)
 
     def read(begin: int) -> np.ndarray:

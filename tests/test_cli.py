@@ -112,7 +112,7 @@ def test_evaluate_prints_and_writes_the_table(folder: Path) -> None:
         "--num-candidates", 16, "--eval-rows", 200, "--out", out,
     )  # fmt: skip
     assert ran.exit_code == 0, ran.output
-    assert "first 200 of 300" in ran.output and "| QINCo A=16 B=4" in ran.output
+    assert "first 200 of 300" in ran.output and "| QINCo2 A=16 B=4 |" in ran.output
     assert len(out.read_text().splitlines()) == 4
 
 

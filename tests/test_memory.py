@@ -72,7 +72,8 @@ TRAINING = textwrap.dedent(
     config = qj.QincoConfig(
         num_steps=2, codebook_size=16, hidden_dim=8, num_candidates=2, beam_size=2
     )
-    qj.train(np.zeros((1000, 128), np.float16), config, num_epochs=1)  # compiles
+    few = np.zeros((25_000, 128), np.float16)
+    qj.train(few, config, num_epochs=1, epoch_rows=20_000)  # compiles all there is to compile
     before, seen = anonymous(), []
     x = np.load(sys.argv[1], mmap_mode="r")
     qj.train(x, config, num_epochs=1, epoch_rows=20_000, log=lambda _: seen.append(anonymous()))
