@@ -16,7 +16,7 @@ test: .venv/dev  ## run the tests
 	.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
 bench: .venv/dev  ## measure speed: ARGS="--grid full --seconds 20"; see experiments/README.md
-	.venv/bin/python experiments/speed.py --out runs/speed.jsonl $(ARGS)
+	mkdir -p runs && .venv/bin/python experiments/speed.py --out runs/speed.jsonl $(ARGS)
 
 lint: .venv/dev  ## ruff and mypy
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
