@@ -16,9 +16,10 @@ import faiss
 import numpy as np
 
 from qinco_jax import fit
+from qinco_jax.codec import Codec
 from qinco_jax.data import catalog
 from qinco_jax.evaluate import report
-from qinco_jax.evaluate.metrics import Codec, nearest_neighbours
+from qinco_jax.evaluate.metrics import nearest_neighbours
 from qinco_jax.training import RECIPES
 
 

@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from qinco_jax import checks, codecs, fit, models, qinco, rq
 from qinco_jax import codes as code_files
+from qinco_jax.codec import Codec
 from qinco_jax.config import PRESETS, QincoConfig, named
 from qinco_jax.data import catalog, formats
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import plots, report
-from qinco_jax.evaluate.metrics import Codec, nearest_neighbours
+from qinco_jax.evaluate.metrics import nearest_neighbours
 from qinco_jax.logs import run_log
 from qinco_jax.training import RECIPES, Recipe
 from qinco_jax.version import __version__

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from qinco_jax import qinco, rq
-from qinco_jax.evaluate.metrics import Codec
+from qinco_jax.codec import Codec
 from qinco_jax.qinco import Qinco
 from qinco_jax.rq import RQ
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qinco_jax"
 
 LAYERS = [
-    {"errors", "version", "files"},
+    {"errors", "version", "files", "codec"},
     {"config", "distances", "checks", "data.formats", "data.batches"},
     {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog"},
     {"rq"},

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from qinco_jax.codec import Codec
 from qinco_jax.evaluate import metrics, report
-from qinco_jax.evaluate.metrics import Codec, measure, nearest_neighbours
+from qinco_jax.evaluate.metrics import measure, nearest_neighbours
 
 RNG = np.random.default_rng(0)
 DATABASE = np.float32(RNG.normal(size=(9000, 16)))  # more than a block

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax import checks
+from qinco_jax.codec import Codec
 from qinco_jax.distances import squared_distances
 
 Array = jax.Array | np.ndarray
@@ -17,22 +18,6 @@ BLOCK_ROWS = 8192
 QUERY_BLOCK = 1024
 RANKS = (1, 10, 100)
 FAR = 1e17  # a coordinate that nothing is near to, whose square float32 still holds
-
-
-class Codec(NamedTuple):
-    """A pair of functions that compresses vectors, and what it costs.
-
-    Attributes:
-      name: for people.
-      bits: of a code.
-      encode: vectors [N, D] -> codes [N, ...].
-      decode: codes [N, ...] -> reconstructions [N, D] float32.
-    """
-
-    name: str
-    bits: float
-    encode: Callable[[Array], Array]
-    decode: Callable[[Array], Array]
 
 
 class Score(NamedTuple):

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from qinco_jax.evaluate.metrics import RANKS, Array, Codec, Progress, measure
+from qinco_jax.codec import Array, Codec
+from qinco_jax.evaluate.metrics import RANKS, Progress, measure
 from qinco_jax.files import replacing
 
 Row = Mapping[str, Any]
