@@ -5,9 +5,9 @@ import importlib
 
 import click
 import jax
-import machine
 import numpy as np
 import peers
+import timing
 import workload
 
 from qinco_jax import kmeans, qinco, rq
@@ -40,7 +40,7 @@ def faiss_encode(seconds, name="qinco L=2"):
     search = workload.search(config.codebook_size, 1)
     ours = functools.partial(qinco.encode, model, **search)
     theirs, _ = peers.faiss_qinco(model)
-    found = machine.side_by_side(ours, theirs, x, seconds, **workload.search_counts(search))
+    found = timing.side_by_side(ours, theirs, x, seconds, **workload.search_counts(search))
     found["equal"] = equal(ours, theirs, x[:256])
     return {"peer": "faiss.QINCo", "task": "encode", **workload.fields(name, search=search)} | found
 
@@ -49,7 +49,7 @@ def faiss_decode(seconds, name="qinco L=2"):
     config = workload.sized(name)
     model, codes = workload.random_model(config), workload.codes(config)
     ours, theirs = functools.partial(qinco.decode, model), peers.faiss_qinco(model)[1]
-    found = machine.side_by_side(ours, theirs, codes, seconds, **workload.row_counts(4))
+    found = timing.side_by_side(ours, theirs, codes, seconds, **workload.row_counts(4))
     found["max_difference"] = float(np.abs(ours(codes[:1024]) - theirs(codes[:1024])).max())
     return {"peer": "faiss.QINCo", "task": "decode", **workload.fields(name)} | found
 
@@ -68,7 +68,7 @@ def without_tables(peer, make, search, seconds, name="qinco2-S"):
     logs = (11, 13, 15) if jax.default_backend() == "cpu" else (16, 18, 20)
     blocks = [2**log for log in logs]
     theirs, block = fastest(make_encode, blocks, x[: max(64, blocks[-1] // candidates)])
-    found = machine.side_by_side(ours, theirs, x, seconds, **workload.search_counts(search))
+    found = timing.side_by_side(ours, theirs, x, seconds, **workload.search_counts(search))
     found |= {"peer_block": block, "equal": equal(ours, theirs, x[:256])}
     return {"peer": peer, "task": "encode", **workload.fields(name, search=search)} | found
 
@@ -76,7 +76,7 @@ def without_tables(peer, make, search, seconds, name="qinco2-S"):
 def fastest(make, sizes, rows):
     """Of the functions made for blocks of some sizes the one whose warm call is fastest."""
     made = [make(size) for size in sizes]
-    seconds = [min(machine.call_seconds(run, rows) for _ in range(3)) for run in made]
+    seconds = [min(timing.call_seconds(run, rows) for _ in range(3)) for run in made]
     best = int(np.argmin(seconds))
     return made[best], sizes[best]
 
@@ -97,7 +97,7 @@ def residual(grid, seconds):
         for tables in (False, True):
             theirs, _ = peers.faiss_rq(model, beam_size, tables)
             counts = workload.row_counts(beam_size)
-            found = machine.side_by_side(ours, theirs, x, seconds, **counts)
+            found = timing.side_by_side(ours, theirs, x, seconds, **counts)
             found["gflops"] = found["vectors_per_s"] * flops / 1e9
             found["equal"] = equal(ours, theirs, x[:1024])
             yield {
@@ -123,7 +123,7 @@ def clusters(grid, seconds, num_rows=65_536, num_clusters=256, num_iters=10):
         return found.centroids
 
     x = workload.vectors(128)[:num_rows]
-    found = machine.side_by_side(ours, theirs, x, seconds, start=len(x))
+    found = timing.side_by_side(ours, theirs, x, seconds, start=len(x))
     found["gflops"] = found["vectors_per_s"] * 2 * num_iters * num_clusters * 128 / 1e9
     for name, run in (("mse", ours), ("peer_mse", theirs)):
         found[name] = float(faiss.knn(x, np.asarray(run(x)), 1)[0].mean())

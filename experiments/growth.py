@@ -11,11 +11,11 @@ import dataclasses
 import functools
 
 import click
-import machine
 import numpy as np
+import timing
 import workload
 
-from qinco_jax import qinco
+from qinco_jax import machine, qinco
 from qinco_jax.evaluate import report
 from qinco_jax.files import replacing
 
@@ -46,8 +46,8 @@ def over_rows(factors, seconds):
     enough, x = workload.search_counts(search)["enough"], workload.vectors(BASE["dim"])
     flops = workload.encode_flops(config, search["num_candidates"], search["beam_size"])
     for num_rows in (int(factor * enough) for factor in factors):
-        machine.call_seconds(run, x[:num_rows])
-        times = machine.repeated(run, x[:num_rows], seconds)
+        timing.call_seconds(run, x[:num_rows])
+        times = timing.repeated(run, x[:num_rows], seconds)
         low, median, high = np.quantile(times, [0.25, 0.5, 0.75]).tolist()
         found = {"seconds": median, "seconds_low": low, "seconds_high": high}
         yield num_rows, BASE | found | {"num_rows": num_rows, "flops": num_rows * flops}
@@ -59,7 +59,7 @@ def over_sizes(name, values, seconds):
         sizes = BASE | {name: value}
         config, search, run = point(sizes)
         counts, x = workload.search_counts(search), workload.vectors(config.dim)
-        rate = machine.measure(run, x, seconds, **counts)
+        rate = timing.measure(run, x, seconds, **counts)
         ends = {"": "", "_low": "_high", "_high": "_low"}
         found = {f"seconds{low}": 1 / rate[f"vectors_per_s{high}"] for low, high in ends.items()}
         flops = workload.encode_flops(config, search["num_candidates"], search["beam_size"])

@@ -11,11 +11,11 @@ import dataclasses
 import time
 
 import click
-import machine
 import numpy as np
 import peers
 
 import qinco_jax as qj
+from qinco_jax import machine
 from qinco_jax.evaluate import report
 
 CONFIG = qj.QincoConfig(form="qinco", num_blocks=2, num_candidates=4, beam_size=1)

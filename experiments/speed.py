@@ -18,11 +18,11 @@ import beside
 import click
 import jax
 import jax.numpy as jnp
-import machine
 import numpy as np
+import timing
 import workload
 
-from qinco_jax import qinco, training
+from qinco_jax import machine, qinco, training
 from qinco_jax.evaluate import report
 
 DTYPES = ("float32", "bfloat16")
@@ -54,7 +54,7 @@ def encode(grid, seconds):
         model = qinco.network_dtype(workload.random_model(config), jnp.dtype(dtype))
         run = functools.partial(qinco.encode, model, **search)
         counts, x = workload.search_counts(search), workload.vectors(config.dim)
-        found = machine.measure(run, x, seconds, **counts)
+        found = timing.measure(run, x, seconds, **counts)
         flops = workload.encode_flops(config, point["num_candidates"], point["beam_size"])
         found["gflops"] = found["vectors_per_s"] * flops / 1e9
         yield {**workload.fields(search=search, dtype=dtype, **sizes), **found}
@@ -77,7 +77,7 @@ def decode(grid, seconds):
         flops, counts = workload.decode_flops(config), workload.row_counts(4)
         for dtype in DTYPES:
             run = functools.partial(qinco.decode, qinco.network_dtype(model, jnp.dtype(dtype)))
-            found = machine.measure(run, codes, seconds, **counts)
+            found = timing.measure(run, codes, seconds, **counts)
             found["gflops"] = found["vectors_per_s"] * flops / 1e9
             if dtype == "bfloat16":
                 found["mse_change"] = bfloat16_error(model)
@@ -101,7 +101,7 @@ def train(grid, seconds):
         config, recipe = workload.sized(name), training.RECIPES[name]
         batch = jnp.asarray(workload.vectors(config.dim)[: recipe.batch_size])
         run = stepping(training.start(workload.random_model(config), recipe), recipe)
-        found = machine.measure(run, batch, seconds, start=len(batch))
+        found = timing.measure(run, batch, seconds, start=len(batch))
         found["ms"] = 1000 * len(batch) / found["vectors_per_s"]
         search = {
             key: getattr(config, key) if value is None else value
@@ -123,7 +123,7 @@ def stepping(state, recipe):
 
 def peaks(seconds):
     for dtype in DTYPES:
-        yield {"dtype": dtype, **machine.peak(jnp.dtype(dtype), seconds)}
+        yield {"dtype": dtype, **timing.peak(jnp.dtype(dtype), seconds)}
 
 
 MEASUREMENTS = {

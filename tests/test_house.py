@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qinco_jax"
 
 LAYERS = [
-    {"errors", "version", "files", "codec"},
+    {"errors", "version", "files", "codec", "machine"},
     {"config", "distances", "checks", "data.formats", "data.batches"},
     {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog"},
     {"rq"},

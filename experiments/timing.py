@@ -1,26 +1,18 @@
-"""The machine that an experiment runs on: what it is, its peak, and how long and how big calls are.
+"""How long and how big calls are, and the machine's peak of matrix products.
 
 Rates are medians of warm calls; `low` and `high` are their quartiles.
 """
 
-import contextlib
-import datetime
 import functools
-import importlib.metadata
-import os
-import platform
-import subprocess
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.distances import matmul
+from qinco_jax.machine import peak_memory, reset_memory
 
-STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-CPU_INFO = Path("/proc/cpuinfo")
 PEAK_SHAPES = (
     (2048, 2048, 2048),
     (4096, 4096, 4096),
@@ -29,49 +21,6 @@ PEAK_SHAPES = (
     (65536, 128, 256),
     (65536, 384, 384),
 )
-
-
-def facts():
-    """Versions, devices, revision and date, to stand in every line of results."""
-    devices = jax.devices()
-    return {
-        **{f"{name}_version": _version(name) for name in ("jax", "numpy", "faiss-cpu", "torch")},
-        "backend": jax.default_backend(),
-        "device": devices[0].device_kind,
-        "num_devices": len(devices),
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "revision": _revision(),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def _version(name):
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(name)
-    return None
-
-
-def _cpu_model():
-    """The model's name and family numbers, for hypervisors that hide the name."""
-    if not CPU_INFO.exists():
-        return platform.processor() or platform.machine()
-    pairs = [line.split(":", 1) for line in CPU_INFO.read_text().splitlines() if ":" in line]
-    first = {name.strip(): value.strip() for name, value in reversed(pairs)}
-    numbers = [first.get(name, "?") for name in ("cpu family", "model", "stepping")]
-    return f"{first.get('model name', platform.machine())} ({', '.join(numbers)})"
-
-
-def _revision():
-    """The commit, and a + where tracked files differ from it."""
-    git = functools.partial(
-        subprocess.run, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-    )
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        head = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
-        changed = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout
-        return head + "+" * bool(changed.strip())
-    return None
 
 
 def rates(num_rows, seconds):
@@ -128,33 +77,6 @@ def measure(run, rows, seconds, start, enough=1):
     found = rates(len(rows), repeated(run, rows, seconds))
     memory = {"memory_before_mb": before, "peak_memory_mb": peak_memory()}
     return {**found, "compile_s": compile_seconds, **memory}
-
-
-def reset_memory():
-    """MB in use now, from where the peak counts; an accelerator's peak is the process's so far."""
-    if jax.default_backend() != "cpu":
-        return _device_memory("bytes_in_use")
-    with contextlib.suppress(OSError):
-        CLEAR_REFS.write_text("5")
-        return _resident("VmRSS")
-    return None
-
-
-def peak_memory():
-    on_cpu = jax.default_backend() == "cpu"
-    return _resident("VmHWM") if on_cpu else _device_memory("peak_bytes_in_use")
-
-
-def _resident(name):
-    if not STATUS.exists():
-        return None
-    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return int(lines[name].split()[0]) / 1024 if name in lines else None
-
-
-def _device_memory(name):
-    used = (jax.local_devices()[0].memory_stats() or {}).get(name)
-    return None if used is None else used / 2**20
 
 
 def side_by_side(ours, theirs, rows, seconds, start, enough=1, rounds=5):
