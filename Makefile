@@ -2,15 +2,20 @@ PYTHON ?= python3
 DATASET ?= sift-photos
 PRESET ?= small
 BYTES ?= 8
+CODECS ?= pq,opq,rq:B=32,lsq,unq,small@16
+RATES ?= 4,8,12,16
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help train test bench lint clean
+.PHONY: help train eval test bench lint clean
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
 
 train: .venv/run  ## train and measure: DATASET=name|path PRESET=small BYTES=8 ARGS="--set num_epochs=40"
 	.venv/bin/qinco train --dataset "$(DATASET)" --preset $(PRESET) --bytes $(BYTES) $(ARGS)
+
+eval: .venv/eval  ## compare codecs: DATASET=name|path CODECS=opq,rq,lsq,unq,small@16 RATES=4,8,16
+	.venv/bin/qinco compare --dataset "$(DATASET)" --codecs "$(CODECS)" --rates "$(RATES)" $(ARGS)
 
 test: .venv/dev  ## run the tests
 	.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
@@ -27,5 +32,8 @@ clean:  ## remove the virtual environment and caches; runs stay
 .venv/run: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --editable . && touch $@
 
+.venv/eval: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --editable '.[faiss]' && touch $@ .venv/run
+
 .venv/dev: setup.cfg pyproject.toml
-	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --editable '.[dev,faiss]' && touch $@ .venv/run
+	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --editable '.[dev,faiss]' && touch $@ .venv/eval .venv/run

@@ -1,29 +1,28 @@
-"""The command line, thin over the Python API: train, encode, decode, evaluate."""
+"""The command line, thin over the Python API: train, encode, decode, evaluate, compare."""
 
-import dataclasses
-import difflib
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from qinco_jax import checks, codecs, fit, models, qinco, rq
+from qinco_jax import checks, codecs, contenders, fit, models, qinco, rq
 from qinco_jax import codes as code_files
+from qinco_jax import compare as comparison
 from qinco_jax.codec import Codec
-from qinco_jax.config import PRESETS, QincoConfig, named
+from qinco_jax.config import PRESETS
 from qinco_jax.data import catalog, formats
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import plots, report
-from qinco_jax.evaluate.metrics import nearest_neighbours
-from qinco_jax.logs import run_log
-from qinco_jax.training import RECIPES, Recipe
+from qinco_jax.evaluate.neighbours import queries_of
+from qinco_jax.logs import run_log, stage_bar
 from qinco_jax.version import __version__
+
+T = TypeVar("T")
 
 CHUNK_ROWS = 65536
 RQ_BEAM = 32
@@ -87,23 +86,27 @@ def _search_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _data_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option("--eval-rows", default=20_000, show_default=True, metavar="N",
-                     type=click.IntRange(min=1), help="measure on the first N database rows"),
-        click.option("--groundtruth", help="file of the queries' true neighbours"),
-        click.option("--queries", help="file of queries"),
-        click.option("--database", help="file of vectors to measure on"),
-        click.option("--dataset", default="sift-photos", show_default=True, metavar="NAME|PATH",
-                     help="a named set, a folder with train.* and maybe database.*, queries.* and "
-                          "groundtruth.*, or a file of training vectors"),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+def _data_options(eval_rows: int | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in (
+            click.option("--eval-rows", default=eval_rows, show_default=True, metavar="N",
+                         type=click.IntRange(min=1), help="measure on the first N database rows"),
+            click.option("--groundtruth", help="file of the queries' true neighbours"),
+            click.option("--queries", help="file of queries"),
+            click.option("--database", help="file of vectors to measure on"),
+            click.option("--dataset", default="sift-photos", show_default=True,
+                         metavar="NAME|PATH",
+                         help="a named set, a folder with train.* and maybe database.*, queries.* "
+                              "and groundtruth.*, or a file of training vectors"),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return add
 
 
 @main.command()
-@_data_options
+@_data_options(20_000)
 @click.option("--preset", default="small", show_default=True, help=", ".join(PRESETS))
 @click.option("--bytes", "num_bytes", default=8.0, show_default=True, help="bytes per vector")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1),
@@ -122,7 +125,7 @@ def train(
     command again to go on after an interruption.
     """
     data = _load(files)
-    config, recipe = _sizes(preset, num_bytes, settings)
+    config, recipe = contenders.sized(preset, num_bytes, settings)
     folder = Path(out or f"runs/{data.name}-{preset}-{num_bytes:g}B")
     if (folder / fit.FINISHED).exists():
         click.echo(f"{folder} is a finished run; measuring its model again")
@@ -197,7 +200,7 @@ def decode(model: str, codes: str, vectors: str) -> None:
 
 @main.command()
 @click.argument("model")
-@_data_options
+@_data_options(20_000)
 @_search_options
 @click.option("--out", help="new file of the results, as json lines")
 def evaluate(
@@ -225,57 +228,83 @@ def evaluate(
     click.echo(report.table(rows))
 
 
+@main.command()
+@_data_options(None)
+@click.option(
+    "--codecs",
+    default="pq,opq,rq:B=32,lsq,unq,small@16",
+    show_default=True,
+    help="what to compare, such as opq,rq:B=32,small@16:A=4:B=8,PATH/model",
+)
+@click.option("--rates", default="4,8,12,16", show_default=True, help="bytes per vector")
+@click.option("--seeds", default="0", show_default=True, help="train every codec with each")
+@click.option("--metrics", default="l2", show_default=True, help="of l2, ip and cosine")
+@click.option(
+    "--noise",
+    default="",
+    metavar="S,...",
+    help="further queries with noise of S standard deviations",
+)
+@click.option(
+    "--shifted",
+    multiple=True,
+    metavar="FILE",
+    help="further queries of another distribution; may be given several times",
+)
+@click.option("--out", help="folder of results [default: runs/compare-DATASET]")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="another size or recipe setting of our models; may be given several times",
+)
+def compare(
+    codecs: str, rates: str, seeds: str, metrics: str, noise: str, shifted: tuple[str, ...],
+    out: str | None, settings: tuple[str, ...], eval_rows: int | None, **files: str | None,
+) -> None:  # fmt: skip
+    """Trains and measures codecs beside each other: a table, plots and a page (report.html).
+
+    Run the same command again to go on after an interruption, or with further codecs and rates to
+    add them; several processes may share the folder.
+    """
+    data = _load(files)
+    folder = Path(out or f"runs/compare-{data.name}")
+    rows = comparison.compare(
+        data, _items(codecs, str), _items(rates, float), folder,
+        seeds=_items(seeds, int), metrics=_items(metrics, str), noise=_items(noise, float),
+        shifted={Path(file).stem: formats.read(file) for file in shifted},
+        eval_rows=eval_rows, settings=settings, stage=stage_bar,
+    )  # fmt: skip
+    click.echo(report.table(rows))
+    click.echo(f"page: {folder / 'report.html'}   results: {folder / 'results.jsonl'}")
+
+
+def _items(text: str, kind: Callable[[str], T]) -> list[T]:
+    """The parts of a list with commas.
+
+    Raises:
+      InputError: one of them is no such number.
+    """
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise InputError(f"{text!r} is no list of numbers with commas: {error}") from error
+
+
 def _load(files: dict[str, str | None]) -> catalog.Dataset:
     given = {name: path for name, path in files.items() if path is not None}
     return catalog.load(given.pop("dataset"), **given)
-
-
-def _sizes(preset: str, num_bytes: float, settings: tuple[str, ...]) -> tuple[QincoConfig, Recipe]:
-    """The config and the recipe of a preset with settings replaced."""
-    config, recipe = named(PRESETS, preset, "preset"), RECIPES[preset]
-    config_names, recipe_names = (
-        {field.name for field in dataclasses.fields(kind)} for kind in (QincoConfig, Recipe)
-    )
-    sizes: dict[str, Any] = {}
-    how: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals or name == "num_steps":
-            raise click.UsageError(
-                f"--set takes NAME=VALUE, and --bytes the number of steps; got {setting!r}"
-            )
-        if name not in config_names | recipe_names:
-            known = sorted(config_names | recipe_names)
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise click.UsageError(f"there is no setting {name!r}; did you mean {near!r}?")
-        (sizes if name in config_names else how)[name] = _value(text)
-    config, recipe = dataclasses.replace(config, **sizes), dataclasses.replace(recipe, **how)
-    bits_per_step = config.bits / config.num_steps
-    num_steps = num_bytes * 8 / bits_per_step
-    if not 1 <= num_steps <= 1024 or num_steps != int(num_steps):
-        raise click.UsageError(
-            f"{num_bytes:g} bytes are no whole number of steps of {bits_per_step:g} bits"
-        )
-    return dataclasses.replace(config, num_steps=int(num_steps)), recipe
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None if text == "None" else text
 
 
 def _measure(every: list[Codec], data: catalog.Dataset, eval_rows: int) -> list[report.Row]:
     """Scores codecs on the first rows of a database, with a progress bar."""
     assert data.database is not None
     database = data.database[:eval_rows]
-    nearest = None
+    questions = []
     if data.queries is not None:
-        if data.groundtruth is not None and len(database) == len(data.database):
-            nearest = data.groundtruth[:, 0]
-        else:
-            nearest = nearest_neighbours(database, data.queries)
+        truth = data.groundtruth if len(database) == len(data.database) else None
+        questions.append(queries_of(data.queries, database, groundtruth=truth))
     whole = "" if len(database) == len(data.database) else f"the first {len(database):,} of "
     queries = "no" if data.queries is None else f"{len(data.queries):,}"
     click.echo(f"measured on {whole}{len(data.database):,} vectors with {queries} queries")
@@ -285,7 +314,7 @@ def _measure(every: list[Codec], data: catalog.Dataset, eval_rows: int) -> list[
             bar.set_description(f"{codec.name} at {codec.bits / 8:g} bytes")
             return bar.update
 
-        return report.score(every, database, data.queries, nearest, advance)
+        return report.score(every, database, questions, advance)
 
 
 def _spans(num_rows: int, what: str) -> Iterator[slice]:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+from typing import Any
+
+import jax
 
 from qinco_jax import qinco, rq
 from qinco_jax.codec import Codec
@@ -31,6 +34,7 @@ def of_qinco(
         config.bits,
         functools.partial(qinco.encode, model, **dataclasses.asdict(search)),
         functools.partial(qinco.decode, model),
+        size(model),
     )
 
 
@@ -42,4 +46,10 @@ def of_rq(model: RQ, num_steps: int, bits_per_step: float, beam_size: int = 32) 
         num_steps * bits_per_step,
         functools.partial(rq.encode, model, beam_size=beam_size),
         functools.partial(rq.decode, model),
+        size(model),
     )
+
+
+def size(model: Any) -> int:
+    """Bytes of a pytree's arrays."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(model))

@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import signal
 import threading
@@ -18,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from qinco_jax import checks, models, qinco, rq, training
+from qinco_jax import checks, folders, models, qinco, rq, training
 from qinco_jax.checkpoint import Checkpoints
 from qinco_jax.config import QincoConfig
 from qinco_jax.data.batches import batch_rows
 from qinco_jax.errors import InputError
-from qinco_jax.files import replacing
 from qinco_jax.qinco import Qinco
 from qinco_jax.training import Recipe, State
 
@@ -88,7 +85,8 @@ def train(
         return _fit(x_train, x_val, config, recipe, seed, None, log)
 
     folder = Path(run_dir)
-    _claim(folder, _identity(x_train, config, recipe, seed))
+    identity = _identity(x_train, config, recipe, seed)
+    folders.claim(folder / "run.json", identity, (FINISHED, CHECKPOINTS))
     if (folder / FINISHED).exists():
         return models.load(folder / FINISHED)
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:
@@ -269,58 +267,9 @@ def _interrupts(enabled: bool) -> Iterator[threading.Event]:
 
 def _identity(x: np.ndarray, config: QincoConfig, recipe: Recipe, seed: int) -> dict[str, Any]:
     """What makes a run this run and no other."""
-    sample = np.ascontiguousarray(x[:: max(1, len(x) // 1000)])
     return {
         "seed": seed,
         "config": dataclasses.asdict(config),
         "recipe": dataclasses.asdict(recipe),
-        "data": {
-            "shape": list(x.shape),
-            "dtype": str(x.dtype),
-            "sha256_of_sample": hashlib.sha256(sample.tobytes()).hexdigest(),
-        },
+        "data": folders.fingerprint(x),
     }
-
-
-def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Makes `folder` the folder of this run, or finds that it already is.
-
-    Raises:
-      InputError: it belongs to another run; the differences are named.
-    """
-    file = folder / "run.json"
-    if not file.exists():
-        for name in (FINISHED, CHECKPOINTS):
-            if (folder / name).exists():
-                raise InputError(
-                    f"{folder / name} exists but belongs to no run; choose another folder"
-                )
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as partial:
-            partial.write_text(json.dumps(identity, indent=2) + "\n")
-        return
-    try:
-        there = _flat(json.loads(file.read_text()))
-    except ValueError as error:
-        raise InputError(f"{file} is damaged ({error}); remove {folder} to start anew") from error
-    here = _flat(identity)
-    differences = [
-        f"{name} is {there.get(name)} there and {here.get(name)} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
-    ]
-    if differences:
-        raise InputError(
-            f"{folder} belongs to another run: {'; '.join(differences)}; choose another folder or "
-            "remove that one"
-        )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

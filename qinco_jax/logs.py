@@ -1,9 +1,9 @@
-"""Where the numbers of a training run go: a progress bar, json lines and TensorBoard."""
+"""Where the numbers of long work go: progress bars, json lines and TensorBoard."""
 
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
@@ -47,6 +47,22 @@ def run_log(folder: Path) -> Iterator[Log]:
         if bar is not None and writer is not None:
             writer.close()
             bar.close()
+
+
+@contextlib.contextmanager
+def stage_bar(title: str) -> Iterator[Callable[[float, float], None]]:
+    """Shows one piece of work as a bar, or with the time that it took where it tells no progress.
+
+    Yields a function of what is done, of how much.
+    """
+    with tqdm(desc=title, unit=" vectors", unit_scale=True, dynamic_ncols=True,
+              mininterval=0.2 if sys.stderr.isatty() else 15) as bar:  # fmt: skip
+
+        def advance(done: float, total: float) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance
 
 
 def _bar(record: Mapping[str, float]) -> tqdm:

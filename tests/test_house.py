@@ -19,21 +19,20 @@ PACKAGE = ROOT / "qinco_jax"
 
 LAYERS = [
     {"errors", "version", "files", "codec", "machine"},
-    {"config", "distances", "checks", "data.formats", "data.batches"},
-    {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog"},
-    {"rq"},
-    {"qinco"},
-    {"training", "models", "preselector"},
-    {"fit"},
-    {"evaluate.metrics"},
-    {"evaluate.report", "codecs", "logs"},
-    {"evaluate.plots"},
+    {"config", "distances", "checks", "folders", "data.formats", "data.batches"},
+    {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog", "evaluate.neighbours"},
+    {"rq", "evaluate.metrics"},
+    {"qinco", "baselines.through_faiss", "evaluate.report"},
+    {"training", "models", "preselector", "evaluate.sweep", "evaluate.plots"},
+    {"fit", "codecs"},
+    {"logs", "contenders"},
+    {"compare"},
     {"cli"},
 ]
 """Modules import from the layers above their own in this list."""
 NO_MODEL = {
-    "checkpoint", "data.formats", "data.batches", "data.catalog", "evaluate.metrics",
-    "evaluate.report", "evaluate.plots",
+    "checkpoint", "data.formats", "data.batches", "data.catalog", "evaluate.neighbours",
+    "evaluate.metrics", "evaluate.report", "evaluate.sweep", "evaluate.plots",
 }  # fmt: skip
 
 

@@ -1,143 +1,210 @@
-"""Error of a codec and recall of nearest-neighbour search over what it decodes."""
+"""Error of a codec, recall of nearest-neighbour search over what it decodes, and use of its codes.
 
-from collections.abc import Callable, Iterator, Sequence
+Recall is counted as a user would: any database row as near to the query as its k-th neighbour is
+a right answer for rank k, and rows that are equally near after decoding come in a random order,
+over which the mean is taken.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import gammaln
 
 from qinco_jax import checks
-from qinco_jax.codec import Codec
-from qinco_jax.distances import squared_distances
+from qinco_jax.codec import Array, Codec
+from qinco_jax.evaluate.neighbours import (
+    QUERY_BLOCK,
+    RANKS,
+    Queries,
+    blocks,
+    distances,
+    merge_nearest,
+    padded,
+    prepared,
+)
 
-Array = jax.Array | np.ndarray
 Progress = Callable[[int], Any]
 
-BLOCK_ROWS = 8192
-QUERY_BLOCK = 1024
-RANKS = (1, 10, 100)
-FAR = 1e17  # a coordinate that nothing is near to, whose square float32 still holds
+RESAMPLES = 1000
+MIDDLE = (2.5, 97.5)  # percentiles between which an interval lies
+
+
+class Estimate(NamedTuple):
+    """A mean and its 95 % interval [low, high]."""
+
+    value: float
+    low: float
+    high: float
 
 
 class Score(NamedTuple):
     """What `measure` found.
 
     Attributes:
-      mse: squared error summed over dimensions, averaged over the database.
-      recall: rank k -> share of the queries whose true nearest neighbour is among the k nearest
-        decoded vectors; empty without queries.
+      mse: squared error summed over dimensions, averaged over the database; the interval is that
+        of the normal distribution.
+      relative_error: the error as a share of the database's variance.
+      recall: by name of the queries, measure -> estimate with a bootstrap interval over queries.
+        "recall@k" is the share of queries that find a nearest neighbour among the k nearest decoded
+        rows, "k-recall@k" the share of the k nearest neighbours that are among them.
+      entropy_bits: sum of the entropies of the code's columns, at least what the codes could be
+        packed into.
+      dead_codewords: values of the code's columns that no row uses, in all columns.
     """
 
-    mse: float
-    recall: dict[int, float]
+    mse: Estimate
+    relative_error: float
+    recall: Mapping[str, Mapping[str, Estimate]]
+    entropy_bits: float
+    dead_codewords: int
 
 
 def measure(
     codec: Codec,
     database: Array,
-    queries: Array | None = None,
-    nearest: Array | None = None,
+    questions: Sequence[Queries] = (),
     progress: Progress | None = None,
 ) -> Score:
-    """Encodes and decodes a database and searches it exhaustively by squared L2 distance.
-
-    Vectors equally near after decoding share their ranks: a query counts by the chance that a
-    random order of them puts its neighbour among the first k.
+    """Encodes and decodes a database and searches what is decoded exhaustively.
 
     Args:
       codec: what to measure.
       database: [N, D], read in blocks.
-      queries: [Q, D], not compressed; `None` measures the error alone.
-      nearest: [Q] index of each query's true nearest neighbour in `database`.
+      questions: sets of queries of this database; queries are not compressed.
       progress: called with the number of rows done after each block.
     """
-    codes, squares = [], 0.0
-    for block in _blocks(len(database)):
+    codes, errors, moments = [], [], np.zeros(1 + database.shape[1])
+    for block in blocks(len(database)):
         x = checks.finite(np.asarray(database[block]), block.start, "the database")
         codes.append(np.asarray(codec.encode(x)))
         error = x.astype(np.float32) - np.asarray(codec.decode(codes[-1]))
-        squares += float(np.sum(np.square(error), dtype=np.float64))
+        errors.append(np.square(error, dtype=np.float64).sum(axis=1))
+        wide = x.astype(np.float64)
+        moments += np.append(np.square(wide).sum(), wide.sum(axis=0)) / len(database)
         if progress is not None:
             progress(len(x))
-    mse = squares / len(database)
-    if queries is None or nearest is None:
-        return Score(mse, {})
-    all_codes = np.concatenate(codes)
-    target = np.asarray(codec.decode(all_codes[np.asarray(nearest)]))
-    nearer, as_near = _ranks(codec, all_codes, np.asarray(queries, np.float32), target)
-    chance = {k: np.clip((k - nearer) / as_near, 0, 1) for k in RANKS}
-    return Score(mse, {k: float(np.mean(share)) for k, share in chance.items()})
+    all_codes, squared = np.concatenate(codes), np.concatenate(errors)
+    variance = moments[0] - np.square(moments[1:]).sum()
+    mse, spread = squared.mean(), 1.96 * squared.std() / len(squared) ** 0.5
+    return Score(
+        Estimate(float(mse), float(mse - spread), float(mse + spread)),
+        float(mse / variance) if variance > 0 else 0.0,
+        {asked.name: _recall(codec, all_codes, database, asked) for asked in questions},
+        *usage(all_codes, codec.bits),
+    )
 
 
-def nearest_neighbours(database: Array, queries: Array) -> np.ndarray:
-    """Index [Q] of the database row [N, D] nearest to each query [Q, D], ties to the first."""
-    best = np.full(len(queries), np.inf, np.float32)
-    found = np.zeros(len(queries), np.int64)
-    center = _center(database)
-    queries = np.asarray(queries, np.float32) - center
-    for block in _blocks(len(database)):
-        x = _padded(np.asarray(database[block], np.float32) - center)
-        for part in _query_blocks(queries):
-            distances, index = _closest(queries[part], x)
-            better = np.asarray(distances) < best[part]
-            best[part] = np.where(better, distances, best[part])
-            found[part] = np.where(better, np.asarray(index) + block.start, found[part])
+def usage(codes: np.ndarray, bits: float) -> tuple[float, int]:
+    """Bits that codes [N, M] really use, column by column, and how many codewords none uses.
+
+    Args:
+      codes: integers; a code of `bits` bits.
+      bits: of a whole code, shared by the columns equally.
+    """
+    size, entropy, used = round(2 ** (bits / codes.shape[1])), 0.0, 0
+    for column in codes.T:
+        counts = np.unique(column, return_counts=True)[1]
+        share = counts / len(codes)
+        entropy -= float((share * np.log2(share)).sum())
+        used += len(counts)
+    return max(entropy, 0.0), size * codes.shape[1] - used
+
+
+def bootstrap(values: np.ndarray) -> Estimate:
+    """The mean of values [Q], one a query, and a percentile bootstrap interval over queries."""
+    draw = np.random.default_rng(0)
+    size = len(values)
+    means = [values[draw.integers(size, size=size)].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, MIDDLE)
+    return Estimate(float(values.mean()), float(low), float(high))
+
+
+def _recall(
+    codec: Codec, codes: np.ndarray, database: Array, asked: Queries
+) -> dict[str, Estimate]:
+    last = [min(k, len(codes)) - 1 for k in RANKS]
+    edges = _decoded_reach(codec, codes, asked, last)
+    counts = np.zeros((len(edges), len(RANKS), 6), np.int32)
+    for block in blocks(len(codes)):
+        x = padded(prepared(asked.space, database[block]))
+        x_hat = padded(prepared(asked.space, codec.decode(codes[block])))
+        for part in blocks(len(edges), QUERY_BLOCK):
+            counts[part] += _count(
+                asked.space.metric, asked.vectors[part], x, x_hat,
+                asked.reach[part], edges[part], np.int32(block.stop - block.start),
+            )  # fmt: skip
+    found = {}
+    for rank, (k, at) in enumerate(zip(RANKS, last, strict=True)):
+        before, tied, *right = counts[:, rank].T.astype(np.float64)
+        free = at + 1 - before  # places that the tied rows share
+        found[f"recall@{k}"] = bootstrap(_chance_of_any(right[0], right[1], tied, free))
+        if k > 1:
+            found[f"{k}-recall@{k}"] = bootstrap((right[2] + right[3] * free / tied) / (at + 1))
     return found
 
 
-def _ranks(
-    codec: Codec, codes: np.ndarray, queries: np.ndarray, target: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """How many decoded rows are nearer to each query than its target, and how many as near."""
-    nearer = np.zeros(len(queries), np.int64)
-    as_near = np.zeros(len(queries), np.int64)
-    center = _center(target)
-    queries, target = queries - center, target - center
-    for block in _blocks(len(codes)):
-        x_hat = _padded(np.asarray(codec.decode(codes[block])) - center)
-        for part in _query_blocks(queries):
-            less, equal = _count(queries[part], target[part], x_hat)
-            nearer[part] += np.asarray(less)
-            as_near[part] += np.asarray(equal)
-    return nearer, np.maximum(as_near, 1)
+def _decoded_reach(
+    codec: Codec, codes: np.ndarray, asked: Queries, last: Sequence[int]
+) -> np.ndarray:
+    """Distance [Q, R] of each query to the last decoded row that counts at each rank."""
+    best = np.full((len(asked.vectors), last[-1] + 1), np.inf, np.float32)
+    for block in blocks(len(codes)):
+        x_hat = padded(prepared(asked.space, codec.decode(codes[block])))
+        limits = np.asarray([block.start, block.stop], np.int32)
+        for part in blocks(len(best), QUERY_BLOCK):
+            so_far = best[part], np.zeros_like(best[part], np.int32)
+            best[part] = merge_nearest(
+                asked.space.metric, so_far, asked.vectors[part], x_hat, limits
+            )[0]
+    return best[:, last]
 
 
-def _center(x: Array) -> np.ndarray:
-    """A point [D] amid the vectors; distances from there lose less to rounding."""
-    return np.asarray(x[:BLOCK_ROWS], np.float32).mean(axis=0, dtype=np.float64).astype(np.float32)
+@functools.partial(jax.jit, static_argnums=0)
+def _count(
+    metric: str,
+    vectors: jax.Array,
+    x: jax.Array,
+    x_hat: jax.Array,
+    reach: jax.Array,
+    edges: jax.Array,
+    num_rows: jax.Array,
+) -> jax.Array:
+    """Counts rows of a padded block by their decoded distance and by whether they are right.
+
+    Returns:
+      [Q, R, 6] int32: rows nearer than the edge and at it; of both, those as near in truth as the
+      nearest neighbour; of both, those as near as the k-th.
+    """
+    true, true_slack = distances(metric, vectors, x)
+    found, slack = distances(metric, vectors, x_hat)
+    there = (jnp.arange(len(x)) < num_rows)[None]
+    nearest = true <= reach[:, :1] + true_slack
+    counts = []
+    for rank in range(len(RANKS)):
+        edge = edges[:, rank, None]
+        before = there & (found < edge - slack)
+        tied = there & (jnp.abs(found - edge) <= slack)
+        right = true <= reach[:, rank, None] + true_slack
+        counts += [before, tied, *(a & b for a in (nearest, right) for b in (before, tied))]
+    sums = jnp.stack([jnp.sum(mask, axis=1, dtype=jnp.int32) for mask in counts], axis=1)
+    return sums.reshape(len(vectors), len(RANKS), 6)
 
 
-@jax.jit
-def _count(queries: jax.Array, target: jax.Array, x_hat: jax.Array) -> tuple[jax.Array, jax.Array]:
-    reference = jnp.sum(jnp.square(queries - target), axis=-1)[:, None]
-    distances = squared_distances(queries, x_hat)
-    # The two ways to compute a distance differ by rounding in proportion to the squared norms.
-    scale = (
-        jnp.sum(jnp.square(queries), axis=-1)[:, None] + jnp.sum(jnp.square(x_hat), axis=-1)[None]
-    )
-    slack = 1e-6 * scale
-    equal = jnp.abs(distances - reference) <= slack
-    return jnp.sum((distances < reference) & ~equal, axis=-1), jnp.sum(equal, axis=-1)
+def _chance_of_any(
+    before: np.ndarray, right: np.ndarray, tied: np.ndarray, free: np.ndarray
+) -> np.ndarray:
+    """The chance [Q] that one of `right` of the `tied` rows gets one of the `free` places.
+
+    1 where there is one `before` the tied ones: 1 - C(tied - right, free) / C(tied, free).
+    """
+    wrong = tied - right
+    none = np.exp(_log_binomial(np.maximum(wrong, free), free) - _log_binomial(tied, free))
+    return np.where(before > 0, 1.0, np.where(wrong < free, 1.0, 1 - none))
 
 
-@jax.jit
-def _closest(queries: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    distances = squared_distances(queries, x)
-    return jnp.min(distances, axis=-1), jnp.argmin(distances, axis=-1)
-
-
-def _blocks(num_rows: int) -> Iterator[slice]:
-    for begin in range(0, num_rows, BLOCK_ROWS):
-        yield slice(begin, min(begin + BLOCK_ROWS, num_rows))
-
-
-def _query_blocks(queries: Sequence[Any] | Array) -> Iterator[slice]:
-    for begin in range(0, len(queries), QUERY_BLOCK):
-        yield slice(begin, min(begin + QUERY_BLOCK, len(queries)))
-
-
-def _padded(x: np.ndarray) -> np.ndarray:
-    """Rows filled up to a block, the one shape to compile, with vectors far from everything."""
-    rest = BLOCK_ROWS - len(x)
-    return np.pad(x, ((0, rest), (0, 0)), constant_values=FAR) if rest else x
+def _log_binomial(n: np.ndarray, k: np.ndarray) -> np.ndarray:
+    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from qinco_jax.codec import Array, Codec
-from qinco_jax.evaluate.metrics import RANKS, Progress, measure
+from qinco_jax.evaluate.metrics import Estimate, Progress, Score, measure
+from qinco_jax.evaluate.neighbours import RANKS, Queries
 from qinco_jax.files import replacing
 
 Row = Mapping[str, Any]
@@ -18,18 +19,41 @@ Row = Mapping[str, Any]
 def score(
     codecs: Iterable[Codec],
     database: Array,
-    queries: Array | None,
-    nearest: Array | None,
+    questions: Sequence[Queries] = (),
     progress: Callable[[Codec], Progress] | None = None,
 ) -> list[Row]:
-    """One row for each codec: its name, bytes, MSE and recall (`metrics.measure`)."""
+    """One row for each codec: its name, bytes, and what `metrics.measure` finds."""
     rows: list[Row] = []
     for codec in codecs:
-        advance = None if progress is None else progress(codec)
-        found = measure(codec, database, queries, nearest, advance)
-        recall = {f"recall@{k}": value for k, value in found.recall.items()}
-        rows.append({"codec": codec.name, "bytes": codec.bits / 8, "mse": found.mse, **recall})
+        found = measure(codec, database, questions, None if progress is None else progress(codec))
+        rows.append({"codec": codec.name, "bytes": codec.bits / 8, **figures(found, questions)})
     return rows
+
+
+def figures(score: Score, questions: Sequence[Queries]) -> Row:
+    """A score as fields of a row: measures of the main queries, and of the others by name."""
+    found = {
+        asked.name: {
+            name: value
+            for measure, estimate in score.recall[asked.name].items()
+            for name, value in _spread(measure, estimate).items()
+        }
+        for asked in questions
+    }
+    main = questions[0].name if questions else None
+    return {
+        **_spread("mse", score.mse),
+        "relative_error": score.relative_error,
+        "queries": main,
+        **(found.pop(main) if main is not None else {}),
+        "other_queries": found,
+        "entropy_bits": score.entropy_bits,
+        "dead_codewords": score.dead_codewords,
+    }
+
+
+def _spread(name: str, estimate: Estimate) -> Row:
+    return {name: estimate.value, f"{name}_interval": [estimate.low, estimate.high]}
 
 
 def write(rows: Iterable[Row], path: str | os.PathLike[str]) -> None:

@@ -1,0 +1,235 @@
+"""Codecs by name, ready to be trained and compared: `opq`, `rq:B=32`, `unq`, `small@16:A=4:B=8`.
+
+NAME[@BYTES][:A=..][:B=..][:joint|:each]. Without @BYTES a codec is trained for every rate it is
+measured at; with it, one model of so many bytes is cut to a prefix for each rate. A and B are the
+search's candidates and beam. NAME is a baseline, a preset, or the folder of a trained model.
+"""
+
+import dataclasses
+import difflib
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qinco_jax import checkpoint, codecs, fit, models
+from qinco_jax.baselines import through_faiss
+from qinco_jax.codec import Array, Codec
+from qinco_jax.config import PRESETS, QincoConfig, named
+from qinco_jax.errors import InputError
+from qinco_jax.evaluate.sweep import Advance, AtRate, Contender
+from qinco_jax.qinco import Qinco
+from qinco_jax.training import RECIPES, Recipe
+
+NAMES = (*through_faiss.NAMES, "unq", *PRESETS)
+
+
+class Spec(NamedTuple):
+    """A codec's name in its parts; `search` holds what was said of A, B and joint."""
+
+    text: str
+    name: str
+    bytes: float | None
+    search: Mapping[str, Any]
+
+    @property
+    def family(self) -> str:
+        """The specification without its search."""
+        return self.text.partition(":")[0]
+
+
+def contenders(
+    texts: Sequence[str], rates: Sequence[float], dim: int, settings: Sequence[str] = ()
+) -> tuple[list[Contender], list[str]]:
+    """What specifications stand for at some rates.
+
+    Args:
+      texts: specifications.
+      rates: bytes to measure at.
+      dim: D of the vectors.
+      settings: `NAME=VALUE` of sizes and recipes, for our own models.
+
+    Returns:
+      The contenders, and a sentence for each codec and rate that do not exist together.
+
+    Raises:
+      InputError: an unknown codec or setting, or a codec that exists at none of the rates.
+    """
+    found: list[Contender] = []
+    notes: list[str] = []
+    for text in texts:
+        own, missing = _of_spec(parse(text), rates, dim, settings)
+        if not own:
+            raise InputError(missing or f"{text!r} exists at none of the rates asked for")
+        found += own
+        notes += [missing] if missing else []
+    return found, notes
+
+
+def parse(text: str) -> Spec:
+    """Takes a specification apart.
+
+    Raises:
+      InputError: no such codec or option.
+    """
+    family, *options = text.split(":")
+    name, at, size = family.partition("@")
+    if name not in NAMES and not (Path(name) / checkpoint.METADATA).exists():
+        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
+        raise InputError(
+            f"there is no codec {name!r}; did you mean {near!r}? There are {', '.join(NAMES)}, and "
+            "folders of trained models"
+        )
+    search: dict[str, Any] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if option in ("joint", "each"):
+            search["joint"] = option == "joint"
+        elif key in ("A", "B") and value.isdecimal() and int(value) > 0:
+            search["num_candidates" if key == "A" else "beam_size"] = int(value)
+        else:
+            raise InputError(f"{text!r} has the option {option!r}; expected A=, B=, joint or each")
+    allowed = {"beam_size"} if name == "rq" else set() if _is_baseline(name) else set(search)
+    if set(search) - allowed or (at and _is_baseline(name)):
+        raise InputError(f"{text!r}: {name} has no such option")
+    if at and not size.replace(".", "", 1).isdecimal():
+        raise InputError(f"{text!r} should give bytes after its @, such as {name}@16")
+    return Spec(text, name, float(size) if at else None, search)
+
+
+def _is_baseline(name: str) -> bool:
+    return name in through_faiss.NAMES or name == "unq"
+
+
+def _of_spec(
+    spec: Spec, rates: Sequence[float], dim: int, settings: Sequence[str]
+) -> tuple[list[Contender], str | None]:
+    """The contenders of a specification, and what to say of the rates that it lacks."""
+    if spec.name in through_faiss.NAMES or spec.name == "unq":
+        return _of_baseline(spec, rates, dim)
+    if spec.name not in PRESETS:
+        return _of_model(spec, rates, dim)
+    if spec.bytes is not None:
+        fitting = tuple(rate for rate in rates if rate <= spec.bytes)
+        above = f"{spec.text} is trained for {spec.bytes:g} bytes and no more"
+        own = [_of_preset(spec, spec.bytes, fitting, settings)] if fitting else []
+        return own, None if len(fitting) == len(rates) else above
+    return [_of_preset(spec, rate, (rate,), settings) for rate in rates], None
+
+
+def _of_baseline(
+    spec: Spec, rates: Sequence[float], dim: int
+) -> tuple[list[Contender], str | None]:
+    exists_at = through_faiss.rates(spec.name, dim) or range(1, dim + 1)
+    own = []
+    for rate in [rate for rate in rates if rate in exists_at]:
+        facts = {"beam_size": spec.search["beam_size"]} if spec.search else {}
+        train = functools.partial(_train_baseline, spec, int(rate))
+        own.append(Contender(spec.text, spec.family, rate, (rate,), facts, train))
+    there = ", ".join(map(str, exists_at)) if isinstance(exists_at, list) else f"1 to {dim}"
+    lacking = f"{spec.name} of {dim} dimensions exists at {there} bytes only"
+    return own, None if len(own) == len(rates) else lacking
+
+
+def _train_baseline(
+    spec: Spec, num_bytes: int, x: Array, seed: int, place: Path, advance: Advance
+) -> AtRate:
+    codec = through_faiss.train(spec.name, x, num_bytes, seed=seed, **spec.search)
+    return lambda rate: codec
+
+
+def _of_preset(
+    spec: Spec, num_bytes: float, rates: tuple[float, ...], settings: Sequence[str]
+) -> Contender:
+    config, recipe = sized(spec.name, num_bytes, settings)
+
+    def train(x: Array, seed: int, place: Path, advance: Advance) -> AtRate:
+        def log(record: Mapping[str, float]) -> None:
+            advance(record["vectors"], record["num_vectors"])
+
+        model = fit.train(x, config, recipe, seed=seed, run_dir=place, log=log)
+        return functools.partial(_at_rate, model, spec.search)
+
+    facts = {
+        **_search_facts(config, spec.search),
+        "settings": {"config": dataclasses.asdict(config), "recipe": dataclasses.asdict(recipe)},
+    }
+    return Contender(spec.text, spec.family, num_bytes, rates, facts, train)
+
+
+def _of_model(spec: Spec, rates: Sequence[float], dim: int) -> tuple[list[Contender], str | None]:
+    model = models.load(spec.name)
+    config = model.config
+    if config.dim != dim:
+        raise InputError(
+            f"{spec.name} is a model of {config.dim} dimensions, the vectors have {dim}"
+        )
+    per_step, whole = config.bits / config.num_steps / 8, config.bits / 8
+    fitting = tuple(r for r in rates if r <= whole and (r / per_step).is_integer())
+    facts = {
+        **_search_facts(config, spec.search),
+        "settings": {"config": dataclasses.asdict(config)},
+    }
+
+    def train(x: Array, seed: int, place: Path, advance: Advance) -> AtRate:
+        return functools.partial(_at_rate, model, spec.search)
+
+    own = [Contender(spec.text, spec.family, whole, fitting, facts, train)] if fitting else []
+    lacking = f"{spec.name} is a model of {whole:g} bytes, {per_step:g} a step"
+    return own, None if len(fitting) == len(rates) else lacking
+
+
+def _search_facts(config: QincoConfig, search: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("num_candidates", "beam_size", "joint")
+    return {name: search.get(name, getattr(config, name)) for name in names}
+
+
+def _at_rate(model: Qinco, search: Mapping[str, Any], rate: float) -> Codec:
+    per_step = model.config.bits / model.config.num_steps
+    return codecs.of_qinco(model, round(8 * rate / per_step), **search)
+
+
+def sized(preset: str, num_bytes: float, settings: Sequence[str]) -> tuple[QincoConfig, Recipe]:
+    """The config and the recipe of a preset at a rate, with settings replaced.
+
+    Args:
+      preset: of `PRESETS`.
+      num_bytes: of a code; a whole number of steps.
+      settings: `NAME=VALUE`, names of the fields of either.
+
+    Raises:
+      InputError: no such preset or setting, or no whole number of steps.
+    """
+    config, recipe = named(PRESETS, preset, "preset"), RECIPES[preset]
+    config_names, recipe_names = (
+        {field.name for field in dataclasses.fields(kind)} for kind in (QincoConfig, Recipe)
+    )
+    sizes: dict[str, Any] = {}
+    how: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or name == "num_steps":
+            raise InputError(
+                f"--set takes NAME=VALUE, and --bytes the number of steps; got {setting!r}"
+            )
+        if name not in config_names | recipe_names:
+            known = sorted(config_names | recipe_names)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise InputError(f"there is no setting {name!r}; did you mean {near!r}?")
+        (sizes if name in config_names else how)[name] = _value(text)
+    config, recipe = dataclasses.replace(config, **sizes), dataclasses.replace(recipe, **how)
+    bits_per_step = config.bits / config.num_steps
+    num_steps = num_bytes * 8 / bits_per_step
+    if not 1 <= num_steps <= 1024 or num_steps != int(num_steps):
+        raise InputError(
+            f"{num_bytes:g} bytes are no whole number of steps of {bits_per_step:g} bits"
+        )
+    return dataclasses.replace(config, num_steps=int(num_steps)), recipe
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None if text == "None" else text

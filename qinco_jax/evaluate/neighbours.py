@@ -1,0 +1,227 @@
+"""Exact nearest neighbours by L2 distance, inner product or cosine, in blocks of bounded memory.
+
+All three are distances to be made small: squared L2, minus the inner product, minus the cosine.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qinco_jax import checks
+from qinco_jax.codec import Array
+from qinco_jax.config import named
+from qinco_jax.distances import matmul, smallest, squared_distances
+from qinco_jax.errors import InputError
+
+BLOCK_ROWS = 8192
+QUERY_BLOCK = 1024
+RANKS = (1, 10, 100)
+METRICS = {"l2": "squared L2 distance", "ip": "inner product", "cosine": "cosine"}
+ROUNDING = 1e-6  # of the squared norms: how far two ways to compute one distance may lie apart
+CHECKED_QUERIES, MAX_WRONG = 200, 0.05  # of a given ground truth; rounded vectors swap near ties
+
+
+class Space(NamedTuple):
+    """How distances are measured.
+
+    Attributes:
+      metric: "l2", "ip" or "cosine".
+      center: [D] float32, subtracted from all vectors under "l2"; distances from there lose less
+        to rounding.
+    """
+
+    metric: str
+    center: np.ndarray
+
+
+class Queries(NamedTuple):
+    """What is asked of a database, and how far away the answers lie.
+
+    Attributes:
+      name: for people.
+      space: how distances are measured.
+      vectors: [Q, D] float32, `prepared` for the space.
+      reach: [Q, R] float32, distance of each query to its k-th neighbour for the k of `RANKS`, or
+        to the last one of a smaller database.
+    """
+
+    name: str
+    space: Space
+    vectors: np.ndarray
+    reach: np.ndarray
+
+
+def queries_of(
+    vectors: Array,
+    database: Array,
+    metric: str = "l2",
+    groundtruth: Array | None = None,
+    name: str = "queries",
+) -> Queries:
+    """Asks a database for the neighbours of vectors, or takes them from a ground truth.
+
+    Args:
+      vectors: [Q, D] queries of any real dtype.
+      database: [N, D], read in blocks.
+      metric: "l2", "ip" or "cosine".
+      groundtruth: [Q, k] integers, the database rows nearest to each query, nearest first. Checked
+        on some queries; used where it has as many columns as the ranks need, else computed.
+      name: for people.
+
+    Raises:
+      InputError: vectors, metric or ground truth do not fit the database.
+    """
+    checks.vectors(vectors, database.shape[1], f"the set {name!r}")
+    if len(vectors) == 0 or len(database) == 0:
+        raise InputError(f"{name}: {len(vectors)} queries of {len(database)} database rows")
+    space = space_of(named({m: m for m in METRICS}, metric, "metric"), database)
+    ready = prepared(space, checks.finite(np.asarray(vectors), what=f"the set {name!r}"))
+    last = [min(k, len(database)) - 1 for k in RANKS]
+    if groundtruth is not None:
+        truth = np.asarray(groundtruth)
+        _check(truth, ready, database, space)
+        if truth.shape[1] > last[-1]:
+            return Queries(name, space, ready, _reach(truth[:, last], ready, database, space))
+    return Queries(name, space, ready, _search(ready, database, space, last[-1] + 1)[0][:, last])
+
+
+def nearest_neighbours(
+    database: Array, vectors: Array, count: int = 1, metric: str = "l2"
+) -> np.ndarray:
+    """Database rows nearest to each query, nearest first and ties to the first.
+
+    Args:
+      database: [N, D], read in blocks.
+      vectors: [Q, D] queries.
+      count: k, at most N.
+      metric: "l2", "ip" or "cosine".
+
+    Returns:
+      [Q, k] int32.
+    """
+    space = space_of(metric, database)
+    return _search(prepared(space, np.asarray(vectors)), database, space, count)[1]
+
+
+def space_of(metric: str, database: Array) -> Space:
+    """The space of a metric, with its center [D] amid the rows of a database [N, D]."""
+    if metric != "l2":
+        return Space(metric, np.zeros(database.shape[1], np.float32))
+    head = np.asarray(database[:BLOCK_ROWS], np.float32)
+    return Space(metric, head.mean(axis=0, dtype=np.float64).astype(np.float32))
+
+
+def prepared(space: Space, x: Array) -> np.ndarray:
+    """Vectors [N, D] of any real dtype as `distances` takes them, float32."""
+    x = np.asarray(x, np.float32)
+    if space.metric == "cosine":
+        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return x - space.center
+
+
+def distances(metric: str, vectors: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Distances between prepared vectors [Q, D] and [N, D], and how exact they are.
+
+    Returns:
+      [Q, N] distances, and [Q, N] the difference up to which two of them count as equal.
+    """
+    squares = jnp.sum(jnp.square(vectors), axis=1)[:, None], jnp.sum(jnp.square(x), axis=1)[None]
+    found = squared_distances(vectors, x) if metric == "l2" else -matmul(vectors, x.T)
+    return found, ROUNDING * (squares[0] + squares[1])
+
+
+def blocks(num_rows: int, size: int = BLOCK_ROWS) -> Iterator[slice]:
+    """Slices of at most `size` rows that cover `num_rows`."""
+    for begin in range(0, num_rows, size):
+        yield slice(begin, min(begin + size, num_rows))
+
+
+def padded(x: np.ndarray, size: int = BLOCK_ROWS) -> np.ndarray:
+    """Rows [N, D] filled up with zeros to [size, D], the one shape to compile."""
+    return np.pad(x, ((0, size - len(x)), (0, 0)))
+
+
+def _search(
+    vectors: np.ndarray, database: Array, space: Space, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and rows [Q, count] nearest to prepared vectors [Q, D], nearest first."""
+    best = np.full((len(vectors), count), np.inf, np.float32)
+    rows = np.zeros((len(vectors), count), np.int32)
+    for block in blocks(len(database)):
+        x = padded(prepared(space, database[block]))
+        for part in blocks(len(vectors), QUERY_BLOCK):
+            so_far = (best[part], rows[part])
+            limits = np.asarray([block.start, block.stop], np.int32)
+            best[part], rows[part] = merge_nearest(space.metric, so_far, vectors[part], x, limits)
+    return best, rows
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def merge_nearest(
+    metric: str,
+    so_far: tuple[jax.Array, jax.Array],
+    vectors: jax.Array,
+    x: jax.Array,
+    limits: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The nearest of those found so far and of a padded block.
+
+    Args:
+      metric: of the prepared vectors.
+      so_far: distances and rows [Q, k].
+      vectors: [Q, D].
+      x: [R, D], of which the first `limits[1] - limits[0]` are rows of the database.
+      limits: [2] int32, the block's first row and the row behind its last.
+
+    Returns:
+      Distances and rows [Q, k], nearest first, ties to the first row.
+    """
+    row = limits[0] + jnp.arange(len(x), dtype=jnp.int32)
+    found, _ = distances(metric, vectors, x)
+    found = jnp.where((row < limits[1])[None], found, jnp.inf)
+    best, index = smallest(jnp.concatenate([so_far[0], found], axis=1), so_far[0].shape[1])
+    rows = jnp.concatenate([so_far[1], jnp.broadcast_to(row[None], found.shape)], axis=1)
+    return best, jnp.take_along_axis(rows, index, axis=1)
+
+
+def _check(truth: np.ndarray, vectors: np.ndarray, database: Array, space: Space) -> None:
+    """Refuses a ground truth that contradicts the database, which some queries tell."""
+    if truth.ndim != 2 or truth.dtype.kind not in "iu" or len(truth) != len(vectors):
+        raise InputError(
+            f"the ground truth is {truth.dtype} {truth.shape}; expected integers "
+            f"[{len(vectors)}, k], one row a query"
+        )
+    if truth.min() < 0 or truth.max() >= len(database):
+        raise InputError(
+            f"the ground truth names row {truth.max()} (lowest {truth.min()}) of a database of "
+            f"{len(database)} rows; give the one that was made for this database, or none"
+        )
+    some = np.linspace(0, len(truth) - 1, min(CHECKED_QUERIES, len(truth))).astype(int)
+    claimed = _reach(truth[some, :1], vectors[some], database, space)[:, 0]
+    exact, rows = _search(vectors[some], database, space, 1)
+    scale = np.abs(claimed) + np.abs(exact[:, 0])
+    wrong = claimed > exact[:, 0] + 1e-3 * scale
+    if wrong.mean() > MAX_WRONG:
+        query = some[np.argmax(wrong)]
+        raise InputError(
+            f"the ground truth calls row {truth[query, 0]} nearest to query {query}, but by "
+            f"{METRICS[space.metric]} row {rows[np.argmax(wrong), 0]} is nearer, and so for "
+            f"{wrong.mean():.0%} of the queries tried; it belongs to another database or metric"
+        )
+
+
+def _reach(truth: np.ndarray, vectors: np.ndarray, database: Array, space: Space) -> np.ndarray:
+    """Distances [Q, k] of prepared vectors [Q, D] to the database rows `truth` [Q, k]."""
+    found = np.zeros(truth.shape, np.float32)
+    for part in blocks(len(truth), QUERY_BLOCK):
+        for column, rows in enumerate(truth[part].T):
+            x = prepared(space, database[rows])
+            if space.metric == "l2":
+                found[part, column] = np.square(vectors[part] - x).sum(axis=1)
+            else:
+                found[part, column] = -(vectors[part] * x).sum(axis=1)
+    return found
