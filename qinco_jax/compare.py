@@ -58,7 +58,8 @@ def compare(
     folder = Path(folder)
     if not codecs or not rates or not seeds or not metrics:
         raise InputError("name at least one codec, one rate, one seed and one metric")
-    entries, _ = contenders.contenders(codecs, rates, data.train.shape[1], settings)
+    rates = [float(rate) for rate in rates]
+    entries = contenders.contenders(codecs, rates, data.train.shape[1], settings)
     x_train, held_back = fit.split(data.train, None, Recipe())
     whole = held_back if data.database is None else data.database
     database = whole[:eval_rows]

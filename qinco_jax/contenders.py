@@ -41,8 +41,8 @@ class Spec(NamedTuple):
 
 def contenders(
     texts: Sequence[str], rates: Sequence[float], dim: int, settings: Sequence[str] = ()
-) -> tuple[list[Contender], list[str]]:
-    """What specifications stand for at some rates.
+) -> list[Contender]:
+    """What specifications stand for at those of some rates at which they exist.
 
     Args:
       texts: specifications.
@@ -50,21 +50,17 @@ def contenders(
       dim: D of the vectors.
       settings: `NAME=VALUE` of sizes and recipes, for our own models.
 
-    Returns:
-      The contenders, and a sentence for each codec and rate that do not exist together.
-
     Raises:
       InputError: an unknown codec or setting, or a codec that exists at none of the rates.
     """
     found: list[Contender] = []
-    notes: list[str] = []
     for text in texts:
-        own, missing = _of_spec(parse(text), rates, dim, settings)
+        own = _of_spec(parse(text), rates, dim, settings)
         if not own:
-            raise InputError(missing or f"{text!r} exists at none of the rates asked for")
+            asked = ", ".join(f"{rate:g}" for rate in rates)
+            raise InputError(f"{text} exists at {_where(parse(text), dim)} bytes, not at {asked}")
         found += own
-        notes += [missing] if missing else []
-    return found, notes
+    return found
 
 
 def parse(text: str) -> Spec:
@@ -104,32 +100,40 @@ def _is_baseline(name: str) -> bool:
 
 def _of_spec(
     spec: Spec, rates: Sequence[float], dim: int, settings: Sequence[str]
-) -> tuple[list[Contender], str | None]:
-    """The contenders of a specification, and what to say of the rates that it lacks."""
-    if spec.name in through_faiss.NAMES or spec.name == "unq":
+) -> list[Contender]:
+    if _is_baseline(spec.name):
         return _of_baseline(spec, rates, dim)
     if spec.name not in PRESETS:
         return _of_model(spec, rates, dim)
     if spec.bytes is not None:
-        fitting = tuple(rate for rate in rates if rate <= spec.bytes)
-        above = f"{spec.text} is trained for {spec.bytes:g} bytes and no more"
-        own = [_of_preset(spec, spec.bytes, fitting, settings)] if fitting else []
-        return own, None if len(fitting) == len(rates) else above
-    return [_of_preset(spec, rate, (rate,), settings) for rate in rates], None
+        config, _ = sized(spec.name, spec.bytes, settings)
+        fitting = _fitting(config, rates)
+        return [_of_preset(spec, spec.bytes, fitting, settings)] if fitting else []
+    return [_of_preset(spec, rate, (rate,), settings) for rate in rates]
 
 
-def _of_baseline(
-    spec: Spec, rates: Sequence[float], dim: int
-) -> tuple[list[Contender], str | None]:
+def _where(spec: Spec, dim: int) -> str:
+    """The rates at which a codec exists, for people."""
+    fixed = through_faiss.rates(spec.name, dim)
+    if fixed:
+        return ", ".join(map(str, fixed))
+    if _is_baseline(spec.name):
+        return f"1 to {dim} whole"
+    most = models.load(spec.name).config.bits / 8 if spec.bytes is None else spec.bytes
+    return f"whole steps up to {most:g}"
+
+
+def _of_baseline(spec: Spec, rates: Sequence[float], dim: int) -> list[Contender]:
+    if spec.name in through_faiss.NAMES:
+        through_faiss.package()  # known to be there before hours are spent
     exists_at = through_faiss.rates(spec.name, dim) or range(1, dim + 1)
-    own = []
-    for rate in [rate for rate in rates if rate in exists_at]:
-        facts = {"beam_size": spec.search["beam_size"]} if spec.search else {}
-        train = functools.partial(_train_baseline, spec, int(rate))
-        own.append(Contender(spec.text, spec.family, rate, (rate,), facts, train))
-    there = ", ".join(map(str, exists_at)) if isinstance(exists_at, list) else f"1 to {dim}"
-    lacking = f"{spec.name} of {dim} dimensions exists at {there} bytes only"
-    return own, None if len(own) == len(rates) else lacking
+    return [
+        Contender(
+            spec.text, spec.family, rate, (rate,), {**spec.search},
+            functools.partial(_train_baseline, spec, int(rate)),
+        )
+        for rate in rates if rate in exists_at
+    ]  # fmt: skip
 
 
 def _train_baseline(
@@ -158,15 +162,14 @@ def _of_preset(
     return Contender(spec.text, spec.family, num_bytes, rates, facts, train)
 
 
-def _of_model(spec: Spec, rates: Sequence[float], dim: int) -> tuple[list[Contender], str | None]:
+def _of_model(spec: Spec, rates: Sequence[float], dim: int) -> list[Contender]:
     model = models.load(spec.name)
     config = model.config
     if config.dim != dim:
         raise InputError(
             f"{spec.name} is a model of {config.dim} dimensions, the vectors have {dim}"
         )
-    per_step, whole = config.bits / config.num_steps / 8, config.bits / 8
-    fitting = tuple(r for r in rates if r <= whole and (r / per_step).is_integer())
+    fitting = _fitting(config, rates)
     facts = {
         **_search_facts(config, spec.search),
         "settings": {"config": dataclasses.asdict(config)},
@@ -175,9 +178,15 @@ def _of_model(spec: Spec, rates: Sequence[float], dim: int) -> tuple[list[Conten
     def train(x: Array, seed: int, place: Path, advance: Advance) -> AtRate:
         return functools.partial(_at_rate, model, spec.search)
 
-    own = [Contender(spec.text, spec.family, whole, fitting, facts, train)] if fitting else []
-    lacking = f"{spec.name} is a model of {whole:g} bytes, {per_step:g} a step"
-    return own, None if len(fitting) == len(rates) else lacking
+    if not fitting:
+        return []
+    return [Contender(spec.text, spec.family, config.bits / 8, fitting, facts, train)]
+
+
+def _fitting(config: QincoConfig, rates: Sequence[float]) -> tuple[float, ...]:
+    """The rates at which a prefix of a model ends."""
+    per_step = config.bits / config.num_steps / 8
+    return tuple(r for r in rates if r <= config.bits / 8 and (r / per_step).is_integer())
 
 
 def _search_facts(config: QincoConfig, search: Mapping[str, Any]) -> dict[str, Any]:

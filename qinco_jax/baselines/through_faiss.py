@@ -29,6 +29,21 @@ NAMES = {
 }
 
 
+def package() -> Any:
+    """The module `faiss`.
+
+    Raises:
+      InputError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise InputError(
+            "PQ, OPQ, RQ, LSQ, RaBitQ, TurboQuant and SQ need Faiss; pip install 'qinco_jax[faiss]'"
+        ) from error
+    return faiss
+
+
 def rates(name: str, dim: int) -> list[int] | None:
     """Bytes at which a codec exists for D dimensions, `None` for any up to D."""
     if name == "rabitq":
@@ -55,7 +70,7 @@ def train(
     Raises:
       InputError: Faiss is not installed, vectors are unfit, or there is no such rate.
     """
-    faiss = _faiss()
+    faiss = package()
     checks.vectors(x, what="the training vectors")
     exists_at = rates(name, x.shape[1])
     if num_bytes < 1 or (num_bytes not in exists_at if exists_at else num_bytes > x.shape[1]):
@@ -123,13 +138,3 @@ def _unit_decode(index: Any, codes: Array) -> np.ndarray:
 def _norms(x: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     return np.maximum(norms, np.finfo(np.float32).tiny, dtype=np.float32)
-
-
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise InputError(
-            "PQ, OPQ, RQ, LSQ, RaBitQ, TurboQuant and SQ need Faiss; pip install 'qinco_jax[faiss]'"
-        ) from error
-    return faiss
