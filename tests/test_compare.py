@@ -165,7 +165,7 @@ def test_faiss_codecs_compress_to_the_bytes_that_they_say(name: str) -> None:
         assert codec.size > 0
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1
-    with pytest.raises(qj.InputError, match="not 7.5|not 21"):
+    with pytest.raises(qj.InputError, match="not 21"):
         through_faiss.train(name, x, 21)
     with pytest.raises(qj.InputError, match="at least as many"):
         through_faiss.train(name, x[:100], (through_faiss.rates(name, 20) or [2])[0])
