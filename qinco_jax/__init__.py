@@ -5,6 +5,7 @@ codes, or their first columns, back into vectors. `train` makes the pytree.
 """
 
 from qinco_jax import rq
+from qinco_jax.compare import compare
 from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.data import catalog as datasets
 from qinco_jax.errors import InputError
@@ -24,6 +25,7 @@ __all__ = [
     "Recipe",
     "Step",
     "__version__",
+    "compare",
     "datasets",
     "decode",
     "encode",

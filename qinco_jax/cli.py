@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from qinco_jax import checks, codecs, contenders, fit, models, qinco, rq
 from qinco_jax import codes as code_files
-from qinco_jax import compare as comparison
 from qinco_jax.codec import Codec
+from qinco_jax.compare import compare as compare_codecs
 from qinco_jax.config import PRESETS
 from qinco_jax.data import catalog, formats
 from qinco_jax.errors import InputError
@@ -270,7 +270,7 @@ def compare(
     """
     data = _load(files)
     folder = Path(out or f"runs/compare-{data.name}")
-    rows = comparison.compare(
+    rows = compare_codecs(
         data, _items(codecs, str), _items(rates, float), folder,
         seeds=_items(seeds, int), metrics=_items(metrics, str), noise=_items(noise, float),
         shifted={Path(file).stem: formats.read(file) for file in shifted},
