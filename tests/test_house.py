@@ -27,13 +27,15 @@ LAYERS = [
     {"fit"},
     {"evaluate.metrics"},
     {"evaluate.report", "codecs", "logs"},
+    {"evaluate.summary", "evaluate.drawing"},
     {"evaluate.plots"},
+    {"evaluate.page"},
     {"cli"},
 ]
 """Modules import from the layers above their own in this list."""
 NO_MODEL = {
     "checkpoint", "data.formats", "data.batches", "data.catalog", "evaluate.metrics",
-    "evaluate.report", "evaluate.plots",
+    "evaluate.report", "evaluate.summary", "evaluate.drawing", "evaluate.plots", "evaluate.page",
 }  # fmt: skip
 
 
