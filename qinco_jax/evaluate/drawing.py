@@ -88,10 +88,13 @@ def panels(
 ) -> "tuple[Figure, list[Axes]]":
     """An empty figure of panels, each `height` inches high."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    columns = min(columns, count)
+    columns = 2 if count == 4 else min(columns, count)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(WIDTH, height * rows + 0.5), layout="constrained")
+    figure = Figure(
+        figsize=(WIDTH, height * rows + 0.5), layout=ConstrainedLayoutEngine(w_pad=0.08)
+    )
     figure.suptitle(title)
     axes = list(figure.subplots(rows, columns, squeeze=False, sharey=one_scale).flat)
     for axis in axes[count:]:
@@ -105,9 +108,11 @@ def quality_axis(axis: "Axes", key: str) -> None:
         axis.set_ylabel(f"{key} (%)")
         return
     axis.set_ylabel("mean squared error")
-    low, high = axis.get_ylim()
+    low, high = axis.dataLim.intervaly
     if low > 0 and high > 2 * low:
         log_axis(axis, "y")
+    else:
+        axis.yaxis.set_major_formatter(lambda tick, _: _short(tick))
 
 
 def rate_axis(axis: "Axes", sizes: Sequence[float]) -> None:
@@ -129,15 +134,19 @@ def log_axis(axis: "Axes", which: str) -> None:
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) > 2:
             break
-    texts = [f"{tick / 1000:g}k" if tick >= 1000 else f"{tick:g}" for tick in ticks]
+    texts = [_short(tick) for tick in ticks]
     axis.set(**{f"{which}ticks": ticks, f"{which}ticklabels": texts, f"{which}lim": (low, high)})
     (axis.xaxis if which == "x" else axis.yaxis).minorticks_off()
 
 
+def _short(tick: float) -> str:
+    return f"{tick / 1000:g}k" if tick >= 1000 else f"{tick:g}"
+
+
 def legend(figure: "Figure", handles: Mapping[str, Any], title: str | None = None) -> None:
     """Puts a legend below the panels, where it covers no data."""
-    letters = max(map(len, handles)) + 8
-    columns = max(1, min(len(handles), int(WIDTH * 72 / (4.8 * letters))))
+    widest = 45 + 5.2 * max(map(len, handles))  # points, at the size of a legend's letters
+    columns = max(1, min(len(handles), int(WIDTH * 72 / widest)))
     figure.legend(
         list(handles.values()), list(handles), loc="outside lower center", ncols=columns,
         handlelength=3, columnspacing=1.2, title=title, title_fontsize=9,
@@ -164,6 +173,8 @@ def write_labels(figure: "Figure", axes: Sequence["Axes"], labels: Sequence[list
 
     Of points at one place with one text, the first alone is labelled.
     """
+    from matplotlib.patheffects import withStroke
+
     figure.draw_without_rendering()  # lays the panels out, which places the points
     scale = 72 / figure.dpi
     for axis, texts in zip(axes, labels, strict=True):
@@ -186,6 +197,7 @@ def write_labels(figure: "Figure", axes: Sequence["Axes"], labels: Sequence[list
             axis.annotate(
                 text, (x, y), place, textcoords="offset points", ha="center", va="center",
                 fontsize=LABEL_SIZE, in_layout=False,
+                path_effects=[withStroke(linewidth=2, foreground="white")],
             )  # fmt: skip
 
 
