@@ -23,16 +23,17 @@ LAYERS = [
     {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog", "evaluate.neighbours"},
     {"rq", "evaluate.metrics"},
     {"qinco", "baselines.through_faiss", "evaluate.report"},
-    {"training", "models", "preselector", "evaluate.sweep", "evaluate.plots"},
-    {"fit", "codecs"},
-    {"logs", "contenders"},
+    {"training", "models", "preselector", "evaluate.sweep", "evaluate.summary", "evaluate.drawing"},
+    {"fit", "codecs", "evaluate.plots"},
+    {"logs", "contenders", "evaluate.page"},
     {"compare"},
     {"cli"},
 ]
 """Modules import from the layers above their own in this list."""
 NO_MODEL = {
     "checkpoint", "data.formats", "data.batches", "data.catalog", "evaluate.neighbours",
-    "evaluate.metrics", "evaluate.report", "evaluate.sweep", "evaluate.plots",
+    "evaluate.metrics", "evaluate.report", "evaluate.sweep", "evaluate.summary",
+    "evaluate.drawing", "evaluate.plots", "evaluate.page",
 }  # fmt: skip
 
 

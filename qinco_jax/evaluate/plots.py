@@ -1,11 +1,32 @@
-"""Plots of result files; they compute nothing."""
+"""Plots of result files; they compute nothing but averages over seeds and fitted slopes."""
 
 import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from qinco_jax.evaluate import report
-from qinco_jax.files import replacing
+from qinco_jax.evaluate import drawing, summary
+from qinco_jax.evaluate.drawing import Label, Look
+from qinco_jax.evaluate.neighbours import RANKS
+from qinco_jax.evaluate.report import Row
+from qinco_jax.evaluate.summary import Evaluation
 
-MARKERS = "osD^v*"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MEASURES = ("mse", *(f"recall@{rank}" for rank in RANKS))
+TIMES = {"encode_us": "encoding", "decode_us": "decoding"}
+AXES = {
+    "N": "N, vectors",
+    "D": "D, dimensions",
+    "M": "M, steps",
+    "K": "K, codebook size",
+    "A": "A, candidates",
+    "B": "B, beam size",
+}
 
 
 def plot_rates(results: str | os.PathLike[str], image: str | os.PathLike[str], title: str) -> None:
@@ -16,27 +37,239 @@ def plot_rates(results: str | os.PathLike[str], image: str | os.PathLike[str], t
       image: file to write, named by its ending.
       title: above the plot.
     """
-    from matplotlib import style
-    from matplotlib.figure import Figure
+    evaluation = summary.load_results(results)._replace(title=title)
+    with drawing.house_style():
+        drawing.save(_rates(evaluation), image)
 
-    rows = sorted(report.read(results), key=lambda row: row["bytes"])
-    codecs = list(dict.fromkeys(row["codec"] for row in rows))
-    measures = {"mse": "mean squared error", "recall@1": "recall@1 (%)"}
-    shown = [name for name in measures if any(name in row for row in rows)]
-    with style.context("tableau-colorblind10"):
-        figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
-        axes = figure.subplots(1, len(shown), squeeze=False)
-        for axis, name in zip(axes[0], shown, strict=True):
-            for codec, marker in zip(codecs, MARKERS, strict=False):
-                points = [row for row in rows if row["codec"] == codec and name in row]
-                values = [row[name] * (100 if name != "mse" else 1) for row in points]
-                axis.plot([row["bytes"] for row in points], values, marker=marker, label=codec)
-            axis.set_xlabel("bytes per vector")
-            axis.set_ylabel(measures[name])
-            axis.set_xticks(sorted({row["bytes"] for row in rows}))
-            axis.set_ylim(bottom=0)
-            axis.grid(alpha=0.3)
-        axes[0][0].legend()
-        figure.suptitle(title)
-        with replacing(image) as partial:
-            figure.savefig(partial, dpi=150)
+
+def draw_all(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Draws every plot that an evaluation's files allow, as PNG and SVG in its folder.
+
+    Returns:
+      The name of each plot -> its SVG.
+    """
+    evaluation = summary.load(folder)
+    drawn = {}
+    with drawing.house_style():
+        for name, draw in FIGURES.items():
+            if figure := draw(evaluation):
+                for ending in ("png", "svg"):
+                    drawn[name] = Path(folder) / f"{name}.{ending}"
+                    drawing.save(figure, drawn[name])
+    return drawn
+
+
+def _rates(evaluation: Evaluation) -> "Figure":
+    import numpy as np
+    from matplotlib.transforms import ScaledTranslation
+
+    shown = [key for key in MEASURES if any(key in row for row in evaluation.points)]
+    figure, axes = drawing.panels(len(shown), evaluation.title)
+    codecs = _looks(evaluation, evaluation.points)
+    for axis, key in zip(axes, shown, strict=True):
+        for i, (codec, look) in enumerate(codecs.items()):
+            points = _having(evaluation.points, codec, key)
+            if not points:
+                continue
+            # Side by side at each rate, or intervals would hide each other.
+            beside = min(1.6, 14 / len(codecs)) * (i - (len(codecs) - 1) / 2) / 72
+            move = ScaledTranslation(beside, 0, figure.dpi_scale_trans)
+            x, y = [row["bytes"] for row in points], [_value(row, key) for row in points]
+            low, high = _whiskers(y, [summary.interval(row, key) for row in points], key)
+            axis.errorbar(
+                x, y, (low, high), **look, elinewidth=0.9, capsize=2,
+                transform=axis.transData + move,
+            )  # fmt: skip
+            for far in (np.subtract(y, low), np.add(y, high)):
+                axis.update_datalim(np.column_stack([x, far]))  # which moved lines do not
+        axis.autoscale_view()
+        drawing.rate_axis(axis, sorted({row["bytes"] for row in evaluation.points}))
+        drawing.quality_axis(axis, key)
+    drawing.legend(figure, _named(codecs, evaluation))
+    return figure
+
+
+def _times(evaluation: Evaluation) -> "Figure | None":
+    measure = "recall@1" if any("recall@1" in row for row in evaluation.points) else "mse"
+    rows = [row for row in evaluation.points if measure in row]
+    shown = [key for key in TIMES if any(key in row for row in rows)]
+    if not shown:
+        return None
+    figure, axes = drawing.panels(len(shown), evaluation.title, height=3.4)
+    codecs = _looks(evaluation, [row for row in rows if any(key in row for key in shown)])
+    labels: list[list[Label]] = []
+    for axis, key in zip(axes, shown, strict=True):
+        labels.append([])
+        for codec, look in codecs.items():
+            points = _having(rows, codec, key)
+            x, y = [row[key] for row in points], [_value(row, measure) for row in points]
+            axis.plot(x, y, **{**look, "linewidth": 0.8})
+            texts = [f"{row['bytes']:g}" for row in points]
+            labels[-1] += zip(x, y, texts, strict=True)
+        axis.set_xlabel(f"{TIMES[key]}, µs per vector")
+        drawing.log_axis(axis, "x")
+        drawing.quality_axis(axis, measure)
+    drawing.legend(figure, _named(codecs, evaluation), "numbers: bytes per vector")
+    drawing.write_labels(figure, axes, labels)
+    return figure
+
+
+def _search(evaluation: Evaluation) -> "Figure | None":
+    """Searches over the cost of encoding, at the rates at which a family has the most of them."""
+    groups: dict[tuple[float, str], list[Row]] = {}
+    for row in evaluation.points:
+        if row.get("beam_size") is not None:
+            groups.setdefault((row["bytes"], row.get("family", row["codec"])), []).append(row)
+    most = max(map(len, groups.values()), default=0)
+    if most < 2:
+        return None
+    sizes = sorted({size for (size, _), rows in groups.items() if len(rows) == most})
+    groups = {place: rows for place, rows in groups.items() if place[0] in sizes and len(rows) > 1}
+    searched = [row for rows in groups.values() for row in rows]
+    timed = all("encode_us" in row for row in searched)
+    measures = [key for key in MEASURES[:2] if any(key in row for row in searched)]
+    shown = [(size, key) for size in sizes for key in measures]
+    families = drawing.looks(dict.fromkeys(family for _, family in groups))
+    figure, axes = drawing.panels(len(shown), evaluation.title, len(measures))
+    labels: list[list[Label]] = []
+    for axis, (size, key) in zip(axes, shown, strict=True):
+        labels.append([])
+        for family, look in families.items():
+            rows = [row for row in groups.get((size, family), []) if key in row]
+            labels[-1] += _envelope(axis, rows, key, timed, look)
+        axis.set_title(f"{size:g} bytes")
+        axis.set_xlabel("encoding, µs per vector" if timed else "A · B")
+        drawing.log_axis(axis, "x")
+        drawing.quality_axis(axis, key)
+    note = "numbers: A,B; lines: the best up to each cost"
+    drawing.legend(figure, drawing.lines(families), note)
+    drawing.write_labels(figure, axes, labels)
+    return figure
+
+
+def _envelope(axis: "Axes", rows: Sequence[Row], key: str, timed: bool, look: Look) -> list[Label]:
+    """Draws one family's searches, and as a line the best that each cost affords."""
+    points = []
+    for row in rows:
+        candidates = row.get("num_candidates") or "all"
+        setting = f"{candidates},{row['beam_size']}" + (" joint" if row.get("joint") else "")
+        if timed or candidates != "all":
+            cost = row["encode_us"] if timed else candidates * row["beam_size"]
+            points.append((cost, _value(row, key), setting))
+    points.sort()
+    x, y = [x for x, _, _ in points], [y for _, y, _ in points]
+    best = list(accumulate(y, min if key == "mse" else max))
+    axis.plot(x, best, **{**look, "marker": "", "linewidth": 0.9}, drawstyle="steps-post")
+    axis.plot(x, y, **{**look, "linestyle": "none"})
+    return points
+
+
+def _shift(evaluation: Evaluation) -> "Figure | None":
+    """Losses on other sets of queries, at the highest of the rates that most codecs have."""
+    losses = [(row, summary.shifts(row)) for row in evaluation.points]
+    count = Counter(row["bytes"] for row, found in losses if found)
+    if not count:
+        return None
+    size = max(count, key=lambda size: (count[size], size))
+    losses = [(row, found) for row, found in losses if found and row["bytes"] == size]
+    others = list(dict.fromkeys(name for _, found in losses for name in found))
+    height = 0.7 + 0.13 * len(losses) * (len(others) + 1)
+    figure, (axis,) = drawing.panels(1, evaluation.title, height=height)
+    thick, bars = 0.8 / len(others), {}
+    for i, other in enumerate(others):
+        found = {y: found[other] for y, (_, found) in enumerate(losses) if other in found}
+        values = [100 * value for value, _ in found.values()]
+        whiskers = _whiskers(values, [ends for _, ends in found.values()], "recall@1")
+        bars[other] = axis.barh(
+            [y + thick * (i - (len(others) - 1) / 2) for y in found], values, thick,
+            xerr=whiskers, **drawing.bar_look(i),
+        )  # fmt: skip
+    axis.set_yticks(range(len(losses)), [evaluation.names[row["codec"]] for row, _ in losses])
+    axis.invert_yaxis()
+    axis.grid(False, axis="y")
+    axis.set_xlabel(f"loss of recall@1 at {size:g} bytes, percentage points")
+    drawing.legend(figure, bars, f"from “{losses[0][0].get('queries', 'the main queries')}” to")
+    return figure
+
+
+def _growth(evaluation: Evaluation, keys: Sequence[str], ylabel: str) -> "Figure | None":
+    rows = [row for row in evaluation.growth if any(row.get(key) for key in keys)]
+    found = {row["axis"] for row in rows}
+    shown = [*(name for name in AXES if name in found), *sorted(found - AXES.keys())]
+    if not shown:
+        return None
+    codecs = _looks(evaluation, rows)
+    variants = {
+        (codec, key): {**look, "markerfacecolor": "white" if key == "decode_us" else look["color"]}
+        for codec, look in codecs.items() for key in keys
+    }  # fmt: skip
+    figure, axes = drawing.panels(len(shown), evaluation.title, 3, 3.0, one_scale=True)
+    for axis, name in zip(axes, shown, strict=True):
+        for (codec, key), look in variants.items():
+            own = _having([row for row in rows if row["axis"] == name], codec, key)
+            points = sorted((row["value"], row[key]) for row in own if row[key])
+            if points:
+                axis.plot(*zip(*points, strict=True), **look, label=_slope(points))
+        axis.set_xlabel(AXES.get(name, name))
+        drawing.log_axis(axis, "x")
+        drawing.legend_below(axis, "fitted slopes")
+    drawing.log_axis(axes[0], "y")
+    for axis in axes[::3]:
+        axis.set_ylabel(ylabel)
+    names = {
+        evaluation.names[codec] + (f", {TIMES[key]}" if key in TIMES else ""): look
+        for (codec, key), look in variants.items()
+    }
+    drawing.legend(figure, drawing.lines(names))
+    return figure
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> str:
+    import numpy as np
+
+    x, y = np.log(np.asarray(points, np.float64)).T
+    return f"{np.polyfit(x, y, 1)[0]:z.2f}" if len(set(x)) > 1 else "one size"
+
+
+def _looks(evaluation: Evaluation, rows: Sequence[Row]) -> dict[str, Look]:
+    """The codecs of some rows; each looks the same in every plot."""
+    present = {row["codec"] for row in rows}
+    every = drawing.looks(evaluation.names)
+    return {codec: look for codec, look in every.items() if codec in present}
+
+
+def _named(codecs: Mapping[str, Look], evaluation: Evaluation) -> dict[str, Any]:
+    return drawing.lines({evaluation.names[codec]: look for codec, look in codecs.items()})
+
+
+def _having(rows: Sequence[Row], codec: str, key: str) -> list[Row]:
+    return [row for row in rows if row["codec"] == codec and key in row]
+
+
+def _value(row: Row, key: str) -> float:
+    return float(row[key] * _unit(key))
+
+
+def _unit(key: str) -> int:
+    return 1 if key == "mse" else 100
+
+
+def _whiskers(
+    values: Sequence[float], ends: Sequence[summary.Interval], key: str
+) -> tuple[list[float], list[float]]:
+    """How far intervals reach below and above values, as matplotlib takes it."""
+    pairs = list(zip(values, ends, strict=True))
+    low = [max(0.0, value - _unit(key) * ends[0]) for value, ends in pairs]
+    return low, [max(0.0, _unit(key) * ends[1] - value) for value, ends in pairs]
+
+
+FIGURES: dict[str, Callable[[Evaluation], "Figure | None"]] = {
+    "rates": _rates,
+    "times": _times,
+    "search": _search,
+    "shift": _shift,
+    "growth": lambda found: _growth(found, list(TIMES), "µs per vector"),
+    "growth-training": lambda found: _growth(found, ["train_seconds"], "training, s"),
+    "growth-memory": lambda found: _growth(found, ["peak_mib"], "peak memory, MiB"),
+}
+"""What draws each plot, or gives `None` where the files have nothing for it."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qinco_jax.codec import Array, Codec
+from qinco_jax.errors import InputError
 from qinco_jax.evaluate.metrics import Estimate, Progress, Score, measure
 from qinco_jax.evaluate.neighbours import RANKS, Queries
 from qinco_jax.files import replacing
@@ -62,9 +63,28 @@ def write(rows: Iterable[Row], path: str | os.PathLike[str]) -> None:
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def read(path: str | os.PathLike[str]) -> list[Row]:
-    """Rows that `write` wrote."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+def read(path: str | os.PathLike[str], keys: Sequence[str] = ()) -> list[Row]:
+    """Rows that `write` wrote; raises `InputError` if there are none or one has not all `keys`."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); evaluate into this folder") from None
+    rows: list[Row] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict) or not all(key in row for key in keys):
+            wanted = " and ".join(repr(key) for key in keys)
+            raise InputError(
+                f"{path}, line {number} is no result with {wanted}; delete the line, "
+                "or the file and evaluate again"
+            )
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{path} holds no results; delete it and evaluate again")
+    return rows
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -26,6 +26,7 @@ from qinco_jax.files import replacing
 RESULTS, COSTS, MODELS = "results.jsonl", "costs.jsonl", "models"
 TIMED_ROWS = 8192
 WAIT_SECONDS = 2.0
+KEY = ("codec", "bytes", "seed")
 
 AtRate = Callable[[float], Codec]
 Advance = Callable[[float, float], Any]
@@ -184,7 +185,7 @@ def _row(contender: Contender, codec: Codec, field: Field, score: Score) -> dict
 
 def read(file: Path) -> list[report.Row]:
     """The rows of a result file; none where there is no file yet."""
-    return report.read(file) if file.exists() else []
+    return report.read(file, KEY) if file.exists() else []
 
 
 def _add(file: Path, row: report.Row) -> None:
@@ -195,7 +196,8 @@ def _add(file: Path, row: report.Row) -> None:
 
 
 def _key(row: report.Row) -> tuple[str, float, int]:
-    return row["codec"], row["bytes"], row["seed"]
+    codec, rate, seed = (row[name] for name in KEY)
+    return codec, rate, seed
 
 
 @contextlib.contextmanager

@@ -1,0 +1,224 @@
+"""How plots look: lines told apart on paper and by colour-blind readers, axes, legends, labels."""
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from qinco_jax.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours without yellow, which vanishes on paper. The three lists have different
+# lengths, so that lines of one colour have other markers and dashes, which also grey print shows.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vPX*<>ph"
+DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (9, 2)))
+BAR_COLOURS = ("#56B4E9", "#F5C04A", "#7FCBB1", "#E3A7C6", "#F0946B", "#BBBBBB")
+HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
+SETTINGS: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "figure.titlesize": 11,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.ymargin": 0.08,
+    "grid.alpha": 0.3,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 5,
+    "hatch.linewidth": 0.6,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "qinco_jax",
+    "text.parse_math": False,  # names may hold dollars
+}
+WIDTH = 7.0  # inches, the two columns of a paper
+LABEL_SIZE = 8.0  # points
+STEPS = (
+    (1,),
+    (1, 3),
+    (1, 2, 5),
+    (1, 1.5, 2, 3, 5, 7),
+    (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, *range(3, 10)),
+)
+Look = dict[str, Any]
+Label = tuple[float, float, str]
+"""A text beside a point: x, y, text."""
+Box = tuple[float, float, float, float]
+
+
+def house_style() -> "AbstractContextManager[None]":
+    """Within it, figures look as all of this library's do."""
+    from matplotlib import rc_context
+
+    return rc_context(SETTINGS)
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """A colour, marker and dashes for each name, by its place."""
+    return {
+        name: {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": DASHES[i % len(DASHES)],
+        }
+        for i, name in enumerate(names)
+    }
+
+
+def bar_look(i: int) -> Look:
+    """Colour and hatching of the i-th of several bars, for `barh`."""
+    return {
+        "color": BAR_COLOURS[i % len(BAR_COLOURS)],
+        "hatch": HATCHES[i % len(HATCHES)],
+        "edgecolor": "black",
+        "linewidth": 0.6,
+        "error_kw": {"elinewidth": 0.9, "capsize": 2},
+    }
+
+
+def panels(
+    count: int, title: str, columns: int = 2, height: float = 2.7, one_scale: bool = False
+) -> "tuple[Figure, list[Axes]]":
+    """An empty figure of panels, each `height` inches high."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    columns = 2 if count == 4 else min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(
+        figsize=(WIDTH, height * rows + 0.5), layout=ConstrainedLayoutEngine(w_pad=0.08)
+    )
+    figure.suptitle(title)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=one_scale).flat)
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, axes[:count]
+
+
+def quality_axis(axis: "Axes", key: str) -> None:
+    """Names the vertical axis of a measure, after drawing; error is logarithmic."""
+    if key != "mse":
+        axis.set_ylabel(f"{key} (%)")
+        return
+    axis.set_ylabel("mean squared error")
+    low, high = axis.dataLim.intervaly
+    if low > 0 and high > 2 * low:
+        log_axis(axis, "y")
+    else:
+        axis.yaxis.set_major_formatter(lambda tick, _: _short(tick))
+
+
+def rate_axis(axis: "Axes", sizes: Sequence[float]) -> None:
+    """The horizontal axis of rates, with a tick at each."""
+    axis.set_xlabel("bytes per vector")
+    if sizes[-1] > 8 * sizes[0]:
+        axis.set_xscale("log")
+    axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    axis.minorticks_off()
+
+
+def log_axis(axis: "Axes", which: str) -> None:
+    """Makes an axis logarithmic, after drawing, with a few ticks that read as plain numbers."""
+    axis.set(**{f"{which}scale": "log"})
+    low, high = axis.get_xlim() if which == "x" else axis.get_ylim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in STEPS:
+        ticks = [step * 10.0**decade for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) > 2:
+            break
+    texts = [_short(tick) for tick in ticks]
+    axis.set(**{f"{which}ticks": ticks, f"{which}ticklabels": texts, f"{which}lim": (low, high)})
+    (axis.xaxis if which == "x" else axis.yaxis).minorticks_off()
+
+
+def _short(tick: float) -> str:
+    return f"{tick / 1000:g}k" if tick >= 1000 else f"{tick:g}"
+
+
+def legend(figure: "Figure", handles: Mapping[str, Any], title: str | None = None) -> None:
+    """Puts a legend below the panels, where it covers no data."""
+    widest = 45 + 5.2 * max(map(len, handles))  # points, at the size of a legend's letters
+    columns = max(1, min(len(handles), int(WIDTH * 72 / widest)))
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=columns,
+        handlelength=3, columnspacing=1.2, title=title, title_fontsize=9,
+    )  # fmt: skip
+
+
+def lines(names: Mapping[str, Look]) -> dict[str, Any]:
+    """Legend handles of lines that look so."""
+    from matplotlib.lines import Line2D
+
+    return {name: Line2D([], [], **look) for name, look in names.items()}
+
+
+def legend_below(axis: "Axes", title: str) -> None:
+    """Puts a panel's own legend below it."""
+    axis.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.26), title=title, ncols=2, columnspacing=1,
+        handlelength=2.6, title_fontsize=9,
+    )  # fmt: skip
+
+
+def write_labels(figure: "Figure", axes: Sequence["Axes"], labels: Sequence[list[Label]]) -> None:
+    """Writes texts beside points, where they cover the fewest points and other texts; call last.
+
+    Of points at one place with one text, the first alone is labelled.
+    """
+    from matplotlib.patheffects import withStroke
+
+    figure.draw_without_rendering()  # lays the panels out, which places the points
+    scale = 72 / figure.dpi
+    for axis, texts in zip(axes, labels, strict=True):
+        points = [(scale * axis.transData.transform(label[:2])).tolist() for label in texts]
+        (left, bottom), (right, top) = scale * axis.get_window_extent().get_points()
+        taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in points]
+        written: list[tuple[str, list[float]]] = []
+        for point, (x, y, text) in zip(points, texts, strict=True):
+            if any(text == other and math.dist(point, place) < 9 for other, place in written):
+                continue
+            written.append((text, point))
+            boxes = _boxes(point, 0.56 * LABEL_SIZE * len(text), 0.9 * LABEL_SIZE)
+            inside = [
+                box for box in boxes
+                if box[0] > left and box[1] > bottom and box[2] < right and box[3] < top
+            ]  # fmt: skip
+            box = min(inside or boxes, key=lambda box: sum(_overlap(box, other) for other in taken))
+            taken.append(box)
+            place = (box[0] + box[2]) / 2 - point[0], (box[1] + box[3]) / 2 - point[1]
+            axis.annotate(
+                text, (x, y), place, textcoords="offset points", ha="center", va="center",
+                fontsize=LABEL_SIZE, in_layout=False,
+                path_effects=[withStroke(linewidth=2, foreground="white")],
+            )  # fmt: skip
+
+
+def _boxes(point: Sequence[float], width: float, height: float) -> list[Box]:
+    """Places for a text around a point, the likeable first."""
+    x, y = point
+    around = [(0, 1), (0, -1), (-1, 1), (1, 1), (-1, -1), (1, -1), (1, 0), (-1, 0)]
+    centres = [
+        (x + across * (far + width / 2), y + up * (far + height / 2))
+        for far in (4, 10) for across, up in around
+    ]  # fmt: skip
+    return [(x - width / 2, y - height / 2, x + width / 2, y + height / 2) for x, y in centres]
+
+
+def _overlap(a: Box, b: Box) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def save(figure: "Figure", image: str | os.PathLike[str]) -> None:
+    """Writes a figure, beside its place first; the same figure gives the same SVG."""
+    with replacing(image) as partial:
+        figure.savefig(partial, metadata={"Date": None} if partial.suffix == ".svg" else None)
