@@ -19,7 +19,7 @@ PACKAGE = ROOT / "qinco_jax"
 
 LAYERS = [
     {"errors", "version", "files", "codec"},
-    {"config", "distances", "checks", "data.formats", "data.batches"},
+    {"config", "distances", "checks", "data.formats", "data.batches", "data.synthetic"},
     {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog"},
     {"rq"},
     {"qinco"},
@@ -32,8 +32,8 @@ LAYERS = [
 ]
 """Modules import from the layers above their own in this list."""
 NO_MODEL = {
-    "checkpoint", "data.formats", "data.batches", "data.catalog", "evaluate.metrics",
-    "evaluate.report", "evaluate.plots",
+    "checkpoint", "data.formats", "data.batches", "data.synthetic", "data.catalog",
+    "evaluate.metrics", "evaluate.report", "evaluate.plots",
 }  # fmt: skip
 
 
