@@ -15,7 +15,7 @@ D, K = 8, 8
 CONFIG = qj.QincoConfig(
     num_steps=2, codebook_size=K, hidden_dim=128, num_blocks=1, num_candidates=None, beam_size=1
 )
-RECIPE = qj.Recipe(num_epochs=30, learning_rate=4e-2, weight_decay=0.0, clip=None)
+RECIPE = qj.Recipe(num_epochs=30, num_updates=16, learning_rate=2e-2, weight_decay=0.0, clip=None)
 SIZES = (16_384, 1000, 10_000)  # rows to train on, to choose by, to measure on
 
 
@@ -109,7 +109,7 @@ def errors(strength: float, form: str) -> tuple[float, float, float]:
 
 @pytest.mark.parametrize("form", ["qinco", "qinco2"])
 def test_qinco_approaches_the_ideal_where_residuals_depend_on_the_code(form: str) -> None:
-    ideal, of_rq, of_qinco = errors(1.0, form)
+    ideal, of_rq, of_qinco = errors(0.5, form)
     assert of_rq > 5 * ideal
     assert 0.97 * ideal < of_qinco < 1.5 * ideal
 
