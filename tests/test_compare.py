@@ -25,7 +25,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vectors")
     rng = np.random.default_rng(0)
     for name, num_rows in (("train", 1200), ("database", 300), ("queries", 40), ("other", 30)):
-        np.save(folder / f"{name}.npy", np.float16(rng.normal(size=(num_rows, 8)) * [1, 2] * 4))
+        np.save(
+            folder / f"{name}.npy",
+            np.float16(rng.normal(size=(num_rows, 8)) * np.linspace(1, 3, 8)),
+        )
     return folder
 
 

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "qinco_jax"
 
 LAYERS = [
     {"errors", "version", "files", "codec", "machine"},
-    {"config", "distances", "checks", "folders", "data.formats", "data.batches"},
+    {"config", "distances", "checks", "folders", "data.formats", "data.batches", "data.synthetic"},
     {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog", "evaluate.neighbours"},
     {"rq", "evaluate.metrics"},
     {"qinco", "baselines.through_faiss", "evaluate.report"},
@@ -31,7 +31,8 @@ LAYERS = [
 ]
 """Modules import from the layers above their own in this list."""
 NO_MODEL = {
-    "checkpoint", "data.formats", "data.batches", "data.catalog", "evaluate.neighbours",
+    "checkpoint", "data.formats", "data.batches", "data.catalog", "data.synthetic",
+    "evaluate.neighbours",
     "evaluate.metrics", "evaluate.report", "evaluate.sweep", "evaluate.summary",
     "evaluate.drawing", "evaluate.plots", "evaluate.page",
 }  # fmt: skip
