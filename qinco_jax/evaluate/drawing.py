@@ -32,7 +32,7 @@ SETTINGS: dict[Any, Any] = {
     "axes.ymargin": 0.08,
     "grid.alpha": 0.3,
     "lines.linewidth": 1.4,
-    "lines.markersize": 5,
+    "lines.markersize": 4.5,
     "hatch.linewidth": 0.6,
     "savefig.dpi": 200,
     "svg.hashsalt": "qinco_jax",

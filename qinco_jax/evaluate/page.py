@@ -120,7 +120,7 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
         *(
             Column(
                 match[0],
-                f"{match[1]}-R@{match[2]}, %" if match[1] else f"R@{match[2]}, %",
+                f"{match[1]}-R@{match[2]}" if match[1] else f"R@{match[2]}",
                 f"share of the {match[1]} true nearest neighbours among the {match[2]} found"
                 if match[1]
                 else f"queries whose true nearest neighbour is among the {match[2]} found",
@@ -129,19 +129,22 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
             )
             for match in matches
         ),
-        Column("entropy_bits", "bits used", "entropy of the codewords' use, of the bits", _digits),
-        Column("dead_codewords", "dead", "codewords that no vector uses", lambda v: f"{v:,.4g}"),
-        Column("encode_us", "encode, µs", "time to encode a vector", _digits),
-        Column("decode_us", "decode, µs", "time to decode a vector", _digits),
-        Column("train_seconds", "train, s", "time of training", _digits),
-        Column("peak_mib", "peak, MiB", "peak memory", _digits),
-        Column("model_bytes", "model, kB", "size of the model", lambda v: _digits(v / 1000)),
+        Column("entropy_bits", "bits used", "entropy of the codewords' use, of the bits", _short),
+        Column("dead_codewords", "dead", "codewords that no vector uses", _short),
+        Column("encode_us", "encode µs", "time to encode a vector", _short),
+        Column("decode_us", "decode µs", "time to decode a vector", _short),
+        Column("train_seconds", "train s", "time of training", _short),
+        Column("peak_mib", "peak MiB", "peak memory", _short),
+        Column("model_bytes", "model kB", "size of the model", lambda v: _short(v / 1000)),
     ]
 
 
 def _digits(value: float) -> str:
-    """Four digits, or a whole number."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _shifts(evaluation: Evaluation) -> dict[str, Any] | None:

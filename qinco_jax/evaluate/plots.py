@@ -213,9 +213,8 @@ def _growth(evaluation: Evaluation, keys: Sequence[str], ylabel: str) -> "Figure
         axis.set_xlabel(AXES.get(name, name))
         drawing.log_axis(axis, "x")
         drawing.legend_below(axis, "fitted slopes")
+    figure.supylabel(ylabel, fontsize="medium")
     drawing.log_axis(axes[0], "y")
-    for axis in axes[::3]:
-        axis.set_ylabel(ylabel)
     names = {
         evaluation.names[codec] + (f", {TIMES[key]}" if key in TIMES else ""): look
         for (codec, key), look in variants.items()

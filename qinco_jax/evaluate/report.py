@@ -75,7 +75,7 @@ def read(path: str | os.PathLike[str], keys: Sequence[str] = ()) -> list[Row]:
             row = json.loads(line)
         except json.JSONDecodeError:
             row = None
-        if not isinstance(row, dict) or not all(key in row for key in keys):
+        if not isinstance(row, dict) or any(row.get(key) is None for key in keys):
             wanted = " and ".join(repr(key) for key in keys)
             raise InputError(
                 f"{path}, line {number} is no result with {wanted}; delete the line, "
