@@ -20,16 +20,19 @@ PACKAGE = ROOT / "qinco_jax"
 LAYERS = [
     {"errors", "version", "files", "codec"},
     {"config", "distances", "checks", "data.formats", "data.batches"},
-    {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog"},
-    {"rq"},
-    {"qinco"},
+    {
+        "codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog", "baselines.lookup",
+        "baselines.network",
+    },
+    {"rq", "baselines.pq"},
+    {"qinco", "baselines.unq"},
     {"training", "models", "preselector"},
     {"fit"},
     {"evaluate.metrics"},
     {"evaluate.report", "codecs", "logs"},
     {"evaluate.plots"},
     {"cli"},
-]
+]  # fmt: skip
 """Modules import from the layers above their own in this list."""
 NO_MODEL = {
     "checkpoint", "data.formats", "data.batches", "data.catalog", "evaluate.metrics",

@@ -1,7 +1,7 @@
 """UNQ (Morozov and Babenko, ICCV 2019, arXiv 1908.03883), written from the paper.
 
 An encoder network maps a vector to M spaces, in each of which the codeword with the greatest inner
-product gives a code; a decoder network maps the chosen codewords back to a vector (Sec. 3.1).
+product gives a code; a decoder network maps the chosen codewords back to a vector (Sec. 3).
 
 The paper trains for hundreds of epochs; to get there in minutes, the networks here have a linear
 path beside their hidden layers and start as a product quantizer of the rotated vectors, and the
@@ -21,12 +21,13 @@ import optax
 from jax import lax
 
 from qinco_jax import checks
+from qinco_jax.baselines import lookup, network, pq
+from qinco_jax.baselines.network import Network
 from qinco_jax.codec import Codec
 from qinco_jax.codes import code_dtype
 from qinco_jax.data.batches import batch_rows
-from qinco_jax.distances import along_last, matmul, smallest, squared_distances
+from qinco_jax.distances import matmul, smallest, squared_distances
 from qinco_jax.errors import InputError
-from qinco_jax.kmeans import kmeans
 from qinco_jax.rows import block_rows, map_rows
 from qinco_jax.rq import denormalise, normalisation, normalise, sample_rows
 
@@ -40,37 +41,7 @@ FREE_DIMS = 48  # of a learned space, beside those that it starts with
 MARGIN, TRIPLET_WEIGHT = 1.0, 0.01
 BALANCE_WEIGHTS = 1.0, 0.05  # from the first step to the last
 MINED_ROWS, MINED_RANKS, NEAREST_RANKS = 2**15, 200, 3
-NORM_MOMENTUM, NORM_EPSILON = 0.99, 1e-5
-CODE_BLOCK, QUERY_BLOCK = 8192, 128
-
-
-@flax.struct.dataclass
-class Network:
-    """A network from [N, I] to [N, O]; `norm` is batch normalisation, then relu.
-
-        z = norm_1(x W_1);   z = z + norm_2(z W_2);   y = x S + b + z W_3
-
-    Attributes:
-      skip: S [I, O].
-      bias: b [O].
-      first: W_1 [I, H].
-      second: W_2 [H, H].
-      last: W_3 [H, O].
-      gain: [2, H], of the normalisations.
-      shift: [2, H].
-      mean: [2, H], running statistics that they use outside training.
-      variance: [2, H].
-    """
-
-    skip: jax.Array
-    bias: jax.Array
-    first: jax.Array
-    second: jax.Array
-    last: jax.Array
-    gain: jax.Array
-    shift: jax.Array
-    mean: jax.Array
-    variance: jax.Array
+QUERY_BLOCK = 128
 
 
 @flax.struct.dataclass
@@ -112,7 +83,7 @@ def train(
     learning_rate: float = 1e-3,
     log: Log | None = None,
 ) -> UNQ:
-    """Trains a model (Sec. 3.3): reconstruction, triplets of mined neighbours, balanced codes.
+    """Trains a model (Sec. 3): reconstruction, triplets of mined neighbours, balanced codes.
 
     The same arguments on the same machine give the same model. Vectors are read batch by batch, so
     `x` may be a memory map of any size; neighbours are looked for among at most 32,768 of them.
@@ -139,20 +110,18 @@ def train(
     num_vectors = SEEN_ROWS if num_epochs is None else num_epochs * len(x)
     batch_size = min(BATCH_ROWS, len(x))
     total_steps = LOG_STEPS * math.ceil(num_vectors / batch_size / LOG_STEPS)
-    model = _product_quantizer(x, num_steps, codebook_size, hidden_dim, seed)
+    model = _start(x, num_steps, codebook_size, hidden_dim, seed)
     if total_steps == 0:
         return model
-    rows = np.asarray(sample_rows(x, MINED_ROWS, seed), np.float32)
-    sample = normalise(jnp.asarray(rows), model.mean, model.scale)
-    neighbours = _neighbours(sample, min(MINED_RANKS, len(sample) - 1))
+    sample, neighbours = _mine(model, x, seed)
     optimizer = _optimizer(learning_rate, total_steps)
     state = _State(jnp.int32(0), model, optimizer.init(model))
     state = jax.tree.map(jnp.copy, state)  # donated buffers must not be shared
+    mean, scale = model.mean, model.scale
     for step in range(0, total_steps, LOG_STEPS):
         chosen = [batch_rows(seed, step + i, batch_size, len(x)) for i in range(LOG_STEPS)]
-        batches = normalise(
-            jnp.asarray(checks.finite(x[np.concatenate(chosen)])), model.mean, model.scale
-        ).reshape(LOG_STEPS, batch_size, -1)
+        rows = checks.finite(x[np.concatenate(chosen)])
+        batches = normalise(jnp.asarray(rows), mean, scale).reshape(LOG_STEPS, batch_size, -1)
         state, losses = _train_steps(
             state, batches, sample, neighbours, seed, learning_rate, total_steps
         )
@@ -169,7 +138,7 @@ def train(
 
 
 def encode(model: UNQ, x: Array) -> jax.Array:
-    """Codes of vectors: in every space the codeword with the greatest inner product (Sec. 3.1).
+    """Codes of vectors: in every space the codeword with the greatest inner product (Sec. 3).
 
     Args:
       model: of M codes of K values each.
@@ -190,7 +159,7 @@ def encode(model: UNQ, x: Array) -> jax.Array:
 
 
 def decode(model: UNQ, codes: Array) -> jax.Array:
-    """Reconstructions of codes by the decoder network (Sec. 3.1).
+    """Reconstructions of codes by the decoder network (Sec. 3).
 
     Args:
       model: of M codes of K values each.
@@ -210,7 +179,7 @@ def decode(model: UNQ, codes: Array) -> jax.Array:
 
 
 def search(model: UNQ, codes: Array, queries: Array, k: int, shortlist: int = 500) -> np.ndarray:
-    """The rows nearest to queries in two stages (Sec. 3.2).
+    """The rows nearest to queries in two stages (Sec. 3).
 
     The first finds a shortlist by d2(q, i) = -sum_m <net(q)_m, c_{m, i_m}>, summed up from tables;
     the second orders it by d1(q, i) = ||q - decode(i)||. Queries and codes go through in blocks.
@@ -239,10 +208,10 @@ def search(model: UNQ, codes: Array, queries: Array, k: int, shortlist: int = 50
     for begin in range(0, len(queries), QUERY_BLOCK):
         block = checks.finite(queries[begin : begin + QUERY_BLOCK], begin, "queries")
         padded = np.pad(np.float32(block), ((0, QUERY_BLOCK - len(block)), (0, 0)))
-        listed = _shortlists(model, codes, jnp.asarray(padded), shortlist)
+        listed = lookup.nearest(_tables(model, padded), codes, shortlist)
         used, place = np.unique(listed, return_inverse=True)
         x_hat = np.asarray(decode(model, codes[used]))[place.reshape(listed.shape)]
-        best = np.asarray(_order(jnp.asarray(padded), jnp.asarray(x_hat), k))
+        best = np.asarray(_order(padded, x_hat, k))
         found.append(np.take_along_axis(listed, best, axis=1)[: len(block)])
     return np.concatenate(found) if found else np.zeros((0, k), np.int64)
 
@@ -270,7 +239,7 @@ def imbalance(probabilities: jax.Array) -> jax.Array:
     """CV^2, the squared coefficient of variation over the codewords, averaged over the codes.
 
     Args:
-      probabilities: [M, N, K] of the codewords for each of a batch's vectors (Sec. 3.3).
+      probabilities: [M, N, K] of the codewords for each of a batch's vectors (Sec. 3).
 
     Returns:
       [], 0 where every codeword is used as often.
@@ -298,92 +267,31 @@ def _check(
         checks.finite(x[begin : begin + 65536], begin, "the training vectors")
 
 
-def _product_quantizer(
-    x: np.ndarray, num_steps: int, codebook_size: int, hidden_dim: int, seed: int
-) -> UNQ:
-    """The untrained model: W_3 = 0, so that it is a product quantizer of the rotated vectors.
+def _start(x: np.ndarray, num_steps: int, codebook_size: int, hidden_dim: int, seed: int) -> UNQ:
+    """The untrained model, a product quantizer.
 
-    The nearest centroid c of a part y is the one of the greatest <[y, 1, 0], [c, -|c|^2 / 2, *]>;
-    * are the free dimensions, by which the networks tell codewords apart in other ways.
+    The centroid c nearest to a part y is that of the greatest <[y, 1, 0], [c, -|c|^2 / 2, *]>; *
+    are free dimensions, by which the decoder tells codewords apart. Temperatures start at the
+    parts' errors, where the probabilities are those of a mixture of normal distributions.
     """
     rows = checks.finite(sample_rows(x, 256 * codebook_size, seed))
     mean, scale = normalisation(rows)
     target = normalise(jnp.asarray(rows), mean, scale)
-    rotation = _rotation(np.asarray(target), num_steps)
-    dim, width = rotation.shape[1:]
     keys = jax.random.split(jax.random.key(seed), 4)
-    code_dim = width + 1 + FREE_DIMS
-    books, skips, errors = [], [], []
-    for step, columns in enumerate(rotation):
-        part = matmul(target, jnp.asarray(columns))
-        book = kmeans(jax.random.fold_in(keys[0], step), part, codebook_size)
-        free = jax.random.normal(jax.random.fold_in(keys[1], step), (codebook_size, FREE_DIMS))
-        offset = -0.5 * jnp.sum(jnp.square(book), axis=-1, keepdims=True)
-        books.append(jnp.concatenate([book, offset, free], axis=-1))
-        skips.append(np.pad(columns, ((0, 0), (0, code_dim - width))))
-        error = smallest(squared_distances(part[:8192], book), 1)[0].mean()
-        errors.append(jnp.maximum(error, 1e-3) / width)
-    skip = jnp.asarray(np.concatenate(skips, axis=1))
-    one = jnp.tile(jnp.arange(code_dim) == width, num_steps).astype(jnp.float32)
+    parts = pq.train(keys[0], target, num_steps, codebook_size)
+    width = parts.codebooks.shape[-1]
+    offset = -0.5 * jnp.sum(jnp.square(parts.codebooks), axis=-1, keepdims=True)
+    free = jax.random.normal(keys[1], (num_steps, codebook_size, FREE_DIMS))
+    path = jnp.pad(parts.directions, ((0, 0), (0, 0), (0, 1 + FREE_DIMS)))
+    path = path.swapaxes(0, 1).reshape(len(mean), -1)
+    one = jnp.tile(jnp.arange(width + 1 + FREE_DIMS) == width, num_steps).astype(jnp.float32)
     return UNQ(
         mean, scale,
-        encoder=_network(keys[2], skip, one, hidden_dim),
-        codebooks=jnp.stack(books),
-        log_temperatures=jnp.log(jnp.stack(errors)),
-        decoder=_network(keys[3], skip.T, jnp.zeros(dim), hidden_dim),
+        encoder=network.init(keys[2], path, one, hidden_dim),
+        codebooks=jnp.concatenate([parts.codebooks, offset, free], axis=-1),
+        log_temperatures=jnp.log(jnp.maximum(parts.errors, 1e-3)),
+        decoder=network.init(keys[3], path.T, jnp.zeros_like(mean), hidden_dim),
     )  # fmt: skip
-
-
-def _rotation(rows: np.ndarray, num_steps: int) -> np.ndarray:
-    """Principal directions [M, D, ceil(D / M)] of rows [N, D], dealt so that the products of the
-    parts' variances are alike; the columns that a part does not fill are 0.
-    """  # noqa: D205
-    dim = rows.shape[1]
-    width = -(-dim // num_steps)
-    variances, directions = np.linalg.eigh(np.cov(np.float64(rows.T)).reshape(dim, dim))
-    parts = np.zeros((num_steps, dim, width), np.float32)
-    counts, volumes = np.zeros(num_steps, int), np.zeros(num_steps)
-    for variance, direction in zip(variances[::-1], directions.T[::-1], strict=True):
-        part = np.argmin(np.where(counts < width, volumes, np.inf))
-        parts[part, :, counts[part]] = direction
-        counts[part] += 1
-        volumes[part] += np.log(max(variance, 1e-12))
-    return parts
-
-
-def _network(key: jax.Array, skip: jax.Array, bias: jax.Array, hidden_dim: int) -> Network:
-    keys, (inputs, outputs) = jax.random.split(key), skip.shape
-    he_uniform = jax.nn.initializers.he_uniform()
-    zeros, ones = jnp.zeros((2, hidden_dim)), jnp.ones((2, hidden_dim))
-    return Network(
-        skip, bias,
-        first=he_uniform(keys[0], (inputs, hidden_dim)),
-        second=he_uniform(keys[1], (hidden_dim, hidden_dim)),
-        last=jnp.zeros((hidden_dim, outputs)),
-        gain=ones, shift=zeros, mean=zeros, variance=ones,
-    )  # fmt: skip
-
-
-def _apply(net: Network, x: jax.Array, training: bool) -> tuple[jax.Array, Network]:
-    """y [N, O], and the network with its running statistics moved on when `training`."""
-    z, statistics = jnp.zeros((), jnp.float32), []
-    for layer, weights in enumerate((net.first, net.second)):
-        inside = matmul(z if layer else x, weights)
-        mean, variance = net.mean[layer], net.variance[layer]
-        if training:
-            mean, variance = jnp.mean(inside, axis=0), jnp.var(inside, axis=0)
-        statistics.append((mean, variance))
-        slope = net.gain[layer] * lax.rsqrt(variance + NORM_EPSILON)
-        z = z + jax.nn.relu((inside - mean[None]) * slope[None] + net.shift[layer][None])
-    y = matmul(x, net.skip) + along_last(net.bias, x) + matmul(z, net.last)
-    if not training:
-        return y, net
-    new = lax.stop_gradient([jnp.stack(values) for values in zip(*statistics, strict=True)])
-    moved = [
-        NORM_MOMENTUM * old + (1 - NORM_MOMENTUM) * value
-        for old, value in zip((net.mean, net.variance), new, strict=True)
-    ]
-    return y, dataclasses.replace(net, mean=moved[0], variance=moved[1])
 
 
 def _itself(model: UNQ) -> UNQ:
@@ -395,39 +303,39 @@ def _full_codes(model: UNQ, codes: Array) -> Array:
     codes = checks.codes(codes, num_steps)
     if codes.shape[-1] != num_steps:
         raise InputError(
-            f"codes have {codes.shape[-1]} columns; UNQ decodes all {num_steps} of its codes or none"
+            f"codes have {codes.shape[-1]} columns; UNQ decodes all {num_steps} of its codes"
         )
     return codes
 
 
-def _in_spaces(model: UNQ, flat: jax.Array) -> jax.Array:
-    """[N, M C] as [M, N, C]."""
-    num_steps, _, code_dim = model.codebooks.shape
-    return flat.reshape(-1, num_steps, code_dim).swapaxes(0, 1)
+def _of_encoder(model: UNQ, x: jax.Array) -> jax.Array:
+    """net(x) [N, M C] of vectors [N, D]."""
+    return network.apply(model.encoder, normalise(x, model.mean, model.scale), training=False)[0]
 
 
 def _products(model: UNQ, flat: jax.Array) -> jax.Array:
     """<net(x)_m, c_mk> [M, N, K] of the encoder's output [N, M C]."""
-    return jax.vmap(matmul)(_in_spaces(model, flat), model.codebooks.swapaxes(1, 2))
+    num_steps, _, code_dim = model.codebooks.shape
+    spaces = flat.reshape(-1, num_steps, code_dim).swapaxes(0, 1)
+    return jax.vmap(matmul)(spaces, model.codebooks.swapaxes(1, 2))
 
 
 def _encode_rows(model: UNQ, rows: jax.Array) -> jax.Array:
-    flat, _ = _apply(model.encoder, normalise(rows, model.mean, model.scale), training=False)
-    index = jnp.argmax(_products(model, flat), axis=-1)
+    index = jnp.argmax(_products(model, _of_encoder(model, rows)), axis=-1)
     return index.T.astype(code_dtype(model.codebooks.shape[1]))
 
 
 def _decode_rows(model: UNQ, codes: jax.Array) -> jax.Array:
     steps = jnp.arange(len(model.codebooks))
     codewords = model.codebooks[steps[None], codes.astype(jnp.int32)]
-    x_hat, _ = _apply(model.decoder, codewords.reshape(len(codes), -1), training=False)
+    x_hat, _ = network.apply(model.decoder, codewords.reshape(len(codes), -1), training=False)
     return denormalise(x_hat, model.mean, model.scale)
 
 
 def _loss(
     model: UNQ, x: jax.Array, triplets: jax.Array, key: jax.Array, balance: jax.Array
 ) -> tuple[jax.Array, UNQ]:
-    """L_1 + alpha L_2 + beta L_3 (Sec. 3.3), and the model with new running statistics.
+    """L_1 + alpha L_2 + beta L_3 (Sec. 3), and the model with new running statistics.
 
     Args:
       model: of M codes.
@@ -437,12 +345,12 @@ def _loss(
       balance: beta [].
     """
     rows = jnp.concatenate([x, triplets.reshape(-1, x.shape[1])])
-    flat, encoder = _apply(model.encoder, rows, training=True)
+    flat, encoder = network.apply(model.encoder, rows, training=True)
     scores = _products(model, flat) * jnp.exp(-model.log_temperatures)[:, None, None]
     noise = jax.random.gumbel(key, scores.shape)
     chosen = jax.vmap(matmul)(straight_through(scores + noise), model.codebooks)
     codewords = chosen.swapaxes(0, 1).reshape(flat.shape)
-    x_hat, decoder = _apply(model.decoder, codewords[: len(x)], training=True)
+    x_hat, decoder = network.apply(model.decoder, codewords[: len(x)], training=True)
     error = jnp.mean(jnp.sum(jnp.square(x - x_hat), axis=-1))
 
     shape = 3, triplets.shape[1], -1
@@ -488,6 +396,13 @@ def _optimizer(learning_rate: float, total_steps: int) -> optax.GradientTransfor
     return optax.adam(optax.cosine_onecycle_schedule(total_steps, learning_rate, 0.1))
 
 
+def _mine(model: UNQ, x: np.ndarray, seed: int) -> tuple[jax.Array, jax.Array]:
+    """A normalised sample [S, D] of vectors [N, D], and the numbers [S, R] of neighbours in it."""
+    rows = jnp.asarray(checks.finite(sample_rows(x, MINED_ROWS, seed)))
+    sample = normalise(rows, model.mean, model.scale)
+    return sample, _neighbours(sample, min(MINED_RANKS, len(sample) - 1))
+
+
 @functools.partial(jax.jit, static_argnames="count")
 def _neighbours(sample: jax.Array, count: int) -> jax.Array:
     """The `count` nearest other rows of each row of a sample [S, D], nearest first: [S, count]."""
@@ -508,45 +423,13 @@ def _triplets(key: jax.Array, neighbours: jax.Array) -> jax.Array:
     return jnp.stack([anchor, neighbours[anchor, near], neighbours[anchor, far]])
 
 
-def _shortlists(model: UNQ, codes: np.ndarray, queries: jax.Array, count: int) -> np.ndarray:
-    """The `count` database rows [Q, count] of the smallest d2 for queries [Q, D]."""
-    tables = _tables(model, queries)
-    scores = jnp.full((len(queries), count), jnp.inf)
-    index = jnp.zeros((len(queries), count), jnp.int32)
-    for begin in range(0, len(codes), CODE_BLOCK):
-        part = checks.codes_below(tables.shape[1], codes[begin : begin + CODE_BLOCK], begin)
-        padded = np.pad(part, ((0, CODE_BLOCK - len(part)), (0, 0)))
-        scores, index = _merge(tables, jnp.asarray(padded), begin, len(part), scores, index)
-    return np.asarray(index, np.int64)
-
-
 @jax.jit
 def _tables(model: UNQ, queries: jax.Array) -> jax.Array:
     """-<net(q)_m, c_mk> [M, K, Q] of queries [Q, D]."""
-    flat, _ = _apply(model.encoder, normalise(queries, model.mean, model.scale), training=False)
+    flat, _ = network.apply(
+        model.encoder, normalise(queries, model.mean, model.scale), training=False
+    )
     return -_products(model, flat).swapaxes(1, 2)
-
-
-@jax.jit
-def _merge(
-    tables: jax.Array,
-    codes: jax.Array,
-    begin: jax.Array,
-    num_rows: jax.Array,
-    scores: jax.Array,
-    index: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """The best of the shortlists so far [Q, S] and of the first rows of a block of codes."""
-    distances = lax.fori_loop(
-        0, codes.shape[1], lambda m, total: total + tables[m, codes[:, m]],
-        jnp.zeros((len(codes), tables.shape[-1])),
-    )  # fmt: skip
-    rows = jnp.arange(len(codes))
-    distances = jnp.where((rows < num_rows)[:, None], distances, jnp.inf).T
-    both = jnp.concatenate([scores, distances], axis=1)
-    numbers = jnp.broadcast_to((begin + rows)[None], distances.shape)
-    scores, place = smallest(both, scores.shape[1])
-    return scores, jnp.take_along_axis(jnp.concatenate([index, numbers], axis=1), place, axis=1)
 
 
 @functools.partial(jax.jit, static_argnames="k")
