@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qinco_jax import checkpoint, codecs, fit, models
-from qinco_jax.baselines import through_faiss
+from qinco_jax.baselines import through_faiss, unq
 from qinco_jax.codec import Array, Codec
 from qinco_jax.config import PRESETS, QincoConfig, named
 from qinco_jax.errors import InputError
@@ -139,8 +139,16 @@ def _of_baseline(spec: Spec, rates: Sequence[float], dim: int) -> list[Contender
 def _train_baseline(
     spec: Spec, num_bytes: int, x: Array, seed: int, place: Path, advance: Advance
 ) -> AtRate:
-    codec = through_faiss.train(spec.name, x, num_bytes, seed=seed, **spec.search)
+    if spec.name == "unq":
+        codec = unq.codec(unq.train(x, num_bytes, seed=seed, log=_shown(advance)))
+    else:
+        codec = through_faiss.train(spec.name, x, num_bytes, seed=seed, **spec.search)
     return lambda rate: codec
+
+
+def _shown(advance: Advance) -> fit.Log:
+    """A training's log as progress."""
+    return lambda record: advance(record["vectors"], record["num_vectors"])
 
 
 def _of_preset(
@@ -149,10 +157,7 @@ def _of_preset(
     config, recipe = sized(spec.name, num_bytes, settings)
 
     def train(x: Array, seed: int, place: Path, advance: Advance) -> AtRate:
-        def log(record: Mapping[str, float]) -> None:
-            advance(record["vectors"], record["num_vectors"])
-
-        model = fit.train(x, config, recipe, seed=seed, run_dir=place, log=log)
+        model = fit.train(x, config, recipe, seed=seed, run_dir=place, log=_shown(advance))
         return functools.partial(_at_rate, model, spec.search)
 
     facts = {
