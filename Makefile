@@ -7,7 +7,7 @@ RATES ?= 4,8,12,16
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help train eval test bench lint clean
+.PHONY: help train eval test bench notebooks lint clean
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
 
@@ -22,6 +22,9 @@ test: .venv/dev  ## run the tests
 
 bench: .venv/dev  ## measure speed: ARGS="--grid full --seconds 20"; see experiments/README.md
 	mkdir -p runs && .venv/bin/python experiments/speed.py --out runs/speed.jsonl $(ARGS)
+
+notebooks: .venv/dev  ## run the notebooks and keep their outputs
+	.venv/bin/python tests/kernels.py notebooks/*.ipynb
 
 lint: .venv/dev  ## ruff and mypy
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import json
 import re
 import subprocess
 import sys
@@ -99,17 +98,9 @@ def test_a_public_function_says_what_it_takes_and_gives(function: object) -> Non
         assert re.search(r"\[(\.\.\., )?[A-Z]", text), "shapes stand in the docstring"
 
 
-@pytest.mark.parametrize("file", ["README.md", "notebooks/quickstart.ipynb"])
-def test_the_python_of_the_documents_runs(
-    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / file).read_text()
-    if file.endswith(".ipynb"):
-        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
-        blocks = ["".join(cell["source"]) for cell in cells]
-    else:
-        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert blocks
     scope: dict[str, object] = {}
     for block in blocks:
