@@ -10,7 +10,7 @@ from qinco_jax import contenders, fit, folders
 from qinco_jax.codec import Array
 from qinco_jax.data.catalog import Dataset
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import page, plots, report, sweep
+from qinco_jax.evaluate import page, report, sweep
 from qinco_jax.evaluate.neighbours import Queries, queries_of
 from qinco_jax.training import Recipe
 
@@ -77,7 +77,6 @@ def compare(
     folders.claim(folder / IDENTITY, identity, (sweep.RESULTS, sweep.COSTS))
     field = sweep.Field(data.name, x_train, database, questions)
     sweep.run(entries, field, folder, seeds, stage)
-    plots.draw_all(folder)
     page.write_page(folder)
     return sweep.read(folder / sweep.RESULTS)
 
