@@ -5,11 +5,15 @@
 Each of 16 cells holds a circle; `qinco_jax.data.synthetic` turns and scales it from cell to cell,
 not at all at strength 0. Two codes of 4 bits: RQ must find one second codebook for all circles,
 QINCo may make one for each. Every codec starts from a seed whose k-means finds the cells. Writes
-OUT.jsonl, OUT.png and OUT.svg.
+OUT.jsonl, OUT.png and OUT.svg; minutes on two cores.
+
+Reached, in multiples of the ideal error, at strengths 0, 0.25, 0.5, 0.75 and 1: RQ 1.03, 7.6, 18,
+26 and 28, however wide its beam; QINCo 1.07, 1.02, 1.01, 1.75 and 3.5; QINCo2 0.99, 1.02, 1.01,
+1.01 and 2.5. At strength 1 a cell is left with codewords that none of its vectors use, which
+nothing in training mends.
 """
 
 import itertools
-import time
 from pathlib import Path
 
 import click
@@ -59,20 +63,19 @@ def measure(strength, law_seed):
     x, x_val, x_test = (synthetic.draw(law, i, size)[0] for i, size in enumerate(sizes))
     ideal = synthetic.ideal_error(law, SIZE)
 
-    def row(codec, begin, x_hat):
-        seconds, error = round(time.perf_counter() - begin, 1), mse(x_test, x_hat)
+    def row(codec, x_hat):
+        error = mse(x_test, x_hat)
         facts = {"strength": strength, "law_seed": law_seed, "codec": codec, "ideal": ideal}
-        return {**facts, "mse": error, "to_ideal": error / ideal, "seconds": seconds}
+        return {**facts, "mse": error, "to_ideal": error / ideal}
 
-    begin, seed = time.perf_counter(), finding_seed(law, x, **RQ_SETTINGS)
+    seed = finding_seed(law, x, **RQ_SETTINGS)
     model = rq.train(x, 2, SIZE, seed=seed, **RQ_SETTINGS)
     for name, beam_size in (("RQ", 1), ("RQ, beam of 16", SIZE)):
-        yield row(name, begin, rq.decode(model, rq.encode(model, x_test, beam_size=beam_size)))
+        yield row(name, rq.decode(model, rq.encode(model, x_test, beam_size=beam_size)))
     seed = finding_seed(law, x)
     for name, config in CONFIGS.items():
-        begin = time.perf_counter()
         model = qj.train(x, config, RECIPE, seed=seed, x_val=x_val)
-        yield row(name, begin, qj.decode(model, qj.encode(model, x_test)))
+        yield row(name, qj.decode(model, qj.encode(model, x_test)))
 
 
 def table(rows):
@@ -121,7 +124,7 @@ def main(law_seed, out):
             report.write(rows, out.with_suffix(".jsonl"))
             click.echo(
                 f"strength {strength:5}  {row['codec']:>14}  MSE {row['mse']:.4f}, "
-                f"{row['to_ideal']:5.2f} of the ideal, {row['seconds']} s"
+                f"{row['to_ideal']:5.2f} of the ideal"
             )
     plot(report.read(out.with_suffix(".jsonl")), [out.with_suffix(k) for k in (".png", ".svg")])
     click.echo(table(rows))
