@@ -102,7 +102,7 @@ def main(name, minutes, seed, dataset, out):
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a") as file:  # appended, because two runs may go side by side
         file.write(json.dumps(row) + "\n")
-    click.echo(table(report.read(out)))
+    click.echo(table(report.read(out, ("recipe", "asked"))))
 
 
 def table(rows):
