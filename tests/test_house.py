@@ -22,7 +22,7 @@ LAYERS = [
     {"config", "distances", "checks", "data.formats", "data.batches"},
     {
         "codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog", "baselines.lookup",
-        "baselines.network",
+        "baselines.network", "baselines.triplets",
     },
     {"rq", "baselines.pq"},
     {"qinco", "baselines.unq"},

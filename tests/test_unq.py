@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 import qinco_jax as qj
-from qinco_jax.baselines import lookup, unq
+from qinco_jax.baselines import lookup, triplets, unq
 from qinco_jax.baselines.network import EPSILON, Network
 
 M, K, D = 3, 16, 8
-TRAIN = functools.partial(unq.train, num_steps=M, codebook_size=K, hidden_dim=32)
+TRAIN = functools.partial(
+    unq.train, num_steps=M, codebook_size=K, hidden_dim=32, learning_rate=1e-2
+)
 
 
 def curved(num_rows: int, seed: int) -> np.ndarray:
@@ -27,7 +29,7 @@ def curved(num_rows: int, seed: int) -> np.ndarray:
 
 
 X, OTHERS = curved(3000, 1), curved(1000, 2)
-BEFORE, AFTER = TRAIN(X, num_epochs=0), TRAIN(X, num_epochs=30)
+BEFORE, AFTER = TRAIN(X, num_epochs=0), TRAIN(X, num_epochs=60)
 
 
 def mse(model: unq.UNQ, x: np.ndarray) -> float:
@@ -150,18 +152,18 @@ def test_straight_through_is_hard_with_the_gradient_of_the_soft() -> None:
 def test_mined_neighbours_are_the_nearest_others() -> None:
     distances = np.square(X[:300, None] - X[None, :300]).sum(-1)
     np.fill_diagonal(distances, np.inf)
-    found = np.asarray(unq._neighbours(jnp.asarray(X[:300]), 20))
+    found = np.asarray(triplets.neighbours(jnp.asarray(X[:300])))
     each = np.take_along_axis(distances, found, axis=1)
-    np.testing.assert_allclose(each, np.sort(distances)[:, :20], rtol=1e-3, atol=1e-4)
-    anchor, near, far = np.asarray(unq._triplets(jax.random.key(0), jnp.asarray(found)))
+    np.testing.assert_allclose(each, np.sort(distances)[:, :200], rtol=1e-3, atol=1e-4)
+    anchor, near, far = np.asarray(triplets.draw(jax.random.key(0), jnp.asarray(found), 64))
     assert all(b in found[a, :3] for a, b in zip(anchor, near, strict=True))
-    assert all(b in found[a, 10:] for a, b in zip(anchor, far, strict=True))
+    assert all(b in found[a, 100:] for a, b in zip(anchor, far, strict=True))
 
 
 def test_training_is_deterministic_in_its_seed_and_reads_a_memory_map(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    again, other = TRAIN(mapped, num_epochs=30), TRAIN(X, num_epochs=1, seed=1)
+    again, other = TRAIN(mapped, num_epochs=60), TRAIN(X, num_epochs=1, seed=1)
     jax.tree.map(np.testing.assert_array_equal, again, AFTER)
     assert np.any(other.codebooks != TRAIN(X, num_epochs=1).codebooks)
 
@@ -194,7 +196,7 @@ WRONG = {
     "NaN": (lambda: TRAIN(np.where(X[7, 0] == X, np.nan, X)), "row 7 of the training vectors"),
     "one vector to train on": (lambda: TRAIN(X[0]), "shape"),
     "one codeword": (lambda: unq.train(X, M, 1), "codebook_size from 2"),
-    "diverges": (lambda: TRAIN(X, num_epochs=9, learning_rate=1e30), "lower learning_rate"),
+    "diverges": (lambda: unq.train(X, M, K, learning_rate=1e30), "lower learning_rate"),
     "other dimension": (lambda: unq.encode(AFTER, X[:, :2]), "2 dimensions"),
     "Inf to encode": (lambda: unq.encode(AFTER, X / np.zeros(D, np.float32)), "row 0 "),
     "code K": (lambda: unq.decode(AFTER, np.full((1, M), K)), "code 16"),
