@@ -20,7 +20,7 @@ LAYERS = [
     {"errors", "version", "files", "codec", "machine"},
     {"config", "distances", "checks", "folders", "data.formats", "data.batches", "data.synthetic"},
     {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog", "evaluate.neighbours",
-     "baselines.lookup", "baselines.network"},
+     "baselines.lookup", "baselines.network", "baselines.triplets"},
     {"rq", "baselines.pq", "evaluate.metrics"},
     {"qinco", "baselines.through_faiss", "baselines.unq", "evaluate.report"},
     {"training", "models", "preselector", "evaluate.sweep", "evaluate.summary", "evaluate.drawing"},

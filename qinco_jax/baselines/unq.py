@@ -3,9 +3,9 @@
 An encoder network maps a vector to M spaces, in each of which the codeword with the greatest inner
 product gives a code; a decoder network maps the chosen codewords back to a vector (Sec. 3).
 
-The paper trains for hundreds of epochs; to get there in minutes, the networks here have a linear
-path beside their hidden layers and start as a product quantizer of the rotated vectors, and the
-optimizer is Adam instead of QHAdam.
+The paper trains for hundreds of epochs, this module for minutes: networks have a linear path beside
+hidden layers of half the paper's width, and start as a product quantizer of the rotated vectors; an
+eighth of a batch has triplets; the optimizer is Adam instead of QHAdam.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ import optax
 from jax import lax
 
 from qinco_jax import checks
-from qinco_jax.baselines import lookup, network, pq
+from qinco_jax.baselines import lookup, network, pq, triplets
 from qinco_jax.baselines.network import Network
 from qinco_jax.codec import Codec
 from qinco_jax.codes import code_dtype
 from qinco_jax.data.batches import batch_rows
-from qinco_jax.distances import matmul, smallest, squared_distances
+from qinco_jax.distances import matmul, smallest
 from qinco_jax.errors import InputError
 from qinco_jax.rows import block_rows, map_rows
 from qinco_jax.rq import denormalise, normalisation, normalise, sample_rows
@@ -34,14 +34,12 @@ from qinco_jax.rq import denormalise, normalisation, normalise, sample_rows
 Array = jax.Array | np.ndarray
 Log = Callable[[Mapping[str, float]], None]
 
-SEEN_ROWS = 2_000_000
+SEEN_ROWS, MINED_ROWS = 3_000_000, 2**15
 BATCH_ROWS, TRIPLETS = 256, 32
-LOG_STEPS = 32
 FREE_DIMS = 48  # of a learned space, beside those that it starts with
 MARGIN, TRIPLET_WEIGHT = 1.0, 0.01
 BALANCE_WEIGHTS = 1.0, 0.05  # from the first step to the last
-MINED_ROWS, MINED_RANKS, NEAREST_RANKS = 2**15, 200, 3
-QUERY_BLOCK = 128
+LOG_STEPS, QUERY_BLOCK = 32, 128
 
 
 @flax.struct.dataclass
@@ -83,7 +81,7 @@ def train(
     learning_rate: float = 1e-3,
     log: Log | None = None,
 ) -> UNQ:
-    """Trains a model (Sec. 3): reconstruction, triplets of mined neighbours, balanced codes.
+    """Trains a model by reconstruction, triplets of neighbours and balanced codes (Sec. 3).
 
     The same arguments on the same machine give the same model. Vectors are read batch by batch, so
     `x` may be a memory map of any size; neighbours are looked for among at most 32,768 of them.
@@ -94,7 +92,7 @@ def train(
       codebook_size: K.
       seed: of the initial model, the order of the vectors and the samples of codes.
       hidden_dim: H, width of the networks.
-      num_epochs: passes over `x`; `None` takes as many as see 2 million vectors, 0 gives the
+      num_epochs: passes over `x`; `None` takes as many as see 3 million vectors, 0 gives the
         initial model, a product quantizer.
       learning_rate: peak rate of the one-cycle schedule.
       log: called with records of numbers: `step`, `vectors` seen of `num_vectors`, `loss`.
@@ -113,11 +111,13 @@ def train(
     model = _start(x, num_steps, codebook_size, hidden_dim, seed)
     if total_steps == 0:
         return model
-    sample, neighbours = _mine(model, x, seed)
+    mean, scale = model.mean, model.scale
+    mined = checks.finite(sample_rows(x, MINED_ROWS, seed))
+    sample = normalise(jnp.asarray(mined), mean, scale)
+    neighbours = triplets.neighbours(sample)
     optimizer = _optimizer(learning_rate, total_steps)
     state = _State(jnp.int32(0), model, optimizer.init(model))
     state = jax.tree.map(jnp.copy, state)  # donated buffers must not be shared
-    mean, scale = model.mean, model.scale
     for step in range(0, total_steps, LOG_STEPS):
         chosen = [batch_rows(seed, step + i, batch_size, len(x)) for i in range(LOG_STEPS)]
         rows = checks.finite(x[np.concatenate(chosen)])
@@ -219,13 +219,10 @@ def search(model: UNQ, codes: Array, queries: Array, k: int, shortlist: int = 50
 def codec(model: UNQ) -> Codec:
     """The model as a codec of M log2(K) bits; its size counts all of its arrays."""
     num_steps, codebook_size, _ = model.codebooks.shape
-    return Codec(
-        "UNQ",
-        num_steps * math.log2(codebook_size),
-        functools.partial(encode, model),
-        functools.partial(decode, model),
-        sum(leaf.nbytes for leaf in jax.tree.leaves(model)),
-    )
+    bits = num_steps * math.log2(codebook_size)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
+    of_model = functools.partial(encode, model), functools.partial(decode, model)
+    return Codec("UNQ", bits, of_model[0], of_model[1], size)
 
 
 def straight_through(scores: jax.Array) -> jax.Array:
@@ -236,14 +233,7 @@ def straight_through(scores: jax.Array) -> jax.Array:
 
 
 def imbalance(probabilities: jax.Array) -> jax.Array:
-    """CV^2, the squared coefficient of variation over the codewords, averaged over the codes.
-
-    Args:
-      probabilities: [M, N, K] of the codewords for each of a batch's vectors (Sec. 3).
-
-    Returns:
-      [], 0 where every codeword is used as often.
-    """
+    """CV^2 [] of the mean use of the codewords, by probabilities [M, N, K], averaged over M."""
     usage = jnp.mean(probabilities, axis=1)
     return jnp.mean(jnp.var(usage, axis=-1) / jnp.square(jnp.mean(usage, axis=-1)))
 
@@ -333,18 +323,18 @@ def _decode_rows(model: UNQ, codes: jax.Array) -> jax.Array:
 
 
 def _loss(
-    model: UNQ, x: jax.Array, triplets: jax.Array, key: jax.Array, balance: jax.Array
+    model: UNQ, x: jax.Array, mined: jax.Array, key: jax.Array, balance: jax.Array
 ) -> tuple[jax.Array, UNQ]:
     """L_1 + alpha L_2 + beta L_3 (Sec. 3), and the model with new running statistics.
 
     Args:
       model: of M codes.
       x: [N, D] in the normalised space, to be reconstructed.
-      triplets: [3, T, D] in the normalised space: anchors, near neighbours, farther ones.
+      mined: triplets [3, T, D] in the normalised space: anchors, near neighbours, farther ones.
       key: of the Gumbel noise.
       balance: beta [].
     """
-    rows = jnp.concatenate([x, triplets.reshape(-1, x.shape[1])])
+    rows = jnp.concatenate([x, mined.reshape(-1, x.shape[1])])
     flat, encoder = network.apply(model.encoder, rows, training=True)
     scores = _products(model, flat) * jnp.exp(-model.log_temperatures)[:, None, None]
     noise = jax.random.gumbel(key, scores.shape)
@@ -353,7 +343,7 @@ def _loss(
     x_hat, decoder = network.apply(model.decoder, codewords[: len(x)], training=True)
     error = jnp.mean(jnp.sum(jnp.square(x - x_hat), axis=-1))
 
-    shape = 3, triplets.shape[1], -1
+    shape = *mined.shape[:2], -1
     anchor = flat[len(x) :].reshape(shape)[:1]
     near, far = -jnp.sum(anchor * codewords[len(x) :].reshape(shape)[1:], axis=-1)
     ranking = jnp.mean(jax.nn.relu(MARGIN + near - far))
@@ -378,49 +368,22 @@ def _train_steps(
 
     def update(state: _State, x: jax.Array) -> tuple[_State, jax.Array]:
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
-        noise, mined = jax.random.split(key)
-        triplets = sample[_triplets(mined, neighbours)]
+        key_noise, key_mined = jax.random.split(key)
+        mined = sample[triplets.draw(key_mined, neighbours, TRIPLETS)]
         first, last = BALANCE_WEIGHTS
         balance = first + (last - first) * state.step.astype(jnp.float32) / total_steps
         of_model = jax.value_and_grad(_loss, has_aux=True)
-        (loss, model), gradient = of_model(state.model, x, triplets, noise, balance)
+        (loss, model), gradient = of_model(state.model, x, mined, key_noise, balance)
         with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes float and int
+            # What has no gradient, as the running statistics, is not updated.
             updates, moments = optimizer.update(gradient, state.moments)
-        # What has no gradient, as the running statistics, is not updated.
         return _State(state.step + 1, optax.apply_updates(model, updates), moments), loss
 
     return lax.scan(update, state, batches)
 
 
 def _optimizer(learning_rate: float, total_steps: int) -> optax.GradientTransformation:
-    return optax.adam(optax.cosine_onecycle_schedule(total_steps, learning_rate, 0.1))
-
-
-def _mine(model: UNQ, x: np.ndarray, seed: int) -> tuple[jax.Array, jax.Array]:
-    """A normalised sample [S, D] of vectors [N, D], and the numbers [S, R] of neighbours in it."""
-    rows = jnp.asarray(checks.finite(sample_rows(x, MINED_ROWS, seed)))
-    sample = normalise(rows, model.mean, model.scale)
-    return sample, _neighbours(sample, min(MINED_RANKS, len(sample) - 1))
-
-
-@functools.partial(jax.jit, static_argnames="count")
-def _neighbours(sample: jax.Array, count: int) -> jax.Array:
-    """The `count` nearest other rows of each row of a sample [S, D], nearest first: [S, count]."""
-
-    def of_row(row: jax.Array) -> jax.Array:
-        distances = squared_distances(sample[row], sample).at[row].set(jnp.inf)
-        return smallest(distances, count)[1]
-
-    return lax.map(of_row, jnp.arange(len(sample)), batch_size=256)
-
-
-def _triplets(key: jax.Array, neighbours: jax.Array) -> jax.Array:
-    """Rows [3, T] of the sample: anchors, one of the nearest to each, one of the farther ones."""
-    keys, (num_rows, count) = jax.random.split(key, 3), neighbours.shape
-    anchor = jax.random.randint(keys[0], (TRIPLETS,), 0, num_rows)
-    near = jax.random.randint(keys[1], (TRIPLETS,), 0, min(NEAREST_RANKS, count))
-    far = jax.random.randint(keys[2], (TRIPLETS,), count // 2, count)
-    return jnp.stack([anchor, neighbours[anchor, near], neighbours[anchor, far]])
+    return optax.adam(optax.cosine_onecycle_schedule(total_steps, learning_rate, pct_start=0.1))
 
 
 @jax.jit
