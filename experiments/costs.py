@@ -86,7 +86,13 @@ def _of_faiss(name, sizes, x):
 
     bits = round(np.log2(sizes.K))
     index = faiss.index_factory(sizes.D, FAISS[name].format(M=sizes.M, bits=bits))
+    if name == "opq":  # which learns its rotation for 256 codewords unless it is told
+        rotation = faiss.downcast_VectorTransform(index.chain.at(0))
+        parts = faiss.ProductQuantizer(sizes.D, sizes.M, bits)
+        rotation.pq = parts
     index.train(x)
+    if name == "opq":
+        rotation.pq = None
     size = len(faiss.serialize_index(index))
     return Codec(name, sizes.M * bits, index.sa_encode, index.sa_decode, size)
 
