@@ -4,10 +4,12 @@ PRESET ?= small
 BYTES ?= 8
 CODECS ?= pq,opq,rq:B=32,lsq,unq,small@16
 RATES ?= 4,8,12,16
+SCALE ?= small
+EXPERIMENTS ?= table1 multi_rate k_m_tradeoff ablations blocks candidates_beam times
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help train eval test bench notebooks lint clean
+.PHONY: help train eval reproduce test bench notebooks lint clean
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
 
@@ -16,6 +18,12 @@ train: .venv/run  ## train and measure: DATASET=name|path PRESET=small BYTES=8 A
 
 eval: .venv/eval  ## compare codecs: DATASET=name|path CODECS=opq,rq,lsq,unq,small@16 RATES=4,8,16
 	.venv/bin/qinco compare --dataset "$(DATASET)" --codecs "$(CODECS)" --rates "$(RATES)" $(ARGS)
+
+reproduce: .venv/eval  ## the papers' tables and figures: SCALE=small|full DATASET=name|path; see experiments/README.md
+	for name in $(EXPERIMENTS); do \
+	  .venv/bin/python experiments/$$name.py --dataset "$(DATASET)" --scale $(SCALE) $(ARGS) || exit; \
+	done
+	.venv/bin/python experiments/costs.py --scale $(SCALE)
 
 test: .venv/dev  ## run the tests
 	.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)

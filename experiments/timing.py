@@ -79,6 +79,23 @@ def measure(run, rows, seconds, start, enough=1):
     return {**found, "compile_s": compile_seconds, **memory}
 
 
+def of_codec(codec, x):
+    """Microseconds a vector to encode and decode `x`, and the MB that it takes, once warm."""
+    codes = np.asarray(codec.encode(x))
+    call_seconds(codec.decode, codes)
+    before = reset_memory()
+    found = {
+        "encode_us": np.median(repeated(codec.encode, x, 0)) * 1e6 / len(x),
+        "decode_us": np.median(repeated(codec.decode, codes, 0)) * 1e6 / len(x),
+    }
+    peak = peak_memory()
+    known = peak is not None and before is not None
+    return {
+        **{name: round(float(value), 3) for name, value in found.items()},
+        "peak_mib": round(peak - before, 1) if known else None,
+    }
+
+
 def side_by_side(ours, theirs, rows, seconds, start, enough=1, rounds=5):
     """Times two functions in turn, each on as many of `rows` as suit it, `seconds` in all."""
     runs, share = (ours, theirs), seconds / (2 * rounds)
