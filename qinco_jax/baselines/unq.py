@@ -4,8 +4,9 @@ An encoder network maps a vector to M spaces, in each of which the codeword with
 product gives a code; a decoder network maps the chosen codewords back to a vector (Sec. 3).
 
 The paper trains for hundreds of epochs, this module for minutes: networks have a linear path beside
-hidden layers of half the paper's width, and start as a product quantizer of the rotated vectors; an
-eighth of a batch has triplets; the optimizer is Adam instead of QHAdam.
+hidden layers of half the paper's width, and start as a product quantizer of the rotated vectors;
+Gumbel noise fades towards the end; batches are half the paper's, an eighth of a batch has triplets,
+and the optimizer is Adam instead of QHAdam.
 """
 
 import dataclasses
@@ -34,11 +35,12 @@ from qinco_jax.rq import denormalise, normalisation, normalise, sample_rows
 Array = jax.Array | np.ndarray
 Log = Callable[[Mapping[str, float]], None]
 
-SEEN_ROWS, MINED_ROWS = 3_000_000, 2**15
-BATCH_ROWS, TRIPLETS = 256, 32
+SEEN_ROWS, MINED_ROWS = 2_400_000, 2**15
+BATCH_ROWS, TRIPLETS = 128, 16
 FREE_DIMS = 48  # of a learned space, beside those that it starts with
 MARGIN, TRIPLET_WEIGHT = 1.0, 0.01
 BALANCE_WEIGHTS = 1.0, 0.05  # from the first step to the last
+FULL_NOISE = 1 / 3  # of all steps; then the Gumbel noise fades, as codes have none
 LOG_STEPS, QUERY_BLOCK = 32, 128
 
 
@@ -92,7 +94,7 @@ def train(
       codebook_size: K.
       seed: of the initial model, the order of the vectors and the samples of codes.
       hidden_dim: H, width of the networks.
-      num_epochs: passes over `x`; `None` takes as many as see 3 million vectors, 0 gives the
+      num_epochs: passes over `x`; `None` takes as many as see 2.4 million vectors, 0 gives the
         initial model, a product quantizer.
       learning_rate: peak rate of the one-cycle schedule.
       log: called with records of numbers: `step`, `vectors` seen of `num_vectors`, `loss`.
@@ -323,7 +325,7 @@ def _decode_rows(model: UNQ, codes: jax.Array) -> jax.Array:
 
 
 def _loss(
-    model: UNQ, x: jax.Array, mined: jax.Array, key: jax.Array, balance: jax.Array
+    model: UNQ, x: jax.Array, mined: jax.Array, key: jax.Array, progress: jax.Array
 ) -> tuple[jax.Array, UNQ]:
     """L_1 + alpha L_2 + beta L_3 (Sec. 3), and the model with new running statistics.
 
@@ -332,12 +334,12 @@ def _loss(
       x: [N, D] in the normalised space, to be reconstructed.
       mined: triplets [3, T, D] in the normalised space: anchors, near neighbours, farther ones.
       key: of the Gumbel noise.
-      balance: beta [].
+      progress: [], 0 at the first step to 1 at the last.
     """
     rows = jnp.concatenate([x, mined.reshape(-1, x.shape[1])])
     flat, encoder = network.apply(model.encoder, rows, training=True)
     scores = _products(model, flat) * jnp.exp(-model.log_temperatures)[:, None, None]
-    noise = jax.random.gumbel(key, scores.shape)
+    noise = jnp.minimum((1 - progress) / (1 - FULL_NOISE), 1) * jax.random.gumbel(key, scores.shape)
     chosen = jax.vmap(matmul)(straight_through(scores + noise), model.codebooks)
     codewords = chosen.swapaxes(0, 1).reshape(flat.shape)
     x_hat, decoder = network.apply(model.decoder, codewords[: len(x)], training=True)
@@ -347,6 +349,7 @@ def _loss(
     anchor = flat[len(x) :].reshape(shape)[:1]
     near, far = -jnp.sum(anchor * codewords[len(x) :].reshape(shape)[1:], axis=-1)
     ranking = jnp.mean(jax.nn.relu(MARGIN + near - far))
+    balance = BALANCE_WEIGHTS[0] + progress * (BALANCE_WEIGHTS[1] - BALANCE_WEIGHTS[0])
     total = error + TRIPLET_WEIGHT * ranking + balance * imbalance(jax.nn.softmax(scores))
     return total, dataclasses.replace(model, encoder=encoder, decoder=decoder)
 
@@ -370,10 +373,9 @@ def _train_steps(
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
         key_noise, key_mined = jax.random.split(key)
         mined = sample[triplets.draw(key_mined, neighbours, TRIPLETS)]
-        first, last = BALANCE_WEIGHTS
-        balance = first + (last - first) * state.step.astype(jnp.float32) / total_steps
+        progress = state.step.astype(jnp.float32) / total_steps
         of_model = jax.value_and_grad(_loss, has_aux=True)
-        (loss, model), gradient = of_model(state.model, x, mined, key_noise, balance)
+        (loss, model), gradient = of_model(state.model, x, mined, key_noise, progress)
         with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes float and int
             # What has no gradient, as the running statistics, is not updated.
             updates, moments = optimizer.update(gradient, state.moments)
@@ -389,10 +391,8 @@ def _optimizer(learning_rate: float, total_steps: int) -> optax.GradientTransfor
 @jax.jit
 def _tables(model: UNQ, queries: jax.Array) -> jax.Array:
     """-<net(q)_m, c_mk> [M, K, Q] of queries [Q, D]."""
-    flat, _ = network.apply(
-        model.encoder, normalise(queries, model.mean, model.scale), training=False
-    )
-    return -_products(model, flat).swapaxes(1, 2)
+    x = normalise(queries, model.mean, model.scale)
+    return -_products(model, network.apply(model.encoder, x, training=False)[0]).swapaxes(1, 2)
 
 
 @functools.partial(jax.jit, static_argnames="k")
