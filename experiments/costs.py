@@ -133,7 +133,8 @@ def points(name, size, axes):
 def main(size, out, names, axes):
     folder, facts = Path(out or f"runs/reproduce/costs-{size}"), machine.facts()
     folder.mkdir(parents=True, exist_ok=True)
-    rows, base = sweep.read(folder / "growth.jsonl"), BASE[size]
+    file, base = folder / "growth.jsonl", BASE[size]
+    rows = report.read(file, ("codec", "axis", "value")) if file.exists() else []
     done = {(row["codec"], row["axis"], row["value"]) for row in rows}
     for name in names.split(","):
         for axis, value, sizes in points(name, size, axes):

@@ -27,7 +27,8 @@ def code_cells(path: Path) -> list[nbformat.NotebookNode]:
 def kinds(cell: nbformat.NotebookNode) -> list[tuple[str, ...]]:
     """What a cell shows, without the values: printed text, pictures, a last expression."""
     shown = [output for output in cell.outputs if output.get("name") != "stderr"]
-    return [(output.output_type, *sorted(output.get("data", ()))) for output in shown]
+    every = [(output.output_type, *sorted(output.get("data", ()))) for output in shown]
+    return list(dict.fromkeys(every))  # a slow kernel sends one print in several parts
 
 
 @each_notebook
