@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from qinco_jax import checks, machine
 from qinco_jax.codec import Array, Codec
+from qinco_jax.errors import InputError
 from qinco_jax.evaluate import report
 from qinco_jax.evaluate.metrics import Score, measure
 from qinco_jax.evaluate.neighbours import Queries
@@ -28,6 +29,7 @@ TIMED_ROWS = 8192
 WAIT_SECONDS = 2.0
 KEY = ("codec", "bytes", "seed")
 
+Key = tuple[str, float, int]
 AtRate = Callable[[float], Codec]
 Advance = Callable[[float, float], Any]
 Stage = Callable[[str], contextlib.AbstractContextManager[Advance]]
@@ -98,7 +100,8 @@ def run(
 
 def _finish(contender: Contender, field: Field, folder: Path, seed: int, stage: Stage) -> None:
     """Trains a contender if rows of it are missing, and adds them one by one."""
-    done = {_key(row) for row in read(folder / RESULTS)}
+    done = {_key(row): row for row in read(folder / RESULTS)}
+    _refuse_other(contender, seed, done, folder)
     missing = [rate for rate in contender.rates if (contender.codec, rate, seed) not in done]
     if not missing:
         return
@@ -120,6 +123,20 @@ def _finish(contender: Contender, field: Field, folder: Path, seed: int, stage: 
             cost = {**key, "train_seconds": seconds, **_costs(codec, field.database)}
         _add(folder / COSTS, cost)
         _add(folder / RESULTS, {**key, **_row(contender, codec, field, score)})
+
+
+def _refuse_other(
+    contender: Contender, seed: int, done: Mapping[Key, report.Row], folder: Path
+) -> None:
+    """Raises `InputError` if rows of a contender are there that were made with other settings."""
+    facts = json.loads(json.dumps(dict(contender.facts)))
+    for rate in contender.rates:
+        row = done.get((contender.codec, rate, seed))
+        if row is not None and any(row.get(name) != value for name, value in facts.items()):
+            raise InputError(
+                f"{folder} has {contender.codec} at {rate:g} bytes with other settings; choose "
+                "another folder, or leave the settings as they were"
+            )
 
 
 def _train(
@@ -195,7 +212,7 @@ def _add(file: Path, row: report.Row) -> None:
         report.write(sorted([*rows, row], key=lambda each: (each["bytes"], *_key(each))), file)
 
 
-def _key(row: report.Row) -> tuple[str, float, int]:
+def _key(row: report.Row) -> Key:
     codec, rate, seed = (row[name] for name in KEY)
     return codec, rate, seed
 
