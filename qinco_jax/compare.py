@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from qinco_jax import contenders, fit, folders
+from qinco_jax import checks, contenders, fit, folders
 from qinco_jax.codec import Array
 from qinco_jax.data.catalog import Dataset
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import page, report, sweep
-from qinco_jax.evaluate.neighbours import Queries, queries_of
+from qinco_jax.evaluate.neighbours import Queries, blocks, queries_of
 from qinco_jax.training import Recipe
 
 IDENTITY = "evaluation.json"
@@ -63,6 +63,8 @@ def compare(
     x_train, held_back = fit.split(data.train, None, Recipe())
     whole = held_back if data.database is None else data.database
     database = whole[:eval_rows]
+    for block in blocks(len(database)):  # now, not after hours of training
+        checks.finite(np.asarray(database[block]), block.start, "the database")
     extra = shifted or {}
     identity = {
         "dataset": data.name,

@@ -146,6 +146,17 @@ def test_a_mistake_is_told_in_one_sentence(
     assert words in line
 
 
+def test_a_bad_row_is_found_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
+    database = np.load(data / "database.npy")
+    database[7, 3] = np.nan
+    np.save(tmp_path / "bad.npy", database)
+    more = ["--database", str(tmp_path / "bad.npy")]
+    ran = CliRunner().invoke(cli.main, command(data, tmp_path / "out", *more))
+    assert ran.exit_code == 2
+    assert "row 7 of the database holds NaN or Inf" in ran.output
+    assert "training" not in ran.output and not (tmp_path / "out").exists()
+
+
 def test_a_codec_whose_package_is_missing_says_so(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

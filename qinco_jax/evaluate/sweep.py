@@ -20,7 +20,7 @@ from qinco_jax import checks, machine
 from qinco_jax.codec import Array, Codec
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import report
-from qinco_jax.evaluate.metrics import Score, measure
+from qinco_jax.evaluate.metrics import Progress, Score, measure
 from qinco_jax.evaluate.neighbours import Queries
 from qinco_jax.files import replacing
 
@@ -111,18 +111,24 @@ def _finish(contender: Contender, field: Field, folder: Path, seed: int, stage: 
     for rate in missing:
         codec = at_rate(rate)
         with stage(f"measuring {contender.codec} at {rate:g} bytes") as advance:
-            total, seen = len(field.database), 0
-
-            def count(rows: int) -> None:
-                nonlocal seen
-                seen += rows
-                advance(seen, total)  # noqa: B023
-
-            score = measure(codec, field.database, field.questions, count)
+            progress = _counting(advance, len(field.database))
+            score = measure(codec, field.database, field.questions, progress)
             key = {"codec": contender.codec, "bytes": rate, "seed": seed}
             cost = {**key, "train_seconds": seconds, **_costs(codec, field.database)}
         _add(folder / COSTS, cost)
         _add(folder / RESULTS, {**key, **_row(contender, codec, field, score)})
+
+
+def _counting(advance: Advance, total: int) -> Progress:
+    """Turns a count of rows after each block into what is done of all."""
+    seen = 0
+
+    def count(rows: int) -> None:
+        nonlocal seen
+        seen += rows
+        advance(seen, total)
+
+    return count
 
 
 def _refuse_other(
