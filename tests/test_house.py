@@ -18,7 +18,8 @@ PACKAGE = ROOT / "qinco_jax"
 
 LAYERS = [
     {"errors", "version", "files", "codec", "machine"},
-    {"config", "distances", "checks", "folders", "data.formats", "data.batches", "data.synthetic"},
+    {"config", "distances", "checks", "folders", "data.formats", "data.batches", "data.stored",
+     "data.synthetic"},
     {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog", "evaluate.neighbours",
      "baselines.lookup", "baselines.network", "baselines.triplets"},
     {"rq", "baselines.pq", "evaluate.metrics"},
@@ -31,7 +32,7 @@ LAYERS = [
 ]  # fmt: skip
 """Modules import from the layers above their own in this list."""
 NO_MODEL = {
-    "checkpoint", "data.formats", "data.batches", "data.catalog", "data.synthetic",
+    "checkpoint", "data.formats", "data.batches", "data.catalog", "data.stored", "data.synthetic",
     "evaluate.neighbours", "evaluate.metrics", "evaluate.report", "evaluate.sweep",
     "evaluate.summary", "evaluate.drawing", "evaluate.plots", "evaluate.page",
 }  # fmt: skip
