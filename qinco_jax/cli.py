@@ -144,7 +144,7 @@ def train(
         click.echo(f"training RQ on {RQ_ROWS:,} of the {len(kept):,} rows")
     baseline = rq.train(
         kept, config.num_steps, config.codebook_size,
-        seed=seed, beam_size=5, num_iters=25, max_rows=RQ_ROWS,
+        seed=seed, beam_size=5, num_iters=25, max_rows=RQ_ROWS, **config.transform,
     )  # fmt: skip
     per_step = config.bits / config.num_steps
     steps = codecs.rates(config.num_steps)
@@ -298,16 +298,22 @@ def _load(files: dict[str, str | None]) -> catalog.Dataset:
 
 
 def _measure(every: list[Codec], data: catalog.Dataset, eval_rows: int) -> list[report.Row]:
-    """Scores codecs on the first rows of a database, with a progress bar."""
+    """Scores codecs on the first rows of a database, with a progress bar.
+
+    Those that normalise keep angles, not lengths, so their queries ask by cosine; a set's ground
+    truth is not known to be that.
+    """
     assert data.database is not None
+    unit = any(codec.normalize for codec in every)
     database = data.database[:eval_rows]
     questions = []
     if data.queries is not None:
-        truth = data.groundtruth if len(database) == len(data.database) else None
-        questions.append(queries_of(data.queries, database, groundtruth=truth))
+        truth = data.groundtruth if len(database) == len(data.database) and not unit else None
+        questions.append(queries_of(data.queries, database, "cosine" if unit else "l2", truth))
     whole = "" if len(database) == len(data.database) else f"the first {len(database):,} of "
     queries = "no" if data.queries is None else f"{len(data.queries):,}"
-    click.echo(f"measured on {whole}{len(data.database):,} vectors with {queries} queries")
+    how = " by cosine; the error is that of unit vectors" if unit else ""
+    click.echo(f"measured on {whole}{len(data.database):,} vectors with {queries} queries{how}")
     with tqdm(total=len(every) * len(database), unit=" vectors", unit_scale=True) as bar:
 
         def advance(codec: Codec) -> Callable[[int], Any]:

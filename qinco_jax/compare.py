@@ -36,6 +36,10 @@ def compare(
     What is finished in the folder is skipped, what was interrupted goes on, and several processes
     may work on one folder. It gets `results.jsonl`, `costs.jsonl`, plots and `report.html`.
 
+    A model that normalises approximates x / |x|: its error is that of unit vectors, its rows say
+    `normalize`, and of such errors and others none is called the best. Recall is by the set's own
+    queries and what is decoded, for all codecs alike; by "cosine" it is fair to both.
+
     Args:
       data: a set from `datasets.load`. Without a database, rows held back from training are used.
       codecs: specifications, such as "opq", "rq:B=32", "unq", "small@16:A=4:B=8" (`contenders`).

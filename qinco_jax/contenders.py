@@ -162,7 +162,7 @@ def _of_preset(
 
     facts = {
         **_search_facts(config, spec.search),
-        "settings": {"config": dataclasses.asdict(config), "recipe": dataclasses.asdict(recipe)},
+        "settings": {"config": config.settings, "recipe": dataclasses.asdict(recipe)},
     }
     return Contender(spec.text, spec.family, num_bytes, rates, facts, train)
 
@@ -177,7 +177,7 @@ def _of_model(spec: Spec, rates: Sequence[float], dim: int) -> list[Contender]:
     fitting = _fitting(config, rates)
     facts = {
         **_search_facts(config, spec.search),
-        "settings": {"config": dataclasses.asdict(config)},
+        "settings": {"config": config.settings},
     }
 
     def train(x: Array, seed: int, place: Path, advance: Advance) -> AtRate:

@@ -23,6 +23,7 @@ from qinco_jax.data.batches import batch_rows
 from qinco_jax.errors import InputError
 from qinco_jax.qinco import Qinco
 from qinco_jax.training import Recipe, State
+from qinco_jax.transform import approximated
 
 Array = jax.Array | np.ndarray
 Log = Callable[[Mapping[str, float]], None]
@@ -111,7 +112,9 @@ def _fit(
     state = _restore(checkpoints, config, recipe)
     fresh = state is None
     if state is None:
-        start = rq.train(x_train, config.num_steps, config.codebook_size, seed=seed)
+        start = rq.train(
+            x_train, config.num_steps, config.codebook_size, seed=seed, **config.transform
+        )
         state = training.start(qinco.init(jax.random.key(seed), config, start), recipe)
     state = jax.device_put(state, everywhere)
     batch_size, steps_per_epoch, total_steps = training.length(recipe, len(x_train))
@@ -224,7 +227,7 @@ def _validate(model: Qinco, x_val: np.ndarray, recipe: Recipe) -> float:
     model = qinco.network_dtype(model, jnp.dtype(recipe.compute_dtype))
     model = jax.device_put(model, jax.local_devices()[0])
     codes = qinco.encode(model, x_val, **recipe.search)
-    error = x_val.astype(np.float32) - np.asarray(qinco.decode(model, codes))
+    error = approximated(x_val, model.normalize) - np.asarray(qinco.decode(model, codes))
     return float(np.square(error, dtype=np.float64).sum(axis=1).mean())
 
 
@@ -269,7 +272,7 @@ def _identity(x: np.ndarray, config: QincoConfig, recipe: Recipe, seed: int) -> 
     """What makes a run this run and no other."""
     return {
         "seed": seed,
-        "config": dataclasses.asdict(config),
+        "config": config.settings,
         "recipe": dataclasses.asdict(recipe),
         "data": folders.fingerprint(x),
     }

@@ -10,7 +10,7 @@ import numpy as np
 from qinco_jax import checks, qinco
 from qinco_jax.errors import InputError
 from qinco_jax.qinco import Qinco
-from qinco_jax.rq import normalise
+from qinco_jax.transform import normalise
 
 Array = jax.Array | np.ndarray
 
@@ -52,7 +52,7 @@ def fit_preselector(model: Qinco, x: Array, *, num_candidates: int = 16) -> Qinc
 def _means(model: Qinco, x: jax.Array, codes: jax.Array) -> jax.Array:
     """S [M - 1, K, D] of vectors [N, D] and their codes [N, M]."""
     x_hat = qinco.reconstructions(model, codes)[:-1]
-    residual = normalise(x, model.mean, model.scale)[None] - x_hat
+    residual = normalise(x, model.transform)[None] - x_hat
     index = codes[:, 1:].astype(jnp.int32).T
     contexts = x_hat[:, :: max(1, x.shape[0] // CONTEXTS)][:, :CONTEXTS]
     typical = jax.vmap(functools.partial(qinco.mean_codewords, model.form))(model.steps, contexts)

@@ -30,7 +30,8 @@ from qinco_jax.data.batches import batch_rows
 from qinco_jax.distances import matmul, smallest
 from qinco_jax.errors import InputError
 from qinco_jax.rows import block_rows, map_rows
-from qinco_jax.rq import denormalise, normalisation, normalise, sample_rows
+from qinco_jax.rq import sample_rows
+from qinco_jax.transform import Transform, denormalise, normalise, of_rows
 
 Array = jax.Array | np.ndarray
 Log = Callable[[Mapping[str, float]], None]
@@ -63,6 +64,11 @@ class UNQ:
     codebooks: jax.Array
     log_temperatures: jax.Array
     decoder: Network
+
+    @property
+    def transform(self) -> Transform:
+        """From vectors to the normalised space."""
+        return Transform(self.mean, self.scale)
 
 
 @flax.struct.dataclass
@@ -113,9 +119,8 @@ def train(
     model = _start(x, num_steps, codebook_size, hidden_dim, seed)
     if total_steps == 0:
         return model
-    mean, scale = model.mean, model.scale
     mined = checks.finite(sample_rows(x, MINED_ROWS, seed))
-    sample = normalise(jnp.asarray(mined), mean, scale)
+    sample = normalise(jnp.asarray(mined), model.transform)
     neighbours = triplets.neighbours(sample)
     optimizer = _optimizer(learning_rate, total_steps)
     state = _State(jnp.int32(0), model, optimizer.init(model))
@@ -123,7 +128,8 @@ def train(
     for step in range(0, total_steps, LOG_STEPS):
         chosen = [batch_rows(seed, step + i, batch_size, len(x)) for i in range(LOG_STEPS)]
         rows = checks.finite(x[np.concatenate(chosen)])
-        batches = normalise(jnp.asarray(rows), mean, scale).reshape(LOG_STEPS, batch_size, -1)
+        batches = normalise(jnp.asarray(rows), model.transform)
+        batches = batches.reshape(LOG_STEPS, batch_size, -1)
         state, losses = _train_steps(
             state, batches, sample, neighbours, seed, learning_rate, total_steps
         )
@@ -267,22 +273,22 @@ def _start(x: np.ndarray, num_steps: int, codebook_size: int, hidden_dim: int, s
     parts' errors, where the probabilities are those of a mixture of normal distributions.
     """
     rows = checks.finite(sample_rows(x, 256 * codebook_size, seed))
-    mean, scale = normalisation(rows)
-    target = normalise(jnp.asarray(rows), mean, scale)
+    found = of_rows(rows)
+    target = normalise(jnp.asarray(rows), found)
     keys = jax.random.split(jax.random.key(seed), 4)
     parts = pq.train(keys[0], target, num_steps, codebook_size)
     width = parts.codebooks.shape[-1]
     offset = -0.5 * jnp.sum(jnp.square(parts.codebooks), axis=-1, keepdims=True)
     free = jax.random.normal(keys[1], (num_steps, codebook_size, FREE_DIMS))
     path = jnp.pad(parts.directions, ((0, 0), (0, 0), (0, 1 + FREE_DIMS)))
-    path = path.swapaxes(0, 1).reshape(len(mean), -1)
+    path = path.swapaxes(0, 1).reshape(len(found.mean), -1)
     one = jnp.tile(jnp.arange(width + 1 + FREE_DIMS) == width, num_steps).astype(jnp.float32)
     return UNQ(
-        mean, scale,
+        found.mean, found.scale,
         encoder=network.init(keys[2], path, one, hidden_dim),
         codebooks=jnp.concatenate([parts.codebooks, offset, free], axis=-1),
         log_temperatures=jnp.log(jnp.maximum(parts.errors, 1e-3)),
-        decoder=network.init(keys[3], path.T, jnp.zeros_like(mean), hidden_dim),
+        decoder=network.init(keys[3], path.T, jnp.zeros_like(found.mean), hidden_dim),
     )  # fmt: skip
 
 
@@ -302,7 +308,7 @@ def _full_codes(model: UNQ, codes: Array) -> Array:
 
 def _of_encoder(model: UNQ, x: jax.Array) -> jax.Array:
     """net(x) [N, M C] of vectors [N, D]."""
-    return network.apply(model.encoder, normalise(x, model.mean, model.scale), training=False)[0]
+    return network.apply(model.encoder, normalise(x, model.transform), training=False)[0]
 
 
 def _products(model: UNQ, flat: jax.Array) -> jax.Array:
@@ -321,7 +327,7 @@ def _decode_rows(model: UNQ, codes: jax.Array) -> jax.Array:
     steps = jnp.arange(len(model.codebooks))
     codewords = model.codebooks[steps[None], codes.astype(jnp.int32)]
     x_hat, _ = network.apply(model.decoder, codewords.reshape(len(codes), -1), training=False)
-    return denormalise(x_hat, model.mean, model.scale)
+    return denormalise(x_hat, model.transform)
 
 
 def _loss(
@@ -391,7 +397,7 @@ def _optimizer(learning_rate: float, total_steps: int) -> optax.GradientTransfor
 @jax.jit
 def _tables(model: UNQ, queries: jax.Array) -> jax.Array:
     """-<net(q)_m, c_mk> [M, K, Q] of queries [Q, D]."""
-    x = normalise(queries, model.mean, model.scale)
+    x = normalise(queries, model.transform)
     return -_products(model, network.apply(model.encoder, x, training=False)[0]).swapaxes(1, 2)
 
 

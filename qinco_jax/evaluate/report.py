@@ -23,11 +23,15 @@ def score(
     questions: Sequence[Queries] = (),
     progress: Callable[[Codec], Progress] | None = None,
 ) -> list[Row]:
-    """One row for each codec: its name, bytes, and what `metrics.measure` finds."""
+    """One row for each codec: its name, bytes, and what `metrics.measure` finds.
+
+    The field `normalize` tells whether the error is that of unit vectors.
+    """
     rows: list[Row] = []
     for codec in codecs:
         found = measure(codec, database, questions, None if progress is None else progress(codec))
-        rows.append({"codec": codec.name, "bytes": codec.bits / 8, **figures(found, questions)})
+        what = {"codec": codec.name, "bytes": codec.bits / 8, "normalize": codec.normalize}
+        rows.append({**what, **figures(found, questions)})
     return rows
 
 
