@@ -16,6 +16,7 @@ from qinco_jax.codec import Codec
 from qinco_jax.compare import compare as compare_codecs
 from qinco_jax.config import PRESETS
 from qinco_jax.data import catalog, formats
+from qinco_jax.data.shards import read_rows
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import plots, report
 from qinco_jax.evaluate.neighbours import queries_of
@@ -54,8 +55,10 @@ class Commands(click.Group):
 def main() -> None:
     """Neural residual quantization: trains QINCo models, encodes, decodes, evaluates.
 
-    Files of vectors are .npy, .fvecs, .bvecs, .fbin, .u8bin or .i8bin; codes are .npy. Compiled
-    programs are kept in ~/.cache/qinco_jax, or where JAX_COMPILATION_CACHE_DIR says.
+    Files of vectors are .npy, .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin, .ibin, .hdf5, .parquet
+    or .safetensors, "parts/*.npy" several of them, FILE::NAME the column or dataset NAME of a file;
+    codes are .npy. Compiled programs are kept in ~/.cache/qinco_jax, or where
+    JAX_COMPILATION_CACHE_DIR says.
     """
     _keep_compilations()
 
@@ -93,11 +96,11 @@ def _data_options(eval_rows: int | None) -> Callable[[Callable[..., None]], Call
                          type=click.IntRange(min=1), help="measure on the first N database rows"),
             click.option("--groundtruth", help="file of the queries' true neighbours"),
             click.option("--queries", help="file of queries"),
-            click.option("--database", help="file of vectors to measure on"),
+            click.option("--database", help="vectors to measure on"),
             click.option("--dataset", default="sift-photos", show_default=True,
                          metavar="NAME|PATH",
                          help="a named set, a folder with train.* and maybe database.*, queries.* "
-                              "and groundtruth.*, or a file of training vectors"),
+                              "and groundtruth.*, or training vectors: a file or a pattern"),
         ):  # fmt: skip
             command = option(command)
         return command
@@ -168,7 +171,7 @@ def train(
 def encode(model: str, vectors: str, codes: str, **search: Any) -> None:
     """Encodes the file VECTORS with MODEL into the new file CODES (.npy, packed bytes)."""
     codec = models.load(model)
-    x = formats.read(vectors)
+    x = read_rows(vectors)
     checks.vectors(x, codec.mean.shape[0], vectors)
     size = codec.config.codebook_size
     width, dtype = code_files.row_shape(codec.num_steps, size)
@@ -273,7 +276,7 @@ def compare(
     rows = compare_codecs(
         data, _items(codecs, str), _items(rates, float), folder,
         seeds=_items(seeds, int), metrics=_items(metrics, str), noise=_items(noise, float),
-        shifted={Path(file).stem: formats.read(file) for file in shifted},
+        shifted={Path(file).stem: read_rows(file) for file in shifted},
         eval_rows=eval_rows, settings=settings, stage=stage_bar,
     )  # fmt: skip
     click.echo(report.table(rows))

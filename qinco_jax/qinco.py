@@ -15,6 +15,7 @@ from qinco_jax import beam, checks
 from qinco_jax.beam import Candidates
 from qinco_jax.codes import code_dtype
 from qinco_jax.config import QincoConfig
+from qinco_jax.data.stored import Vectors
 from qinco_jax.distances import along_last, matmul, smallest, squared_distances
 from qinco_jax.errors import InputError
 from qinco_jax.rows import block_rows, map_rows
@@ -187,7 +188,7 @@ class Search:
 
 def encode(
     model: Qinco,
-    x: Array,
+    x: Vectors,
     *,
     num_candidates: int | None = None,
     beam_size: int | None = None,
@@ -202,7 +203,7 @@ def encode(
 
     Args:
       model: of M steps and K codewords each.
-      x: [N, D] or [D], numpy or jax, any real dtype; N may be 0.
+      x: [N, D] or [D], numpy or jax or a `Stored`, any real dtype; N may be 0.
       num_candidates: A, 1 to K; K sends all codewords through the network. `None` means the
         model's own.
       beam_size: B, at least 1; 1 is greedy. `None` means the model's own.

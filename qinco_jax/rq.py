@@ -12,6 +12,7 @@ import numpy as np
 from qinco_jax import beam, checks
 from qinco_jax.beam import Beam, Candidates
 from qinco_jax.codes import code_dtype
+from qinco_jax.data.stored import Vectors
 from qinco_jax.distances import squared_distances
 from qinco_jax.errors import InputError
 from qinco_jax.kmeans import kmeans
@@ -49,7 +50,7 @@ class RQ:
 
 
 def train(
-    x: Array,
+    x: Vectors,
     num_steps: int = 8,
     codebook_size: int = 256,
     *,
@@ -64,7 +65,7 @@ def train(
     """Trains codebooks step by step by k-means on what the earlier steps leave over.
 
     Args:
-      x: [N, D], any real dtype; a memory-mapped array is sampled, not read whole.
+      x: [N, D], any real dtype; a memory map or a `Stored` is sampled, not read whole.
       num_steps: M.
       codebook_size: K, at most N.
       seed: of the sample and the k-means.
@@ -111,7 +112,7 @@ def train(
     return RQ(jnp.stack(books), found.mean, found.scale, found.rotation, normalize, center)
 
 
-def encode(model: RQ, x: Array, *, beam_size: int = 32) -> jax.Array:
+def encode(model: RQ, x: Vectors, *, beam_size: int = 32) -> jax.Array:
     """Codes of vectors, by beam search.
 
     Args:
@@ -164,7 +165,7 @@ def prefix(model: RQ, num_steps: int) -> RQ:
     return dataclasses.replace(model, codebooks=model.codebooks[:num_steps])
 
 
-def sample_rows(x: Array, max_rows: int, seed: int) -> np.ndarray:
+def sample_rows(x: Vectors, max_rows: int, seed: int) -> np.ndarray:
     """At most `max_rows` rows of `x` [N, D] as numpy, drawn without replacement, in file order."""
     if x.shape[0] <= max_rows:
         return np.asarray(x)

@@ -27,6 +27,7 @@ from qinco_jax.baselines.network import Network
 from qinco_jax.codec import Codec
 from qinco_jax.codes import code_dtype
 from qinco_jax.data.batches import batch_rows
+from qinco_jax.data.stored import Rows, Vectors, lazily
 from qinco_jax.distances import matmul, smallest
 from qinco_jax.errors import InputError
 from qinco_jax.rows import block_rows, map_rows
@@ -79,7 +80,7 @@ class _State:
 
 
 def train(
-    x: Array,
+    x: Vectors,
     num_steps: int = 8,
     codebook_size: int = 256,
     *,
@@ -92,7 +93,8 @@ def train(
     """Trains a model by reconstruction, triplets of neighbours and balanced codes (Sec. 3).
 
     The same arguments on the same machine give the same model. Vectors are read batch by batch, so
-    `x` may be a memory map of any size; neighbours are looked for among at most 32,768 of them.
+    `x` may be a memory map or a `Stored` of any size; neighbours are looked for among at most
+    32,768 of them.
 
     Args:
       x: [N, D], any real dtype, N >= K.
@@ -111,7 +113,7 @@ def train(
     Raises:
       InputError: unfit vectors, fewer than K, or unfit settings; a loss that became NaN or Inf.
     """
-    x = np.asarray(checks.vectors(x, what="the training vectors"))
+    x = lazily(checks.vectors(x, what="the training vectors"))
     _check(x, num_steps, codebook_size, hidden_dim, num_epochs)
     num_vectors = SEEN_ROWS if num_epochs is None else num_epochs * len(x)
     batch_size = min(BATCH_ROWS, len(x))
@@ -145,7 +147,7 @@ def train(
     return state.model
 
 
-def encode(model: UNQ, x: Array) -> jax.Array:
+def encode(model: UNQ, x: Vectors) -> jax.Array:
     """Codes of vectors: in every space the codeword with the greatest inner product (Sec. 3).
 
     Args:
@@ -247,7 +249,7 @@ def imbalance(probabilities: jax.Array) -> jax.Array:
 
 
 def _check(
-    x: np.ndarray, num_steps: int, codebook_size: int, hidden_dim: int, num_epochs: int | None
+    x: Rows, num_steps: int, codebook_size: int, hidden_dim: int, num_epochs: int | None
 ) -> None:
     epochs_fit = num_epochs is None or num_epochs >= 0
     if x.ndim != 2 or min(num_steps, hidden_dim) < 1 or codebook_size < 2 or not epochs_fit:
@@ -265,7 +267,7 @@ def _check(
         checks.finite(x[begin : begin + 65536], begin, "the training vectors")
 
 
-def _start(x: np.ndarray, num_steps: int, codebook_size: int, hidden_dim: int, seed: int) -> UNQ:
+def _start(x: Rows, num_steps: int, codebook_size: int, hidden_dim: int, seed: int) -> UNQ:
     """The untrained model, a product quantizer.
 
     The centroid c nearest to a part y is that of the greatest <[y, 1, 0], [c, -|c|^2 / 2, *]>; *

@@ -15,7 +15,8 @@ import numpy as np
 from scipy.special import gammaln
 
 from qinco_jax import checks
-from qinco_jax.codec import Array, Codec
+from qinco_jax.codec import Codec
+from qinco_jax.data.stored import Vectors
 from qinco_jax.evaluate.neighbours import (
     QUERY_BLOCK,
     RANKS,
@@ -66,7 +67,7 @@ class Score(NamedTuple):
 
 def measure(
     codec: Codec,
-    database: Array,
+    database: Vectors,
     questions: Sequence[Queries] = (),
     progress: Progress | None = None,
 ) -> Score:
@@ -126,7 +127,7 @@ def bootstrap(values: np.ndarray) -> Estimate:
 
 
 def _recall(
-    codec: Codec, codes: np.ndarray, database: Array, asked: Queries
+    codec: Codec, codes: np.ndarray, database: Vectors, asked: Queries
 ) -> dict[str, Estimate]:
     last = [min(k, len(codes)) - 1 for k in RANKS]
     edges = _decoded_reach(codec, codes, asked, last)

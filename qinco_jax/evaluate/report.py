@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from qinco_jax.codec import Array, Codec
+from qinco_jax.codec import Codec
+from qinco_jax.data.stored import Vectors
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate.metrics import Estimate, Progress, Score, measure
 from qinco_jax.evaluate.neighbours import RANKS, Queries
@@ -19,7 +20,7 @@ Row = Mapping[str, Any]
 
 def score(
     codecs: Iterable[Codec],
-    database: Array,
+    database: Vectors,
     questions: Sequence[Queries] = (),
     progress: Callable[[Codec], Progress] | None = None,
 ) -> list[Row]:
