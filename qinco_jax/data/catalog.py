@@ -1,4 +1,4 @@
-"""Sets of vectors by name or by place: `sift-photos`, a folder of files, or single files."""
+"""Sets of vectors by name or by place: `deep1m`, a folder of files, or single files."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qinco_jax import checks
-from qinco_jax.data import containers, shards
+from qinco_jax.data import containers, official, sets, shards
 from qinco_jax.data.holdout import cut_training
 from qinco_jax.data.shards import read_rows
 from qinco_jax.data.stored import Rows
@@ -22,8 +22,10 @@ PARTS = {
     "database": ("database", "base"),
     "queries": ("queries", "query"),
     "groundtruth": ("groundtruth", "ground_truth", "gnd"),
+    "validation": ("validation", "val"),
 }
 """The stems by which a part of a set is found in a folder."""
+EMBEDDED = "sift-photos"
 ANN_BENCHMARKS = {"train", "test", "neighbors"}
 """The datasets by which a file of ann-benchmarks is known."""
 
@@ -38,6 +40,8 @@ class Dataset(NamedTuple):
       queries: [Q, D], or `None`.
       groundtruth: [Q, k] integers, the database rows nearest to each query, nearest first, or
         `None`.
+      validation: [V, D] vectors to choose the best model by, or `None`: then some training vectors
+        are held back.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Dataset(NamedTuple):
     database: Rows | None = None
     queries: Rows | None = None
     groundtruth: np.ndarray | None = None
+    validation: Rows | None = None
 
 
 def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dataset:
@@ -56,8 +61,10 @@ def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dat
     `PARTS`, the endings those of `shards.ENDINGS`; where two of these are there, neither is taken.
 
     Args:
-      source: a name of the catalog (`sift-photos`); a folder with `train` and optionally
-        `database`, `queries` and `groundtruth`; training vectors as `shards.read_rows` takes them:
+      source: `sift-photos`, which comes with the package; a name of `sets.SETS`, with or without a
+        size (`deep1m`, `deep1m/500k`), which is downloaded and prepared where it is not yet; a
+        folder with `train` and optionally `database`, `queries`, `groundtruth` and `validation`;
+        training vectors as `shards.read_rows` takes them:
         a file, a pattern such as `"parts/*.npy"`, or `FILE::NAME`; or an HDF5 file of
         ann-benchmarks. That one's `train` is its database, of which every tenth row is cut off
         to train with (`cut_training`).
@@ -68,25 +75,39 @@ def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dat
       InputError: no such name or place, an unfit file, or parts that do not fit together.
     """
     name = os.fspath(source)
-    place, _ = shards.split_name(name)
-    if name in CATALOG:
-        parts = CATALOG[name]()
-    elif Path(name).is_dir():
-        parts = _of_folder(Path(name))
-    elif (
-        Path(place).exists() or Path(place).suffix in shards.ENDINGS or os.sep in place
-        or shards.is_pattern(place)
-    ):  # fmt: skip
-        parts = _of_place(name)
+    if name == EMBEDDED:
+        title, parts = name, _embedded()
+    elif name.partition("/")[0] in sets.SETS:
+        title, parts = name.replace("/", "-"), _published(name)
     else:
-        raise InputError(
-            f"there is no set {name!r} and no such file or folder; there are the sets "
-            f"{', '.join(CATALOG)}; for your own vectors give the path of a folder or file"
-        )
+        title, parts = _name_of(Path(name)), _own(name)
     parts |= {part: read_rows(path) for part, path in files.items()}
     if parts.get("groundtruth") is not None:
         parts["groundtruth"] = np.asarray(parts["groundtruth"])
-    return _checked(Dataset(name if name in CATALOG else _name_of(Path(name)), **parts))
+    return _checked(Dataset(title, **parts))
+
+
+def _published(text: str) -> dict[str, Any]:
+    name, known, size = sets.named(text)
+    if "all" in known.files:
+        ((_, path),) = official.fetch(name, size, official.downloads())
+        return _of_place(str(path))
+    from qinco_jax.data import builders  # TFDS takes a while to import
+
+    return builders.load(name, size)
+
+
+def _own(name: str) -> dict[str, Any]:
+    place, _ = shards.split_name(name)
+    if Path(name).is_dir():
+        return _of_folder(Path(name))
+    there = Path(place).exists() or shards.is_pattern(place)
+    if there or Path(place).suffix in shards.ENDINGS or os.sep in place:
+        return _of_place(name)
+    raise InputError(
+        f"there is no set {name!r} and no such file or folder; there are the sets {EMBEDDED}, "
+        f"{', '.join(sets.SETS)}; for your own vectors give the path of a folder or file"
+    )
 
 
 def _name_of(path: Path) -> str:
@@ -100,10 +121,7 @@ def _embedded() -> dict[str, Any]:
     """SIFT descriptors of freely licensed photographs, listed in sift-photos-ATTRIBUTION.tsv."""
     file = resources.files("qinco_jax.data") / "sift-photos.npz"
     with resources.as_file(file) as path, np.load(path) as arrays:
-        return {part: arrays[part] for part in PARTS}
-
-
-CATALOG = {"sift-photos": _embedded}
+        return {part: arrays[part] for part in arrays.files}
 
 
 def _of_place(name: str) -> dict[str, Any]:

@@ -10,13 +10,14 @@ uint32, then the ids [q, k] int32 and their distances [q, k] float32.
 import contextlib
 import errno
 import io
+import mmap
 import operator
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -176,6 +177,21 @@ def check_new(path: Path, endings: tuple[str, ...]) -> None:
         raise InputError(f"{path} exists; choose another place or remove it first")
 
 
+def let_go(x: np.ndarray) -> None:
+    """Drops the pages of a memory map that were read, which count as this process's memory.
+
+    They stay in the system's cache while there is room, and are read again when they are needed.
+
+    Args:
+      x: [N, D], a view of a map that `read` made; of other arrays nothing is dropped.
+    """
+    base: Any = x
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None)
+    if base is not None and hasattr(base, "madvise"):  # Windows has none
+        base.madvise(mmap.MADV_DONTNEED)
+
+
 def _is_vecs(path: Path) -> bool:
     return path.suffix.endswith("vecs")
 
@@ -235,6 +251,7 @@ def _check_dims(path: Path, dims: np.ndarray, dim: int) -> None:
                 f"row {row} of {path} has dimension {dims[row]}, but row 0 has {dim}; the file is "
                 "damaged, so fetch or write it again"
             )
+        let_go(dims)
 
 
 def _check_ending(path: Path, known: tuple[str, ...]) -> None:
