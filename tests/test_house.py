@@ -23,6 +23,7 @@ LAYERS = [
      "data.synthetic"},
     {"data.containers", "data.holdout"},
     {"data.shards"},
+    {"data.convert"},
     {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog", "evaluate.neighbours",
      "baselines.lookup", "baselines.network", "baselines.triplets"},
     {"rq", "baselines.pq", "evaluate.metrics"},
@@ -30,13 +31,13 @@ LAYERS = [
     {"training", "models", "preselector", "evaluate.sweep", "evaluate.summary", "evaluate.drawing"},
     {"fit", "codecs", "evaluate.plots"},
     {"logs", "contenders", "evaluate.page"},
-    {"compare"},
+    {"compare", "data_cli"},
     {"cli"},
 ]  # fmt: skip
 """Modules import from the layers above their own in this list."""
 NO_MODEL = {
     "checkpoint", "data.formats", "data.batches", "data.catalog", "data.containers",
-    "data.holdout", "data.shards", "data.stored", "data.synthetic",
+    "data.convert", "data.holdout", "data.shards", "data.stored", "data.synthetic",
     "evaluate.neighbours", "evaluate.metrics", "evaluate.report", "evaluate.sweep",
     "evaluate.summary", "evaluate.drawing", "evaluate.plots", "evaluate.page",
 }  # fmt: skip
