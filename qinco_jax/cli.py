@@ -1,4 +1,4 @@
-"""The command line, thin over the Python API: train, encode, decode, evaluate, compare."""
+"""The command line, thin over the Python API: train, encode, decode, evaluate, compare, data."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from qinco_jax import checks, codecs, contenders, fit, models, qinco, rq
+from qinco_jax import checks, codecs, contenders, data_cli, fit, models, qinco, rq
 from qinco_jax import codes as code_files
 from qinco_jax.codec import Codec
 from qinco_jax.compare import compare as compare_codecs
@@ -61,6 +61,9 @@ def main() -> None:
     JAX_COMPILATION_CACHE_DIR says.
     """
     _keep_compilations()
+
+
+main.add_command(data_cli.data)
 
 
 def _keep_compilations() -> None:
