@@ -141,9 +141,11 @@ def train(
             f"of {data.train.shape[1]} dimensions, in {folder}; first residual k-means"
         )
     with run_log(folder) as log:
-        model = fit.train(data.train, config, recipe, seed=seed, run_dir=folder, log=log)
+        model = fit.train(
+            data.train, config, recipe, seed=seed, x_val=data.validation, run_dir=folder, log=log
+        )
 
-    kept, held_back = fit.split(data.train, None, recipe)
+    kept, held_back = fit.split(data.train, data.validation, recipe)
     if len(held_back) == 0:  # the untrained model, which has seen none of them
         held_back = kept
     if len(kept) > RQ_ROWS:

@@ -64,7 +64,7 @@ def compare(
         raise InputError("name at least one codec, one rate, one seed and one metric")
     rates = [float(rate) for rate in rates]
     entries = contenders.contenders(codecs, rates, data.train.shape[1], settings)
-    x_train, held_back = fit.split(data.train, None, Recipe())
+    x_train, held_back = fit.split(data.train, data.validation, Recipe())
     whole = held_back if data.database is None else data.database
     database = whole[:eval_rows]
     for block in blocks(len(database)):  # now, not after hours of training

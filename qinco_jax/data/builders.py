@@ -17,8 +17,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from qinco_jax.data import formats, sets
-from qinco_jax.data.official import FOLDER, fetch, parts_of, require_space, verified
+from qinco_jax.data.official import FOLDER, data_folder, fetch, parts_of, verified
 from qinco_jax.data.stored import Stored
+from qinco_jax.data.transfers import check_room
 from qinco_jax.errors import InputError
 
 EXAMPLE_BYTES = 2**18
@@ -79,7 +80,8 @@ class Vectors(  # type: ignore[call-arg]
         files = fetch(self.SET, self.builder_config.name, place)
         self.info.metadata["files"] = json.dumps(verified(files, place))
         parts = parts_of(sets.SETS[self.SET], files)
-        require_space(sum(rows.nbytes for rows in parts.values()), Path(self.data_dir))
+        num_bytes = sum(rows.nbytes for rows in parts.values())
+        check_room(Path(self.data_dir), num_bytes, "preparing the set")
         truth = parts.pop("groundtruth", None)
         return {
             split: _shards(rows, truth if split == "queries" else None)
@@ -114,6 +116,10 @@ class Deep1bSlices(Vectors, of="deep1b"):
 BUILDERS = {kind.SET: kind for kind in Vectors.__subclasses__()}
 
 
+def _builder(name: str, size: str) -> Vectors:
+    return BUILDERS[name](config=size, data_dir=str(data_folder()))
+
+
 def load(name: str, size: str) -> dict[str, np.ndarray | Stored]:
     """The parts of a set, which is downloaded and prepared where it is not yet.
 
@@ -124,7 +130,7 @@ def load(name: str, size: str) -> dict[str, np.ndarray | Stored]:
       InputError: a download failed, a file is not what was published, or what was prepared is
         damaged.
     """
-    builder = BUILDERS[name](config=size)
+    builder = _builder(name, size)
     if not builder.is_prepared():
         builder.download_and_prepare()
     parts: dict[str, np.ndarray | Stored] = {}
@@ -141,7 +147,7 @@ def load(name: str, size: str) -> dict[str, np.ndarray | Stored]:
 
 def prepared_in(name: str, size: str) -> Path | None:
     """Where a set is prepared, if it is."""
-    builder = BUILDERS[name](config=size)
+    builder = _builder(name, size)
     return Path(builder.data_path) if builder.is_prepared() else None
 
 
@@ -155,7 +161,7 @@ def read_through(name: str, size: str) -> dict[str, int]:
       InputError: a file is damaged.
     """
     rows = {}
-    builder = BUILDERS[name](config=size)
+    builder = _builder(name, size)
     for split in builder.info.splits:
         records = _Records(builder, split)
         for begin in range(0, records.shape[0], records.rows):

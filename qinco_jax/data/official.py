@@ -2,7 +2,6 @@
 
 import functools
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ from qinco_jax.data import download, formats, sets
 from qinco_jax.data.crop import bytes_for, crop
 from qinco_jax.data.download import Missing, Remote
 from qinco_jax.data.sets import File, NamedSet
+from qinco_jax.data.transfers import check_room
 from qinco_jax.errors import InputError
 
 
@@ -48,17 +48,18 @@ def downloads() -> Path:
 
 
 def wanted(known: NamedSet, size: str, place: Path) -> list[Wanted]:
-    """The files of a set at a size, one for each part.
+    """The files of a set at a size, one for each part: what is there, or else its first form."""
+    return [forms[0] for forms in _forms(known, size, place)]
 
-    Of several forms of a part, the one that is there is taken, or else the first.
-    """
-    found = []
+
+def _forms(known: NamedSet, size: str, place: Path) -> list[list[Wanted]]:
+    """For each part the forms in which it can be had; where one is there, only that."""
+    every = []
     for part, files in known.files.items():
         rows = known.rows(part, size)
         forms = [Wanted(part, file, rows, _remote(file, rows, known, place)) for file in files]
-        there = [form for form in forms if (place / form.remote.name).exists()]
-        found.append((there or forms)[0])
-    return found
+        every.append([form for form in forms if (place / form.remote.name).exists()] or forms)
+    return every
 
 
 def fetch(name: str, size: str, place: Path) -> list[tuple[Wanted, Path]]:
@@ -77,11 +78,36 @@ def fetch(name: str, size: str, place: Path) -> list[tuple[Wanted, Path]]:
     Raises:
       InputError: a download failed; the sentence says which file is to be placed where by hand.
     """
-    files = wanted(sets.SETS[name], size, place)
-    missing = download.plan([entry.remote for entry in files], place)
+    known = sets.SETS[name]
+    try:
+        found = [_found(forms, place) for forms in _forms(known, size, place)]
+    except InputError as error:
+        raise InputError(f"{error}\n{_by_hand(known, size, place)}") from error
+    missing = [one for _, missing in found for one in missing]
+    check_room(place, sum(one.size or 0 for one in missing), f"{name}/{size}")
     if missing:
         tqdm.write(announcement(f"{name}/{size}", missing, place), sys.stderr)
-    return [(entry, _fetched(entry, place)) for entry in files]
+    return [(entry, _fetched(entry, place)) for entry, _ in found]
+
+
+def _found(forms: Sequence[Wanted], place: Path) -> tuple[Wanted, list[Missing]]:
+    """The first form that is there or that a server gives."""
+    errors = []
+    for form in forms:
+        try:
+            return form, download.plan([form.remote], place)
+        except InputError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _by_hand(known: NamedSet, size: str, place: Path) -> str:
+    lines = [
+        f"  {entry.file.source}\n    as {place / entry.remote.name}"
+        for entry in wanted(known, size, place)
+        if not (place / entry.remote.name).exists()
+    ]
+    return "\n".join(["without a network, place by hand what is missing:", *lines])
 
 
 def announcement(title: str, missing: Sequence[Missing], place: Path) -> str:
@@ -179,21 +205,6 @@ def verified(files: Sequence[tuple[Wanted, Path]], place: Path) -> list[dict[str
         }
         for entry, path in files
     ]
-
-
-def require_space(num_bytes: int, place: Path) -> None:
-    """Finds before the work that there is room for it.
-
-    Raises:
-      InputError: there is less room on the disk of `place` than `num_bytes`.
-    """
-    there = next(parent for parent in (place, *place.parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < num_bytes:
-        raise InputError(
-            f"preparing takes {amount(num_bytes)} in {place}, where {amount(free)} are free; "
-            "make room or set TFDS_DATA_DIR to a larger disk"
-        )
 
 
 def amount(num_bytes: int | None) -> str:
