@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from qinco_jax import InputError
+from qinco_jax import InputError, cli
 from qinco_jax.data import catalog, containers, formats
 from qinco_jax.data.convert import ENDINGS, convert
 from qinco_jax.data.holdout import cut_training
@@ -371,6 +372,20 @@ def test_floats_are_rounded_where_that_is_asked_for(tmp_path: Path) -> None:
         found = read_rows(tmp_path / f"{dtype}.safetensors")
         expected = x.astype(np.dtype(dtype))
         np.testing.assert_array_equal(np.float32(found), np.float32(expected))
+
+
+def test_the_command_converts(tmp_path: Path) -> None:
+    for i, part in enumerate(np.split(X, 3)):
+        write_parquet(tmp_path / f"x-{i}.parquet", emb=lists_of(part), ids=np.arange(100))
+    source, target = f"{tmp_path}/x-*.parquet::emb", tmp_path / "y.safetensors"
+
+    def command(*options: str) -> Result:
+        return CliRunner().invoke(cli.main, ["data", "convert", source, str(target), *options])
+
+    assert command("--dtype", "bfloat16").exit_code == 0
+    same(read_rows(target), X.astype(formats.BFLOAT16))
+    ran = command()
+    assert ran.exit_code == 2 and ran.output.strip().endswith("remove it first")
 
 
 # Damage
