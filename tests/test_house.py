@@ -20,8 +20,8 @@ LAYERS = [
     {"errors", "version", "files", "codec", "machine"},
     {"config", "distances", "checks", "folders", "data.formats", "data.batches", "data.stored",
      "data.synthetic"},
-    {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog", "evaluate.neighbours",
-     "baselines.lookup", "baselines.network", "baselines.triplets"},
+    {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog", "data.feed",
+     "evaluate.neighbours", "baselines.lookup", "baselines.network", "baselines.triplets"},
     {"rq", "baselines.pq", "evaluate.metrics"},
     {"qinco", "baselines.through_faiss", "baselines.unq", "evaluate.report"},
     {"training", "models", "preselector", "evaluate.sweep", "evaluate.summary", "evaluate.drawing"},
@@ -32,9 +32,9 @@ LAYERS = [
 ]  # fmt: skip
 """Modules import from the layers above their own in this list."""
 NO_MODEL = {
-    "checkpoint", "data.formats", "data.batches", "data.catalog", "data.stored", "data.synthetic",
-    "evaluate.neighbours", "evaluate.metrics", "evaluate.report", "evaluate.sweep",
-    "evaluate.summary", "evaluate.drawing", "evaluate.plots", "evaluate.page",
+    "checkpoint", "data.formats", "data.batches", "data.catalog", "data.feed", "data.stored",
+    "data.synthetic", "evaluate.neighbours", "evaluate.metrics", "evaluate.report",
+    "evaluate.sweep", "evaluate.summary", "evaluate.drawing", "evaluate.plots", "evaluate.page",
 }  # fmt: skip
 
 
