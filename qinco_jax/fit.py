@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from qinco_jax import checks, folders, models, qinco, rq, training
 from qinco_jax.checkpoint import Checkpoints
 from qinco_jax.config import QincoConfig
-from qinco_jax.data.batches import batch_rows
+from qinco_jax.data.feed import Feed
 from qinco_jax.data.stored import Rows, Vectors, lazily
 from qinco_jax.errors import InputError
 from qinco_jax.qinco import Qinco
@@ -55,8 +55,10 @@ def train(
 ) -> Qinco:
     """Trains a model; the same arguments on the same machine give the same model, bit for bit.
 
-    The vectors are read batch by batch, converted to float32 there, and may be a memory map or a
-    `Stored` of any size. All local devices share each batch.
+    The vectors are read while it trains, converted to float32 there, and may be a memory map or a
+    `Stored` of any size: of a set larger than `data.feed.POOL_BYTES`, blocks of neighbouring rows
+    are read in a random order and shuffled within so many bytes. All local devices share each
+    batch.
 
     Args:
       x_train: [N, D], any real dtype, N >= K.
@@ -67,7 +69,8 @@ def train(
       run_dir: folder of checkpoints and of the finished model. A run that was cut off resumes from
         it; a finished one is loaded, not trained again. `None` keeps nothing.
       log: called with records of numbers: `step`, `epoch`, `vectors` seen of `num_vectors`, and
-        `loss` and learning `rate` while training or `val_mse` at the end of an epoch.
+        `loss`, learning `rate` and `waiting`, the share of the time since the last record that
+        was spent waiting for vectors, while training, or `val_mse` at the end of an epoch.
       **changes: fields of the recipe to replace, such as `num_epochs=0` for the initial model,
         which equals the residual quantizer that it starts from.
 
@@ -119,12 +122,16 @@ def _fit(
         state = training.start(qinco.init(jax.random.key(seed), config, start), recipe)
     state = jax.device_put(state, everywhere)
     batch_size, steps_per_epoch, total_steps = training.length(recipe, len(x_train))
-    step, saved_at = int(state.step), time.monotonic()
+    step, saved_at, previous = int(state.step), time.monotonic(), None
+    feed = Feed(x_train, seed, range(step, total_steps), batch_size, by_rows)
+    reported_at, reported_wait = time.monotonic(), feed.waited
 
     def report(**values: float) -> None:
+        nonlocal reported_at, reported_wait
         if log is not None:
             seen = {"vectors": step * batch_size, "num_vectors": total_steps * batch_size}
             log({"step": step, "epoch": step / steps_per_epoch, **seen, **values})
+        reported_at, reported_wait = time.monotonic(), feed.waited
 
     def validate(model: Qinco) -> jax.Array:
         mse = _validate(model, x_val, recipe)
@@ -133,19 +140,21 @@ def _fit(
         report(val_mse=mse)
         return jnp.float32(mse)
 
-    with _interrupts(checkpoints is not None) as interrupted:
+    with _interrupts(checkpoints is not None) as interrupted, feed:
         if fresh and total_steps:  # what is returned is never worse than where it started
             state = dataclasses.replace(state, best_mse=validate(state.model))
         while step < total_steps and not training.is_exhausted(state, recipe):
-            rows = batch_rows(seed, step, batch_size, len(x_train))
-            batch = jax.device_put(checks.finite(x_train[rows]), by_rows)
-            state, loss = training.train_step(state, batch, recipe, total_steps, mesh)
+            state, loss = training.train_step(state, next(feed), recipe, total_steps, mesh)
+            jax.block_until_ready(previous)  # if the loop ran far ahead of the devices, its waiting
+            previous = loss  # for batches would not be theirs
             step += 1
             ends_epoch = step % steps_per_epoch == 0
             if ends_epoch or step % LOG_STEPS == 0:
                 if not np.isfinite(loss):
                     raise Diverged(_how_to_recover(checkpoints, step))
-                report(loss=float(loss), rate=float(training.rate(state, recipe, total_steps)))
+                rate = float(training.rate(state, recipe, total_steps))
+                waiting = (feed.waited - reported_wait) / (time.monotonic() - reported_at)
+                report(loss=float(loss), rate=rate, waiting=waiting)
             if ends_epoch:
                 key = jax.random.fold_in(jax.random.key(seed), step)
                 state = training.end_epoch(state, validate(state.model), key, recipe)

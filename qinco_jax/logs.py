@@ -34,7 +34,7 @@ def run_log(folder: Path) -> Iterator[Log]:
             writer = SummaryWriter(events, purge_step=int(record["step"]))
         with file.open("a") as lines:
             lines.write(json.dumps(dict(record)) + "\n")
-        for name in ("loss", "rate", "val_mse"):
+        for name in ("loss", "rate", "waiting", "val_mse"):
             if name in record:
                 shown[name] = f"{record[name]:.5g}"
                 writer.add_scalar(name, record[name], int(record["step"]))

@@ -16,6 +16,7 @@ import pytest
 
 import qinco_jax as qj
 from qinco_jax import fit, training
+from qinco_jax.data import feed
 
 CONFIG = qj.QincoConfig(
     num_steps=3, codebook_size=16, hidden_dim=16, num_blocks=1, num_candidates=4, beam_size=2
@@ -73,6 +74,7 @@ def test_every_recipe_trains(schedule: str, compute_dtype: str) -> None:
     )  # fmt: skip
     errors = [record["val_mse"] for record in records if "val_mse" in record]
     assert len(errors) == 1 + RECIPE.num_epochs and errors[-1] < 1.05 * errors[0]
+    assert all(0 <= record["waiting"] <= 1 for record in records if "loss" in record)
 
 
 def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path: Path, uninterrupted: qj.Qinco) -> None:
@@ -84,6 +86,17 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path: Path, uninterrupted: q
     )
     assert min(steps) > 20
     assert_same(model, uninterrupted)
+
+
+def test_a_set_in_pools_trains_the_same_in_memory_and_from_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: qj.Qinco
+) -> None:
+    monkeypatch.setattr(feed, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(feed, "POOL_BYTES", 2**12)
+    np.save(tmp_path / "x.npy", vectors())
+    in_pools = qj.train(vectors(), CONFIG, RECIPE)
+    assert not np.array_equal(in_pools.codebook, uninterrupted.codebook)
+    assert_same(in_pools, qj.train(np.load(tmp_path / "x.npy", mmap_mode="r"), CONFIG, RECIPE))
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ LAYERS = [
     {"data.containers", "data.holdout", "data.crop", "data.download"},
     {"data.shards", "data.official"},
     {"data.convert", "data.builders"},
-    {"codes", "rows", "kmeans", "beam", "transform", "checkpoint", "data.catalog",
+    {"codes", "rows", "kmeans", "beam", "transform", "checkpoint", "data.catalog", "data.feed",
      "evaluate.neighbours", "baselines.lookup", "baselines.network", "baselines.triplets"},
     {"rq", "baselines.pq", "evaluate.metrics"},
     {"qinco", "baselines.through_faiss", "baselines.unq", "evaluate.report"},
@@ -37,9 +37,9 @@ LAYERS = [
 """Modules import from the layers above their own in this list."""
 NO_MODEL = {
     "checkpoint", "data.formats", "data.batches", "data.builders", "data.catalog",
-    "data.containers", "data.convert", "data.crop", "data.download", "data.holdout",
-    "data.official", "data.sets", "data.shards", "data.stored", "data.synthetic",
-    "data.transfers", "data.transports",
+    "data.containers", "data.convert", "data.crop", "data.download", "data.feed",
+    "data.holdout", "data.official", "data.sets", "data.shards", "data.stored",
+    "data.synthetic", "data.transfers", "data.transports",
     "evaluate.neighbours", "evaluate.metrics", "evaluate.report", "evaluate.sweep",
     "evaluate.summary", "evaluate.drawing", "evaluate.plots", "evaluate.page",
 }  # fmt: skip
