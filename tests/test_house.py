@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qinco_jax"
 
 LAYERS = [
-    {"errors", "version", "files", "codec", "machine"},
+    {"errors", "version", "files", "codec", "machine", "data.transports"},
+    {"data.transfers"},
     {"config", "distances", "checks", "folders", "data.formats", "data.batches", "data.stored",
-     "data.synthetic"},
+     "data.synthetic", "data.download"},
     {"codes", "rows", "kmeans", "beam", "checkpoint", "data.catalog", "evaluate.neighbours",
      "baselines.lookup", "baselines.network", "baselines.triplets"},
     {"rq", "baselines.pq", "evaluate.metrics"},
@@ -33,6 +34,7 @@ LAYERS = [
 """Modules import from the layers above their own in this list."""
 NO_MODEL = {
     "checkpoint", "data.formats", "data.batches", "data.catalog", "data.stored", "data.synthetic",
+    "data.download", "data.transfers", "data.transports",
     "evaluate.neighbours", "evaluate.metrics", "evaluate.report", "evaluate.sweep",
     "evaluate.summary", "evaluate.drawing", "evaluate.plots", "evaluate.page",
 }  # fmt: skip
