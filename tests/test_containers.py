@@ -523,6 +523,9 @@ HOSTILE = {
         b'{"a":{"dtype":"F32","shape":[4,4],"data_offsets":[0,64]},'
         b'"a":{"dtype":"F32","shape":[1000,1000],"data_offsets":[0,4000000]}}'
     ),
+    "more.safetensors": tensors(
+        b'{"a":{"dtype":"F32","shape":[4,4],"data_offsets":[0,64],"more":[{}]}}'
+    ),
     "names.safetensors": tensors(
         b"{" + b",".join(
             b'"%d":{"dtype":"F32","shape":[0,1],"data_offsets":[0,0]}' % i for i in range(20_000)
@@ -545,6 +548,9 @@ def write_hostile(folder: Path) -> None:
     with h5py.File(folder / "bomb.hdf5", "w") as file:
         bomb = np.zeros((2 * 10**6, 16), np.float32)
         file.create_dataset("a", data=bomb, chunks=bomb.shape, compression="gzip")
+    with h5py.File(folder / "chunk.hdf5", "w") as file:
+        options = {"chunks": (2**26, 15), "compression": "gzip", "maxshape": (None, 15)}
+        file.create_dataset("a", (1000, 15), "f4", **options)
     zeros = pa.FixedSizeListArray.from_arrays(pa.array(bomb.reshape(-1)), 16)
     pq.write_table(pa.table({"a": zeros}), folder / "bomb.parquet", compression="zstd")
 
