@@ -303,7 +303,7 @@ class _RowGroups:
         most = max(1, BLOCK_BYTES // (dim * dtype.itemsize))
         self.block_rows = min(max(groups), most)
         self._path, self._ends = path, np.cumsum(groups)
-        self._open = functools.partial(_batches, path, column, metadata)
+        self._open = functools.partial(_batches, path.absolute(), column, metadata)
         self._lock = threading.Lock()
         self._kept: deque[tuple[int, np.ndarray]] = deque(maxlen=KEPT_BLOCKS)
         self._stream: Iterator[tuple[int, np.ndarray]] = iter(())
@@ -338,22 +338,27 @@ class _RowGroups:
                 return first, block
         if not self._span[0] <= row < self._span[1]:
             group = int(np.searchsorted(self._ends, row, side="right"))
-            begin, end = int(self._ends[group - 1]) if group else 0, int(self._ends[group])
-            self._stream, self._span = self._blocks(group, begin), (begin, end)
+            begin = int(self._ends[group - 1]) if group else 0
+            lists = self._open(group, self.block_rows)
+            self._stream = _blocks(self._path, lists, self.shape[1], begin)
+            self._span = begin, int(self._ends[group])
+        end, self._span = self._span[1], (0, 0)  # what fails below has ended the stream
         for first, block in self._stream:
-            self._span = first + len(block), self._span[1]
-            if row < self._span[0]:
+            if row < first + len(block):
                 self._kept.append((first, block))
-                if self._span[0] >= self._span[1]:
+                self._span = first + len(block), end
+                if self._span[0] >= end:
                     self._stream = iter(())  # closes the file
                 return first, block
-        self._span = 0, 0
         raise InputError(f"{self._path} ends before row {row}; it is damaged, so fetch it again")
 
-    def _blocks(self, group: int, first: int) -> Iterator[tuple[int, np.ndarray]]:
-        for lists in self._open(group, self.block_rows):
-            yield first, _as_rows(self._path, lists, self.shape[1], first)
-            first += len(lists)
+
+def _blocks(
+    path: Path, batches: Iterator[Any], dim: int, first: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    for lists in batches:
+        yield first, _as_rows(path, lists, dim, first)
+        first += len(lists)
 
 
 def _as_rows(path: Path, lists: Any, dim: int, first: int) -> np.ndarray:
