@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -80,6 +82,16 @@ def test_files_go_through_encode_and_decode(folder: Path) -> None:
     prefix = folder / "prefix.npy"
     np.save(prefix, packed[:, :1])
     assert qinco("decode", model, prefix, folder / "prefix.fbin").exit_code == 2  # 1 or 2 steps
+
+
+def test_vectors_in_shards_are_encoded_as_in_one_file(folder: Path, tmp_path: Path) -> None:
+    model, codes = folder / "run" / "model", tmp_path / "codes.npy"
+    for i, part in enumerate(np.split(np.load(folder / "database.npy"), 3)):
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), 8)
+        pq.write_table(pa.table({"emb": lists}), tmp_path / f"x{i}.parquet", row_group_size=30)
+    assert qinco("encode", model, tmp_path / "x*.parquet", codes).exit_code == 0
+    expected = np.asarray(qj.encode(qj.load(model), np.load(folder / "database.npy")))
+    np.testing.assert_array_equal(unpack(np.load(codes), 4, 16), expected)
 
 
 def test_codes_of_any_codebook_size_are_kept(folder: Path) -> None:

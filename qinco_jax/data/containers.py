@@ -8,6 +8,7 @@ by block: other datasets, and the columns of `.parquet` that hold a list of numb
 import contextlib
 import functools
 import json
+import math
 import threading
 import weakref
 from collections import deque
@@ -26,6 +27,7 @@ ENDINGS = (*HDF5, ".parquet", ".safetensors")
 BLOCK_BYTES = 2**26  # a larger row group is read in pieces
 CHUNK_CACHE = 2**26  # bytes; chunks that are larger are unpacked anew for each slice
 KEPT_BLOCKS, KEPT_PARTS = 2, 2  # threads read on both sides of a border
+MAX_CHUNK_BYTES = 2**29
 MAX_EXPANSION = 2**14  # bytes of numbers for each byte of a file; more is damage, or malice
 SHOWN_NAMES = 20
 
@@ -105,8 +107,7 @@ def _explained(path: Path, *errors: Any) -> Iterator[None]:
     except (OSError, *errors) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
-            f"{path} cannot be read ({reason}); it is damaged or no {path.suffix} file, so fetch "
-            "or write it again"
+            f"{path} cannot be read ({reason}); mend that, or fetch or write it again"
         ) from error
 
 
@@ -133,18 +134,19 @@ def _safetensors_tables(path: Path) -> dict[str, Table]:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    return {name: _tensor(path, 8 + length, **about) for name, about in header.items()}
+    return {name: _tensor(path, 8 + length, about) for name, about in header.items()}
 
 
-def _tensor(path: Path, begin: int, dtype: str, shape: list[int], data_offsets: list[int]) -> Table:
-    what, kind = f"{dtype} {tuple(shape)}", SAFETENSORS_DTYPES.get(dtype)
-    if kind is None or len(shape) != 2:
+def _tensor(path: Path, begin: int, about: Mapping[str, Any]) -> Table:
+    shape, dtype = tuple(about["shape"]), SAFETENSORS_DTYPES.get(about["dtype"])
+    what = f"{about['dtype']} {shape}"
+    if dtype is None or len(shape) != 2:
         return Table(what, None)
 
     def rows() -> np.ndarray:
         formats.check_shape(path, *shape)
         with _explained(path, ValueError):
-            return np.memmap(path, kind, "r", begin + data_offsets[0], tuple(shape))
+            return np.memmap(path, dtype, "r", begin + about["data_offsets"][0], shape)
 
     return Table(what, rows)
 
@@ -186,16 +188,24 @@ def _dataset(path: Path, dataset: Any) -> Rows:
                 offset = dataset.id.get_offset()
                 return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
             return Stored([_Slices(path, dataset)])
-        chunks = np.prod(
-            [-(-n // size) for n, size in zip(dataset.shape, dataset.chunks, strict=True)]
-        )
-        if dataset.id.get_num_chunks() != chunks:
-            raise InputError(
-                f"{path} has {dataset.id.get_num_chunks()} of {chunks} chunks; its writing was "
-                "cut off, so fetch or write it again"
-            )
+        _check_chunks(path, dataset)
         most = max(1, BLOCK_BYTES // (dataset.shape[1] * dataset.dtype.itemsize))
         return Stored([_Slices(path, dataset)], min(dataset.chunks[0], most))
+
+
+def _check_chunks(path: Path, dataset: Any) -> None:
+    size = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    if size > MAX_CHUNK_BYTES:
+        raise InputError(
+            f"{path} has chunks of {size} bytes, each of which is unpacked whole; write it again "
+            f"with chunks of at most {MAX_CHUNK_BYTES}"
+        )
+    count = math.prod(-(-n // m) for n, m in zip(dataset.shape, dataset.chunks, strict=True))
+    if dataset.id.get_num_chunks() != count:
+        raise InputError(
+            f"{path} has {dataset.id.get_num_chunks()} of {count} chunks; its writing was cut off, "
+            "so fetch or write it again"
+        )
 
 
 class _Slices:
@@ -293,7 +303,7 @@ class _RowGroups:
         most = max(1, BLOCK_BYTES // (dim * dtype.itemsize))
         self.block_rows = min(max(groups), most)
         self._path, self._ends = path, np.cumsum(groups)
-        self._open = functools.partial(_batches, path, column, metadata)
+        self._open = functools.partial(_batches, path.absolute(), column, metadata)
         self._lock = threading.Lock()
         self._kept: deque[tuple[int, np.ndarray]] = deque(maxlen=KEPT_BLOCKS)
         self._stream: Iterator[tuple[int, np.ndarray]] = iter(())
@@ -328,22 +338,27 @@ class _RowGroups:
                 return first, block
         if not self._span[0] <= row < self._span[1]:
             group = int(np.searchsorted(self._ends, row, side="right"))
-            begin, end = int(self._ends[group - 1]) if group else 0, int(self._ends[group])
-            self._stream, self._span = self._blocks(group, begin), (begin, end)
+            begin = int(self._ends[group - 1]) if group else 0
+            lists = self._open(group, self.block_rows)
+            self._stream = _blocks(self._path, lists, self.shape[1], begin)
+            self._span = begin, int(self._ends[group])
+        end, self._span = self._span[1], (0, 0)  # what fails below has ended the stream
         for first, block in self._stream:
-            self._span = first + len(block), self._span[1]
-            if row < self._span[0]:
+            if row < first + len(block):
                 self._kept.append((first, block))
-                if self._span[0] >= self._span[1]:
+                self._span = first + len(block), end
+                if self._span[0] >= end:
                     self._stream = iter(())  # closes the file
                 return first, block
-        self._span = 0, 0
         raise InputError(f"{self._path} ends before row {row}; it is damaged, so fetch it again")
 
-    def _blocks(self, group: int, first: int) -> Iterator[tuple[int, np.ndarray]]:
-        for lists in self._open(group, self.block_rows):
-            yield first, _as_rows(self._path, lists, self.shape[1], first)
-            first += len(lists)
+
+def _blocks(
+    path: Path, batches: Iterator[Any], dim: int, first: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    for lists in batches:
+        yield first, _as_rows(path, lists, dim, first)
+        first += len(lists)
 
 
 def _as_rows(path: Path, lists: Any, dim: int, first: int) -> np.ndarray:
