@@ -43,7 +43,8 @@ class Remote(NamedTuple):
         is decompressed.
       size: bytes that the file must have in the end, where known.
       sha256: of the file in the end, where known.
-      span: the only bytes of the remote file to take, `begin` and `end`.
+      span: the only bytes of the remote file to take, `begin` and `end`; a file that is shorter is
+        taken to its end.
       finish: runs on the complete file before it is checked and gets its name, for instance to
         mend a header. If that is cut short, a later call runs it on its own result.
     """

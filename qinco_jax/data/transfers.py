@@ -120,7 +120,10 @@ class Transfer:
 
     def _wanted(self, total: int | None) -> int | None:
         """Bytes of the complete `partial`, for a remote file of `total` bytes."""
-        return self.span[1] - self.span[0] if self.span else total
+        if self.span is None:
+            return total
+        begin, end = self.span
+        return (end if total is None else min(end, total)) - begin
 
     def _check_total(self, total: int | None) -> None:
         if None not in (total, self.total) and total != self.total:

@@ -193,7 +193,6 @@ def _total_of_part(response: requests.Response, begin: int, end: int | None) -> 
             f"was asked for the bytes {asked} and sends {says or 'it does not say which'}"
         )
     total = None if found[3] == "*" else int(found[3])
-    _check_end(total, end)
     return total
 
 
@@ -206,11 +205,6 @@ def _total_of_whole(response: requests.Response, end: int | None) -> int | None:
     if total is None and "chunked" not in response.headers.get("Transfer-Encoding", "").lower():
         raise Refused("does not tell where the file ends, so a part could pass for the whole")
     return total
-
-
-def _check_end(total: int | None, end: int | None) -> None:
-    if total is not None and end is not None and total < end:
-        raise Refused(f"has only {total} bytes of the {end} that the part reaches to")
 
 
 def _content_length(response: requests.Response) -> int | None:
@@ -264,7 +258,6 @@ def _ftp_opened(address: str, begin: int, end: int | None, version: str | None) 
     with _ftp(address) as (connection, path):
         with _ftp_sorted():
             total, version = _ftp_size(connection, path), _ftp_version(connection, path)
-            _check_end(total, end)
             if total is not None and total < begin:  # which RETR would refuse for good
                 raise StartOver(f"has only {total} bytes now")
             data = _ftp_data(connection, path, begin, end)
