@@ -47,7 +47,7 @@ def info(name: str) -> None:
     prepared = _prepared_in(key, size)
     click.echo(f"{key}/{size}: {known.title}")
     _tell("vectors", f"{known.dim} x {known.dtype}; {known.described(size)}")
-    _tell("sizes", "; ".join(f"{key}/{one}: {known.described(one)}" for one in known.sizes))
+    _tell("sizes", ", ".join(f"{key}/{one}" for one in known.sizes))
     _tell("licence", f"{known.licence}; the publisher's word holds: {known.homepage}")
     _tell("note", known.note)
     _tell("prepared", str(prepared or "no"))
@@ -57,7 +57,10 @@ def info(name: str) -> None:
         state = "there" if (place / entry.remote.name).exists() else "missing"
         click.echo(f"    {entry.remote.name}  ({entry.part}, {amount(_bytes(entry))}, {state})")
         click.echo(f"      {entry.file.source}")
-    click.echo("  Without a network, place these files there by hand (.gz may stay packed).")
+    click.echo(
+        "  Without a network, place these files there by hand; a .gz may stay packed, and of a file "
+        "whose first rows are taken\n  the whole may lie there under its own name."
+    )
     click.echo(textwrap.indent(known.citation, "  "))
 
 
@@ -125,7 +128,14 @@ def _prepared_in(name: str, size: str) -> Path | None:
 def _tell(title: str, text: str) -> None:
     if text:
         click.echo(
-            textwrap.fill(text, 96, initial_indent=f"  {title:10}", subsequent_indent=" " * 12)
+            textwrap.fill(
+                text,
+                96,
+                initial_indent=f"  {title:10}",
+                subsequent_indent=" " * 12,
+                break_on_hyphens=False,
+                break_long_words=False,
+            )
         )
 
 

@@ -103,7 +103,7 @@ def _found(forms: Sequence[Wanted], place: Path) -> tuple[Wanted, list[Missing]]
 
 def _by_hand(known: NamedSet, size: str, place: Path) -> str:
     lines = [
-        f"  {entry.file.source}\n    as {place / entry.remote.name}"
+        f"  {entry.file.source}\n    as {place / entry.file.path}"
         for entry in wanted(known, size, place)
         if not (place / entry.remote.name).exists()
     ]
