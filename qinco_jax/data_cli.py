@@ -58,8 +58,8 @@ def info(name: str) -> None:
         click.echo(f"    {entry.remote.name}  ({entry.part}, {amount(_bytes(entry))}, {state})")
         click.echo(f"      {entry.file.source}")
     click.echo(
-        "  Without a network, place these files there by hand; a .gz may stay packed, and of a file "
-        "whose first rows are taken\n  the whole may lie there under its own name."
+        "  Without a network, place these files there by hand; a .gz may stay packed, and where "
+        "the first\n  rows are taken, the whole file may lie there under its own name."
     )
     click.echo(textwrap.indent(known.citation, "  "))
 
