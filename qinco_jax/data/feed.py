@@ -7,6 +7,7 @@ so a file of any size is read in large pieces and at most two pools are held.
 
 import contextlib
 import functools
+import itertools
 import threading
 import time
 from collections import deque
@@ -19,15 +20,16 @@ import numpy as np
 
 from qinco_jax import checks
 from qinco_jax.data import batches
-from qinco_jax.data.stored import Part
+from qinco_jax.data.stored import Part, expect
 from qinco_jax.errors import InputError
 
 T = TypeVar("T")
 
-BLOCK_BYTES = 2**16
+BLOCK_BYTES = 2**14
 POOL_BYTES = 2**26
 POOL_BLOCKS = 4  # at least, where the storage has large blocks of its own
 BATCHES_AHEAD = 2
+RUNS_AHEAD = 32  # of neighbouring rows, that a disk may read at once
 
 
 def blocks_for(x: Part, batch_size: int) -> batches.Blocks:
@@ -177,12 +179,17 @@ def _loaded(x: Part, rows: np.ndarray, gap: int, closing: threading.Event) -> _P
     begins, ends = every[np.append(0, cuts + 1)], every[np.append(cuts, -1)] + 1
     starts = np.cumsum(ends - begins) - (ends - begins)
     vectors = np.empty((int(np.sum(ends - begins)), x.shape[1]), x.dtype)
-    for begin, end, start in np.stack([begins, ends, starts], axis=1).tolist():
+    runs = np.stack([begins, ends, starts], axis=1).tolist()
+    for begin, end, _ in runs[:RUNS_AHEAD]:
+        expect(x, begin, end)
+    for (begin, end, start), later in itertools.zip_longest(runs, runs[RUNS_AHEAD:]):
+        if later is not None:
+            expect(x, *later[:2])
         if closing.is_set():
             raise RuntimeError("the feed was closed while it was reading")
         vectors[start : start + end - begin] = x[begin:end]
     run = np.searchsorted(begins, rows, side="right") - 1
-    return _Pool(vectors, rows, rows - begins[run] + starts[run])
+    return _Pool(vectors, rows, rows + (starts - begins)[run])
 
 
 def _finite(part: np.ndarray, rows: np.ndarray) -> np.ndarray:
