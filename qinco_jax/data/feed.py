@@ -25,11 +25,12 @@ from qinco_jax.errors import InputError
 
 T = TypeVar("T")
 
-BLOCK_BYTES = 2**14
+BLOCK_BYTES = 2**15
 POOL_BYTES = 2**26
 POOL_BLOCKS = 4  # at least, where the storage has large blocks of its own
 BATCHES_AHEAD = 2
-RUNS_AHEAD = 32  # of neighbouring rows, that a disk may read at once
+STEPS_AT_ONCE = 64  # whose rows are found together, where no pool is read for them
+RUNS_AHEAD = 128  # of neighbouring rows, that a disk may read at once
 
 
 def blocks_for(x: Part, batch_size: int) -> batches.Blocks:
@@ -131,15 +132,15 @@ def _read(
     closing: threading.Event,
 ) -> Generator[np.ndarray]:
     """The share [R, D] of the batch of each step, in the dtype that goes to the devices."""
-    pools = _pools(x, seed, steps, batch_size, share, closing)
-    with contextlib.closing(_ahead(pools, 1, closing)) as pools:
+    pools = _ahead(_pools(x, seed, steps, batch_size, share, closing), 1, closing)
+    with contextlib.closing(pools):
         for pool in pools:
             for rows, places in zip(pool.rows, pool.places, strict=True):
                 yield _finite(pool.vectors[places], rows)
 
 
 class _Pool(NamedTuple):
-    """Vectors of some steps.
+    """Vectors of some steps, all of one pool.
 
     Attributes:
       vectors: [R, D] in memory, or the whole set where it is.
@@ -164,12 +165,13 @@ def _pools(
     whole = np.asarray(x) if num_rows <= blocks.pool else None
     while steps:
         end = batches.pool_steps(steps[0], batch_size, num_rows, blocks).stop
-        now, steps = range(steps.start, min(end, steps.stop)), range(end, steps.stop)
+        count = end - steps.start if whole is None else min(end - steps.start, STEPS_AT_ONCE)
+        now, steps = steps[:count], steps[count:]
         rows = batches.pool_rows(seed, now, batch_size, num_rows, blocks=blocks, share=share)
-        if whole is not None:
-            yield _Pool(whole, rows, rows)
-        else:
+        if whole is None:
             yield _loaded(x, rows, blocks.block, closing)
+        else:
+            yield _Pool(whole, rows, rows)
 
 
 def _loaded(x: Part, rows: np.ndarray, gap: int, closing: threading.Event) -> _Pool:
