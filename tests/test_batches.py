@@ -143,10 +143,10 @@ def sources(folder: Path) -> dict[str, Part]:
     np.save(folder / "x.npy", vectors())
     stored = Stored([Slow(vectors()[:1000]), vectors()[1000:1003], Slow(vectors()[1003:])])
     mapped = np.load(folder / "x.npy", mmap_mode="r")
-    return {"array": vectors(), "map": mapped, "stored": stored, "strided": vectors()[:, ::-1]}
+    return {"array": vectors(), "map": mapped, "stored": stored, "reversed": mapped[::-1]}
 
 
-@pytest.mark.parametrize("source", ["array", "map", "stored", "strided"])
+@pytest.mark.parametrize("source", ["array", "map", "stored", "reversed"])
 @pytest.mark.parametrize("start", [0, 17, 299, 300, 431])
 @pytest.mark.parametrize("share", [(0, 1), (1, 3)])
 def test_the_feed_gives_the_rows_of_its_steps(

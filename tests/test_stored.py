@@ -15,7 +15,7 @@ import qinco_jax as qj
 from qinco_jax import fit, folders
 from qinco_jax.codecs import of_rq
 from qinco_jax.data.shards import read_rows
-from qinco_jax.data.stored import Stored
+from qinco_jax.data.stored import Stored, expect, mapped
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate.metrics import measure
 from qinco_jax.evaluate.neighbours import queries_of
@@ -62,6 +62,19 @@ def test_only_the_blocks_of_the_rows_are_read() -> None:
     stored = Stored([slow], block_rows=100)
     stored[5000:][np.array([3, 7, 250])]
     assert slow.read <= 3 * 100
+
+
+def test_what_is_expected_of_a_memory_map_is_where_its_rows_are(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(8000, dtype=np.uint16).reshape(-1, 4))
+    x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for view in (x, np.asarray(x)[100:], x[::-1], x[:, 1:]):
+        mapping, first, last = mapped(view, 3, 500)
+        assert mapping is not None and last - first <= 497 * 8
+        inside = np.frombuffer(mapping[first:last], np.uint16)
+        assert set(view[3:500].flat) <= set(inside)
+        expect(Stored([view, view]), 300, 1950)
+    assert mapped(np.array(x), 3, 500)[0] is mapped(x, 3, 3)[0] is None
+    expect(Slow(np.array(x)), 3, 500)
 
 
 def test_parts_of_different_kinds_are_refused() -> None:

@@ -7,6 +7,7 @@ so a file of any size is read in large pieces and at most two pools are held.
 
 import contextlib
 import functools
+import itertools
 import threading
 import time
 from collections import deque
@@ -19,15 +20,17 @@ import numpy as np
 
 from qinco_jax import checks
 from qinco_jax.data import batches
-from qinco_jax.data.stored import Part
+from qinco_jax.data.stored import Part, expect
 from qinco_jax.errors import InputError
 
 T = TypeVar("T")
 
-BLOCK_BYTES = 2**16
+BLOCK_BYTES = 2**15
 POOL_BYTES = 2**26
 POOL_BLOCKS = 4  # at least, where the storage has large blocks of its own
 BATCHES_AHEAD = 2
+STEPS_AT_ONCE = 64  # whose rows are found together, where no pool is read for them
+RUNS_AHEAD = 128  # of neighbouring rows, that a disk may read at once
 
 
 def blocks_for(x: Part, batch_size: int) -> batches.Blocks:
@@ -129,15 +132,15 @@ def _read(
     closing: threading.Event,
 ) -> Generator[np.ndarray]:
     """The share [R, D] of the batch of each step, in the dtype that goes to the devices."""
-    pools = _pools(x, seed, steps, batch_size, share, closing)
-    with contextlib.closing(_ahead(pools, 1, closing)) as pools:
+    pools = _ahead(_pools(x, seed, steps, batch_size, share, closing), 1, closing)
+    with contextlib.closing(pools):
         for pool in pools:
             for rows, places in zip(pool.rows, pool.places, strict=True):
                 yield _finite(pool.vectors[places], rows)
 
 
 class _Pool(NamedTuple):
-    """Vectors of some steps.
+    """Vectors of some steps, all of one pool.
 
     Attributes:
       vectors: [R, D] in memory, or the whole set where it is.
@@ -162,12 +165,13 @@ def _pools(
     whole = np.asarray(x) if num_rows <= blocks.pool else None
     while steps:
         end = batches.pool_steps(steps[0], batch_size, num_rows, blocks).stop
-        now, steps = range(steps.start, min(end, steps.stop)), range(end, steps.stop)
+        count = end - steps.start if whole is None else min(end - steps.start, STEPS_AT_ONCE)
+        now, steps = steps[:count], steps[count:]
         rows = batches.pool_rows(seed, now, batch_size, num_rows, blocks=blocks, share=share)
-        if whole is not None:
-            yield _Pool(whole, rows, rows)
-        else:
+        if whole is None:
             yield _loaded(x, rows, blocks.block, closing)
+        else:
+            yield _Pool(whole, rows, rows)
 
 
 def _loaded(x: Part, rows: np.ndarray, gap: int, closing: threading.Event) -> _Pool:
@@ -177,12 +181,17 @@ def _loaded(x: Part, rows: np.ndarray, gap: int, closing: threading.Event) -> _P
     begins, ends = every[np.append(0, cuts + 1)], every[np.append(cuts, -1)] + 1
     starts = np.cumsum(ends - begins) - (ends - begins)
     vectors = np.empty((int(np.sum(ends - begins)), x.shape[1]), x.dtype)
-    for begin, end, start in np.stack([begins, ends, starts], axis=1).tolist():
+    runs = np.stack([begins, ends, starts], axis=1).tolist()
+    for begin, end, _ in runs[:RUNS_AHEAD]:
+        expect(x, begin, end)
+    for (begin, end, start), later in itertools.zip_longest(runs, runs[RUNS_AHEAD:]):
+        if later is not None:
+            expect(x, *later[:2])
         if closing.is_set():
             raise RuntimeError("the feed was closed while it was reading")
         vectors[start : start + end - begin] = x[begin:end]
     run = np.searchsorted(begins, rows, side="right") - 1
-    return _Pool(vectors, rows, rows - begins[run] + starts[run])
+    return _Pool(vectors, rows, rows + (starts - begins)[run])
 
 
 def _finite(part: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -17,12 +17,13 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from qinco_jax.data.stored import mapped
 from qinco_jax.errors import InputError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -185,11 +186,9 @@ def let_go(x: np.ndarray) -> None:
     Args:
       x: [N, D], a view of a map that `read` made; of other arrays nothing is dropped.
     """
-    base: Any = x
-    while base is not None and not isinstance(base, mmap.mmap):
-        base = getattr(base, "base", None)
-    if base is not None and hasattr(base, "madvise"):  # Windows has none
-        base.madvise(mmap.MADV_DONTNEED)
+    mapping, *_ = mapped(x, 0, len(x))
+    if mapping is not None and hasattr(mapping, "madvise"):  # Windows has none
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def _is_vecs(path: Path) -> bool:

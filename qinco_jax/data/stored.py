@@ -1,5 +1,6 @@
 """Rows that are read when they are asked for: files, records or row groups as one array."""
 
+import mmap
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -99,11 +100,14 @@ class Stored:
 
     def _overlaps(self) -> Iterator[tuple[Part, int, int, int]]:
         """Parts that the window touches: (part, its rows begin:end, their place in the window)."""
-        starts = self._ends - [part.shape[0] for part in self._parts]
-        for part, start, stop in zip(self._parts, starts, self._ends, strict=True):
-            begin, end = max(self._begin, int(start)), min(self._end, int(stop))
+        first = int(np.searchsorted(self._ends, self._begin, side="right"))
+        for part, stop in zip(self._parts[first:], self._ends[first:].tolist(), strict=True):
+            start = stop - part.shape[0]
+            if start >= self._end:
+                return
+            begin, end = max(self._begin, start), min(self._end, stop)
             if begin < end:
-                yield part, begin - int(start), end - int(start), begin - self._begin
+                yield part, begin - start, end - start, begin - self._begin
 
     def _chosen(self, rows: np.ndarray) -> np.ndarray:
         """Sorted rows, counted from the first part's first, read block by block."""
@@ -129,3 +133,30 @@ Vectors = jax.Array | Rows
 def lazily(x: Vectors) -> Rows:
     """The same rows as NumPy's; what is read when asked for stays so."""
     return x if isinstance(x, Stored) else np.asarray(x)
+
+
+def expect(x: Part, begin: int, end: int) -> None:
+    """Has the system read rows begin:end of memory maps soon, and these alone.
+
+    Else it would read them when they are touched, and often megabytes around each.
+    """
+    if isinstance(x, Stored):
+        for part, first, last, _ in x[begin:end]._overlaps():
+            expect(part, first, last)
+        return
+    mapping, first, last = mapped(x, begin, end)
+    if mapping is not None and hasattr(mapping, "madvise"):
+        first -= first % mmap.PAGESIZE
+        mapping.madvise(mmap.MADV_WILLNEED, first, last - first)
+
+
+def mapped(x: Part, begin: int, end: int) -> tuple[mmap.mmap | None, int, int]:
+    """The memory map that `x` is a view of, if it is, and the bytes of it that its rows are in."""
+    base: Any = x
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if not isinstance(base, mmap.mmap) or not isinstance(x, np.ndarray) or begin >= end:
+        return None, 0, 0
+    low, high = np.lib.array_utils.byte_bounds(x[begin:end])
+    start, _ = np.lib.array_utils.byte_bounds(np.frombuffer(base, np.uint8))
+    return base, low - start, high - start
