@@ -160,7 +160,8 @@ def _size(ending: str, rows: int, known: NamedSet) -> int | None:
 
 def _fetched(entry: Wanted, place: Path) -> Path:
     """Fetches a file where it is missing, with a progress bar."""
-    with tqdm(desc=entry.remote.name, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+    there = (place / entry.remote.name).exists()
+    with tqdm(desc=entry.remote.name, unit="B", unit_scale=True, disable=there) as bar:
 
         def advance(done: int, total: int | None) -> None:
             bar.total = total
