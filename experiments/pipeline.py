@@ -12,7 +12,7 @@ embedded set, which is stored photograph by photograph, whole or in pools.
 Reached by the shuffles, of which nothing is timed: rows in sorted order are the worst case, where
 a block counts as one row and the theory says 1 + 1024 / blocks of a pool; in pools of 64 MiB the
 ratio is 1.04, 1.23, 1.53, 1.70 and 4.36 with blocks of 4, 16, 32 (the default), 64 and 256 KiB. On
-the embedded set, in 8 pools, it is 0.97 with blocks of 12 rows (as many to a pool as the defaults have of 64 KiB)
+the embedded set, in 8 pools, it is 0.97 with blocks of 12 rows (as many to a pool as 64 KiB give)
 and 0.98 with blocks of 512, against 1.01 whole; the validation errors of three seeds are 47,118 and
 47,155 on average, against 47,162 whole, whose own seeds lie 160 apart.
 """
@@ -85,7 +85,11 @@ def ours(file):
 
 @contextlib.contextmanager
 def naive(file, advised=False):
-    """A permutation of all rows, made before the clock runs; advised, no row reads others along."""
+    """A permutation of all rows, made before the clock runs.
+
+    A row reads megabytes around it along, which soon fills the page cache with a file that fits
+    there; advised, it does not: so much remains for a file that does not fit.
+    """
     x = np.load(file, mmap_mode="r")
     if advised:
         x._mmap.madvise(mmap.MADV_RANDOM)
