@@ -12,7 +12,7 @@ embedded set, which is stored photograph by photograph, whole or in pools.
 Reached by the shuffles, of which nothing is timed: rows in sorted order are the worst case, where
 a block counts as one row and the theory says 1 + 1024 / blocks of a pool; in pools of 64 MiB the
 ratio is 1.04, 1.23, 1.53, 1.70 and 4.36 with blocks of 4, 16, 32 (the default), 64 and 256 KiB. On
-the embedded set, in 8 pools, it is 0.97 with blocks of 12 rows (as many to a pool as 64 KiB give)
+the embedded set, in 8 pools, it is 0.97 with blocks of 12 rows (as many to a pool as with 64 KiB)
 and 0.98 with blocks of 512, against 1.01 whole; the validation errors of three seeds are 47,118 and
 47,155 on average, against 47,162 whole, whose own seeds lie 160 apart.
 """

@@ -1,21 +1,30 @@
 """Checks of what users pass in, each with one sentence that says what to do."""
 
+from typing import overload
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qinco_jax.data.stored import Rows, Stored, Vectors
 from qinco_jax.errors import InputError
 
 Array = jax.Array | np.ndarray
 
 
-def vectors(x: Array, dim: int | None = None, what: str = "x") -> Array:
+@overload
+def vectors(x: Array, dim: int | None = None, what: str = "x") -> Array: ...
+@overload
+def vectors(x: Vectors, dim: int | None = None, what: str = "x") -> Vectors: ...
+def vectors(x: Vectors, dim: int | None = None, what: str = "x") -> Vectors:
     """Returns `x` as an array, checked to be vectors [N, D] or [D] of real numbers.
+
+    What is read when asked for is not read.
 
     Raises:
       InputError: not an array of numbers, another rank, or another D than `dim`.
     """
-    if not isinstance(x, jax.Array | np.ndarray):
+    if not isinstance(x, jax.Array | np.ndarray | Stored):
         x = np.asarray(x)
     real = jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
     if not real:
@@ -30,17 +39,18 @@ def vectors(x: Array, dim: int | None = None, what: str = "x") -> Array:
     return x
 
 
-def finite(part: np.ndarray, offset: int = 0, what: str = "the vectors") -> np.ndarray:
+def finite(part: Rows, offset: int = 0, what: str = "the vectors") -> np.ndarray:
     """Returns rows in a dtype that JAX holds exactly or as float32, checked for NaN and Inf.
 
     Args:
-      part: [N, D] rows of `what`.
+      part: [N, D] rows of `what`; they are read here if they are yet to be read.
       offset: the number of their first row there.
       what: for the message.
 
     Raises:
       InputError: names the first row that holds NaN, Inf or a number beyond float32.
     """
+    part = np.asarray(part)
     if part.dtype.itemsize > 4:
         with np.errstate(over="ignore"):
             part = part.astype(np.float32)

@@ -1,4 +1,4 @@
-"""The command line, thin over the Python API: train, encode, decode, evaluate, compare."""
+"""The command line, thin over the Python API: train, encode, decode, evaluate, compare, data."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,12 +10,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from qinco_jax import checks, codecs, contenders, fit, models, qinco, rq
+from qinco_jax import checks, codecs, contenders, data_cli, fit, models, qinco, rq
 from qinco_jax import codes as code_files
 from qinco_jax.codec import Codec
 from qinco_jax.compare import compare as compare_codecs
 from qinco_jax.config import PRESETS
 from qinco_jax.data import catalog, formats
+from qinco_jax.data.shards import read_rows
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import plots, report
 from qinco_jax.evaluate.neighbours import queries_of
@@ -54,10 +55,15 @@ class Commands(click.Group):
 def main() -> None:
     """Neural residual quantization: trains QINCo models, encodes, decodes, evaluates.
 
-    Files of vectors are .npy, .fvecs, .bvecs, .fbin, .u8bin or .i8bin; codes are .npy. Compiled
-    programs are kept in ~/.cache/qinco_jax, or where JAX_COMPILATION_CACHE_DIR says.
+    Files of vectors are .npy, .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin, .ibin, .hdf5, .parquet
+    or .safetensors, "parts/*.npy" several of them, FILE::NAME the column or dataset NAME of a file;
+    codes are .npy. Compiled programs are kept in ~/.cache/qinco_jax, or where
+    JAX_COMPILATION_CACHE_DIR says.
     """
     _keep_compilations()
+
+
+main.add_command(data_cli.data)
 
 
 def _keep_compilations() -> None:
@@ -93,11 +99,11 @@ def _data_options(eval_rows: int | None) -> Callable[[Callable[..., None]], Call
                          type=click.IntRange(min=1), help="measure on the first N database rows"),
             click.option("--groundtruth", help="file of the queries' true neighbours"),
             click.option("--queries", help="file of queries"),
-            click.option("--database", help="file of vectors to measure on"),
+            click.option("--database", help="vectors to measure on"),
             click.option("--dataset", default="sift-photos", show_default=True,
                          metavar="NAME|PATH",
                          help="a named set, a folder with train.* and maybe database.*, queries.* "
-                              "and groundtruth.*, or a file of training vectors"),
+                              "and groundtruth.*, or training vectors: a file or a pattern"),
         ):  # fmt: skip
             command = option(command)
         return command
@@ -135,16 +141,18 @@ def train(
             f"of {data.train.shape[1]} dimensions, in {folder}; first residual k-means"
         )
     with run_log(folder) as log:
-        model = fit.train(data.train, config, recipe, seed=seed, run_dir=folder, log=log)
+        model = fit.train(
+            data.train, config, recipe, seed=seed, x_val=data.validation, run_dir=folder, log=log
+        )
 
-    kept, held_back = fit.split(data.train, None, recipe)
+    kept, held_back = fit.split(data.train, data.validation, recipe)
     if len(held_back) == 0:  # the untrained model, which has seen none of them
         held_back = kept
     if len(kept) > RQ_ROWS:
         click.echo(f"training RQ on {RQ_ROWS:,} of the {len(kept):,} rows")
     baseline = rq.train(
         kept, config.num_steps, config.codebook_size,
-        seed=seed, beam_size=5, num_iters=25, max_rows=RQ_ROWS,
+        seed=seed, beam_size=5, num_iters=25, max_rows=RQ_ROWS, **config.transform,
     )  # fmt: skip
     per_step = config.bits / config.num_steps
     steps = codecs.rates(config.num_steps)
@@ -168,7 +176,7 @@ def train(
 def encode(model: str, vectors: str, codes: str, **search: Any) -> None:
     """Encodes the file VECTORS with MODEL into the new file CODES (.npy, packed bytes)."""
     codec = models.load(model)
-    x = formats.read(vectors)
+    x = read_rows(vectors)
     checks.vectors(x, codec.mean.shape[0], vectors)
     size = codec.config.codebook_size
     width, dtype = code_files.row_shape(codec.num_steps, size)
@@ -273,7 +281,7 @@ def compare(
     rows = compare_codecs(
         data, _items(codecs, str), _items(rates, float), folder,
         seeds=_items(seeds, int), metrics=_items(metrics, str), noise=_items(noise, float),
-        shifted={Path(file).stem: formats.read(file) for file in shifted},
+        shifted={Path(file).stem: read_rows(file) for file in shifted},
         eval_rows=eval_rows, settings=settings, stage=stage_bar,
     )  # fmt: skip
     click.echo(report.table(rows))
@@ -298,16 +306,22 @@ def _load(files: dict[str, str | None]) -> catalog.Dataset:
 
 
 def _measure(every: list[Codec], data: catalog.Dataset, eval_rows: int) -> list[report.Row]:
-    """Scores codecs on the first rows of a database, with a progress bar."""
+    """Scores codecs on the first rows of a database, with a progress bar.
+
+    Those that normalise keep angles, not lengths, so their queries ask by cosine; a set's ground
+    truth is not known to be that.
+    """
     assert data.database is not None
+    unit = any(codec.normalize for codec in every)
     database = data.database[:eval_rows]
     questions = []
     if data.queries is not None:
-        truth = data.groundtruth if len(database) == len(data.database) else None
-        questions.append(queries_of(data.queries, database, groundtruth=truth))
+        truth = data.groundtruth if len(database) == len(data.database) and not unit else None
+        questions.append(queries_of(data.queries, database, "cosine" if unit else "l2", truth))
     whole = "" if len(database) == len(data.database) else f"the first {len(database):,} of "
     queries = "no" if data.queries is None else f"{len(data.queries):,}"
-    click.echo(f"measured on {whole}{len(data.database):,} vectors with {queries} queries")
+    how = " by cosine; the error is that of unit vectors" if unit else ""
+    click.echo(f"measured on {whole}{len(data.database):,} vectors with {queries} queries{how}")
     with tqdm(total=len(every) * len(database), unit=" vectors", unit_scale=True) as bar:
 
         def advance(codec: Codec) -> Callable[[int], Any]:

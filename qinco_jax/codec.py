@@ -18,6 +18,7 @@ class Codec(NamedTuple):
       encode: vectors [N, D] -> codes [N, ...], integers.
       decode: codes [N, ...] -> reconstructions [N, D] float32.
       size: bytes of the codebooks and networks that both need.
+      normalize: whether the reconstructions approximate x / |x|, not x.
     """
 
     name: str
@@ -25,3 +26,4 @@ class Codec(NamedTuple):
     encode: Callable[[Array], Array]
     decode: Callable[[Array], Array]
     size: int = 0
+    normalize: bool = False

@@ -30,11 +30,13 @@ def of_qinco(
     search = qinco.search_of(model, num_candidates, beam_size, joint)
     name = "QINCo2" if config.form == "qinco2" else "QINCo"
     return Codec(
-        f"{name} A={search.num_candidates} B={search.beam_size}{' joint' * search.joint}",
+        f"{name} A={search.num_candidates} B={search.beam_size}{' joint' * search.joint}"
+        f"{' unit' * config.normalize}",
         config.bits,
         functools.partial(qinco.encode, model, **dataclasses.asdict(search)),
         functools.partial(qinco.decode, model),
         size(model),
+        config.normalize,
     )
 
 
@@ -42,11 +44,12 @@ def of_rq(model: RQ, num_steps: int, bits_per_step: float, beam_size: int = 32) 
     """The codec of a residual quantizer's first `num_steps` steps."""
     model = rq.prefix(model, num_steps)
     return Codec(
-        f"RQ B={beam_size}",
+        f"RQ B={beam_size}{' unit' * model.normalize}",
         num_steps * bits_per_step,
         functools.partial(rq.encode, model, beam_size=beam_size),
         functools.partial(rq.decode, model),
         size(model),
+        model.normalize,
     )
 
 

@@ -59,6 +59,11 @@ class QincoConfig:
       form: "qinco" (arXiv 2401.14732) or "qinco2" (arXiv 2501.03078), the network of a step.
       projections: whether form "qinco2" has P_in and P_out. Only imported models with E = D lack
         them: their published program leaves both out.
+      normalize: whether vectors are divided by their L2 norm before all; the model then
+        approximates x / |x|, and lengths are lost. A vector of zeros stays one.
+      center: whether the mean of the training vectors is subtracted.
+      rotate: whether vectors are rotated to the principal components of the training vectors,
+        which changes no distance.
 
     Raises:
       InputError: a size that is no positive integer, A or E out of range, an unknown form.
@@ -75,6 +80,9 @@ class QincoConfig:
     joint: bool = False
     form: str = "qinco2"
     projections: bool = True
+    normalize: bool = False
+    center: bool = True
+    rotate: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "codebook_size", "hidden_dim", "num_blocks", "beam_size"):
@@ -91,7 +99,7 @@ class QincoConfig:
             )
         if self.form not in FORMS:
             raise InputError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
-        for name in ("joint", "projections"):
+        for name in ("joint", "projections", "normalize", "center", "rotate"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be true or false, got {getattr(self, name)!r}")
         bare = self.form == "qinco" or not self.projections
@@ -115,6 +123,23 @@ class QincoConfig:
     def has_projections(self) -> bool:
         """Whether the network has P_in and P_out."""
         return self.form == "qinco2" and self.projections
+
+    @property
+    def transform(self) -> dict[str, bool]:
+        """What `rq.train` is called with, for the transform of the vectors."""
+        return {"normalize": self.normalize, "center": self.center, "rotate": self.rotate}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields as files keep them: those of the transform only where they are unusual.
+
+        So what was written when there were none is read as what it is, and goes on.
+        """
+        settings = dataclasses.asdict(self)
+        for name, value in self.transform.items():
+            if value == getattr(QincoConfig, name):
+                del settings[name]
+        return settings
 
     @property
     def bits(self) -> float:

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from qinco_jax import checkpoint, codecs, fit, models
 from qinco_jax.baselines import through_faiss, unq
-from qinco_jax.codec import Array, Codec
+from qinco_jax.codec import Codec
 from qinco_jax.config import PRESETS, QincoConfig, named
+from qinco_jax.data.stored import Vectors
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate.sweep import Advance, AtRate, Contender
 from qinco_jax.qinco import Qinco
@@ -137,7 +138,7 @@ def _of_baseline(spec: Spec, rates: Sequence[float], dim: int) -> list[Contender
 
 
 def _train_baseline(
-    spec: Spec, num_bytes: int, x: Array, seed: int, place: Path, advance: Advance
+    spec: Spec, num_bytes: int, x: Vectors, seed: int, place: Path, advance: Advance
 ) -> AtRate:
     if spec.name == "unq":
         codec = unq.codec(unq.train(x, num_bytes, seed=seed, log=_shown(advance)))
@@ -156,13 +157,13 @@ def _of_preset(
 ) -> Contender:
     config, recipe = sized(spec.name, num_bytes, settings)
 
-    def train(x: Array, seed: int, place: Path, advance: Advance) -> AtRate:
+    def train(x: Vectors, seed: int, place: Path, advance: Advance) -> AtRate:
         model = fit.train(x, config, recipe, seed=seed, run_dir=place, log=_shown(advance))
         return functools.partial(_at_rate, model, spec.search)
 
     facts = {
         **_search_facts(config, spec.search),
-        "settings": {"config": dataclasses.asdict(config), "recipe": dataclasses.asdict(recipe)},
+        "settings": {"config": config.settings, "recipe": dataclasses.asdict(recipe)},
     }
     return Contender(spec.text, spec.family, num_bytes, rates, facts, train)
 
@@ -177,10 +178,10 @@ def _of_model(spec: Spec, rates: Sequence[float], dim: int) -> list[Contender]:
     fitting = _fitting(config, rates)
     facts = {
         **_search_facts(config, spec.search),
-        "settings": {"config": dataclasses.asdict(config)},
+        "settings": {"config": config.settings},
     }
 
-    def train(x: Array, seed: int, place: Path, advance: Advance) -> AtRate:
+    def train(x: Vectors, seed: int, place: Path, advance: Advance) -> AtRate:
         return functools.partial(_at_rate, model, spec.search)
 
     if not fitting:

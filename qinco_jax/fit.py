@@ -20,15 +20,17 @@ from qinco_jax import checks, folders, models, qinco, rq, training
 from qinco_jax.checkpoint import Checkpoints
 from qinco_jax.config import QincoConfig
 from qinco_jax.data.feed import Feed
+from qinco_jax.data.stored import Rows, Vectors, lazily
 from qinco_jax.errors import InputError
 from qinco_jax.qinco import Qinco
 from qinco_jax.training import Recipe, State
+from qinco_jax.transform import approximated
 
-Array = jax.Array | np.ndarray
 Log = Callable[[Mapping[str, float]], None]
 
 LOG_STEPS = 20
 SAVE_SECONDS = 60.0
+CHECKED_ROWS = 65536  # read at once where all rows are looked at
 FINISHED, CHECKPOINTS = "model", "checkpoints"
 
 
@@ -41,21 +43,22 @@ class Diverged(RuntimeError):
 
 
 def train(
-    x_train: Array,
+    x_train: Vectors,
     config: QincoConfig,
     recipe: Recipe = Recipe(),
     *,
     seed: int = 0,
-    x_val: Array | None = None,
+    x_val: Vectors | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     log: Log | None = None,
     **changes: Any,
 ) -> Qinco:
     """Trains a model; the same arguments on the same machine give the same model, bit for bit.
 
-    The vectors are read while it trains, converted to float32 there, and may be a memory map of any
-    size: of a set larger than `data.feed.POOL_BYTES`, blocks of neighbouring rows are read in a
-    random order and shuffled within so many bytes. All local devices share each batch.
+    The vectors are read while it trains, converted to float32 there, and may be a memory map or a
+    `Stored` of any size: of a set larger than `data.feed.POOL_BYTES`, blocks of neighbouring rows
+    are read in a random order and shuffled within so many bytes. All local devices share each
+    batch.
 
     Args:
       x_train: [N, D], any real dtype, N >= K.
@@ -98,8 +101,8 @@ def train(
 
 
 def _fit(
-    x_train: np.ndarray,
-    x_val: np.ndarray,
+    x_train: Rows,
+    x_val: Rows,
     config: QincoConfig,
     recipe: Recipe,
     seed: int,
@@ -113,7 +116,9 @@ def _fit(
     state = _restore(checkpoints, config, recipe)
     fresh = state is None
     if state is None:
-        start = rq.train(x_train, config.num_steps, config.codebook_size, seed=seed)
+        start = rq.train(
+            x_train, config.num_steps, config.codebook_size, seed=seed, **config.transform
+        )
         state = training.start(qinco.init(jax.random.key(seed), config, start), recipe)
     state = jax.device_put(state, everywhere)
     batch_size, steps_per_epoch, total_steps = training.length(recipe, len(x_train))
@@ -167,20 +172,20 @@ def _fit(
     return jax.tree.map(jnp.asarray, model)
 
 
-def split(x_train: Array, x_val: Array | None, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+def split(x_train: Vectors, x_val: Vectors | None, recipe: Recipe) -> tuple[Rows, Rows]:
     """Training rows and validation rows: `x_val`, or the last rows of `x_train` held back.
 
     Returns:
-      Views of what was passed, [N, D] and [V, D].
+      Views of what was passed, [N, D] and [V, D]; nothing is read.
 
     Raises:
       InputError: not vectors, or of different dimensions.
     """
-    x_train = np.asarray(checks.vectors(x_train, what="x_train"))
+    x_train = lazily(checks.vectors(x_train, what="x_train"))
     if x_train.ndim != 2:
         raise InputError(f"x_train has shape {x_train.shape}; expected [N, D]")
     if x_val is not None:
-        x_val = np.asarray(checks.vectors(x_val, x_train.shape[1], "x_val"))
+        x_val = lazily(checks.vectors(x_val, x_train.shape[1], "x_val"))
         if x_val.ndim != 2:
             raise InputError(f"x_val has shape {x_val.shape}; expected [V, D]")
         return x_train, x_val
@@ -188,7 +193,7 @@ def split(x_train: Array, x_val: Array | None, recipe: Recipe) -> tuple[np.ndarr
     return x_train[: len(x_train) - count], x_train[len(x_train) - count :]
 
 
-def _check(x_train: np.ndarray, x_val: np.ndarray, config: QincoConfig, recipe: Recipe) -> None:
+def _check(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> None:
     """Finds before training what would stop it later."""
     if len(x_train) < config.codebook_size:
         raise InputError(
@@ -213,8 +218,8 @@ def _check(x_train: np.ndarray, x_val: np.ndarray, config: QincoConfig, recipe: 
             f"to a multiple of {shares}, at most the {len(x_train)} training vectors"
         )
     for what, x in (("the training vectors", x_train), ("the validation vectors", x_val)):
-        for begin in range(0, len(x), 65536):
-            checks.finite(x[begin : begin + 65536], begin, what)
+        for begin in range(0, len(x), CHECKED_ROWS):
+            checks.finite(x[begin : begin + CHECKED_ROWS], begin, what)
 
 
 def _restore(checkpoints: Checkpoints | None, config: QincoConfig, recipe: Recipe) -> State | None:
@@ -224,16 +229,21 @@ def _restore(checkpoints: Checkpoints | None, config: QincoConfig, recipe: Recip
     return checkpoints.restore_latest(jax.eval_shape(begin, models.abstract(config)))
 
 
-def _validate(model: Qinco, x_val: np.ndarray, recipe: Recipe) -> float:
+def _validate(model: Qinco, x_val: Rows, recipe: Recipe) -> float:
     """Squared error summed over dimensions, averaged over the rows, with the training's search.
 
     On one device, whatever the mesh, so that the choice of the best model does not depend on it.
     """
     model = qinco.network_dtype(model, jnp.dtype(recipe.compute_dtype))
     model = jax.device_put(model, jax.local_devices()[0])
-    codes = qinco.encode(model, x_val, **recipe.search)
-    error = x_val.astype(np.float32) - np.asarray(qinco.decode(model, codes))
-    return float(np.square(error, dtype=np.float64).sum(axis=1).mean())
+    codes = np.asarray(qinco.encode(model, x_val, **recipe.search))
+    errors = []
+    for begin in range(0, len(x_val), CHECKED_ROWS):
+        part = slice(begin, begin + CHECKED_ROWS)
+        x = approximated(np.asarray(x_val[part]), model.normalize)
+        error = x - np.asarray(qinco.decode(model, codes[part]))
+        errors.append(np.square(error, dtype=np.float64).sum(axis=1))
+    return float(np.concatenate(errors).mean())
 
 
 def _save(checkpoints: Checkpoints | None, state: State, step: int) -> None:
@@ -273,11 +283,11 @@ def _interrupts(enabled: bool) -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _identity(x: np.ndarray, config: QincoConfig, recipe: Recipe, seed: int) -> dict[str, Any]:
+def _identity(x: Rows, config: QincoConfig, recipe: Recipe, seed: int) -> dict[str, Any]:
     """What makes a run this run and no other."""
     return {
         "seed": seed,
-        "config": dataclasses.asdict(config),
+        "config": config.settings,
         "recipe": dataclasses.asdict(recipe),
         "data": folders.fingerprint(x),
     }

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from qinco_jax.data.stored import Rows
 from qinco_jax.errors import InputError
 from qinco_jax.files import replacing
 
 
-def fingerprint(x: np.ndarray) -> dict[str, Any]:
+def fingerprint(x: Rows) -> dict[str, Any]:
     """What tells vectors [N, D] from others: shape, dtype and a hash of about 1,000 rows."""
-    sample = np.ascontiguousarray(x[:: max(1, len(x) // 1000)])
+    sample = np.ascontiguousarray(np.asarray(x[:: max(1, len(x) // 1000)]))
     return {
         "shape": list(x.shape),
         "dtype": str(x.dtype),

@@ -1,6 +1,5 @@
 """Finished models on disk: `save` and `load`."""
 
-import dataclasses
 import os
 
 import jax
@@ -20,8 +19,8 @@ def save(model: Qinco, path: str | os.PathLike[str]) -> None:
       InputError: `path` exists.
       OSError: it cannot be written; then nothing is left behind.
     """
-    config = dataclasses.asdict(model.config)
-    checkpoint.write_tree(path, model, {"version": __version__, "config": config})
+    metadata = {"version": __version__, "config": model.config.settings}
+    checkpoint.write_tree(path, model, metadata)
 
 
 def load(path: str | os.PathLike[str]) -> Qinco:
@@ -41,6 +40,8 @@ def abstract(config: QincoConfig) -> Qinco:
 
     def build() -> Qinco:
         books = jnp.zeros((config.num_steps, config.codebook_size, dim))
-        return qinco.init(jax.random.key(0), config, RQ(books, jnp.zeros(dim), jnp.ones(())))
+        rotation = jnp.eye(dim) if config.rotate else None
+        rq = RQ(books, jnp.zeros(dim), jnp.ones(()), rotation, config.normalize, config.center)
+        return qinco.init(jax.random.key(0), config, rq)
 
     return jax.eval_shape(build)

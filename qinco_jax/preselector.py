@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax import checks, qinco
+from qinco_jax.data.stored import Vectors, lazily
 from qinco_jax.errors import InputError
 from qinco_jax.qinco import Qinco
-from qinco_jax.rq import normalise
+from qinco_jax.transform import normalise
 
 Array = jax.Array | np.ndarray
 
 CONTEXTS = 64
 
 
-def fit_preselector(model: Qinco, x: Array, *, num_candidates: int = 16) -> Qinco:
+def fit_preselector(model: Qinco, x: Vectors, *, num_candidates: int = 16) -> Qinco:
     """The model with pre-selection codebooks S fitted to the codes that it finds without them.
 
     S_m[i] becomes the mean of the residuals x - x_hat_{m-1} that step m codes as i, which
@@ -37,14 +38,16 @@ def fit_preselector(model: Qinco, x: Array, *, num_candidates: int = 16) -> Qinc
     Raises:
       InputError: no vectors, unfit ones, or A out of range.
     """
-    x = checks.vectors(x, len(model.mean))
+    x = lazily(checks.vectors(x, len(model.mean)))
     codebook_size = model.codebook.shape[0]
     if x.ndim != 2 or x.shape[0] == 0:
         raise InputError(f"x has shape {x.shape}; expected [N, D] with at least one vector")
     if not 1 <= num_candidates < codebook_size:
         raise InputError(f"num_candidates must be 1 to {codebook_size - 1}, got {num_candidates}")
     codes = qinco.encode(model, x, num_candidates=codebook_size, beam_size=1)
-    steps = dataclasses.replace(model.steps, preselect=_means(model, jnp.asarray(x), codes))
+    steps = dataclasses.replace(
+        model.steps, preselect=_means(model, jnp.asarray(np.asarray(x)), codes)
+    )
     return dataclasses.replace(model, steps=steps, num_candidates=num_candidates)
 
 
@@ -52,7 +55,7 @@ def fit_preselector(model: Qinco, x: Array, *, num_candidates: int = 16) -> Qinc
 def _means(model: Qinco, x: jax.Array, codes: jax.Array) -> jax.Array:
     """S [M - 1, K, D] of vectors [N, D] and their codes [N, M]."""
     x_hat = qinco.reconstructions(model, codes)[:-1]
-    residual = normalise(x, model.mean, model.scale)[None] - x_hat
+    residual = normalise(x, model.transform)[None] - x_hat
     index = codes[:, 1:].astype(jnp.int32).T
     contexts = x_hat[:, :: max(1, x.shape[0] // CONTEXTS)][:, :CONTEXTS]
     typical = jax.vmap(functools.partial(qinco.mean_codewords, model.form))(model.steps, contexts)

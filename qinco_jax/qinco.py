@@ -15,10 +15,12 @@ from qinco_jax import beam, checks
 from qinco_jax.beam import Candidates
 from qinco_jax.codes import code_dtype
 from qinco_jax.config import QincoConfig
+from qinco_jax.data.stored import Vectors
 from qinco_jax.distances import along_last, matmul, smallest, squared_distances
 from qinco_jax.errors import InputError
 from qinco_jax.rows import block_rows, map_rows
-from qinco_jax.rq import RQ, denormalise, normalise
+from qinco_jax.rq import RQ
+from qinco_jax.transform import Transform, denormalise, normalise
 
 Array = jax.Array | np.ndarray
 
@@ -67,6 +69,11 @@ class Qinco:
       num_candidates: A, static; `None` means all K.
       beam_size: B, static.
       joint: whether candidates are chosen jointly over the beam, static.
+      rotation: [D, D] float32, by which vectors are multiplied last (`Transform`); `None` is the
+        identity.
+      normalize: whether vectors are divided by their length before all, static; then the model
+        approximates x / |x|.
+      center: whether `mean` is the training vectors', static; else it is 0.
     """
 
     mean: jax.Array
@@ -77,6 +84,14 @@ class Qinco:
     num_candidates: int | None = flax.struct.field(pytree_node=False, default=None)
     beam_size: int = flax.struct.field(pytree_node=False, default=1)
     joint: bool = flax.struct.field(pytree_node=False, default=False)
+    rotation: jax.Array | None = None
+    normalize: bool = flax.struct.field(pytree_node=False, default=False)
+    center: bool = flax.struct.field(pytree_node=False, default=True)
+
+    @property
+    def transform(self) -> Transform:
+        """From vectors to the normalised space, in which the network works."""
+        return Transform(self.mean, self.scale, self.rotation, self.normalize)
 
     @property
     def num_steps(self) -> int:
@@ -100,6 +115,9 @@ class Qinco:
             joint=self.joint,
             form=self.form,
             projections=self.form == "qinco" or self.steps.proj_in is not None,
+            normalize=self.normalize,
+            center=self.center,
+            rotate=self.rotation is not None,
         )
 
 
@@ -111,11 +129,11 @@ def init(key: jax.Array, config: QincoConfig, rq: RQ) -> Qinco:
 
     Args:
       key: PRNG key of the matrices.
-      config: sizes; M, K and D must be those of `rq`.
-      rq: codebooks [M, K, D], mean and scale to start from.
+      config: sizes and transform; M, K, D and the transform must be those of `rq`.
+      rq: codebooks [M, K, D] and transform to start from.
 
     Raises:
-      InputError: `config` and `rq` differ in M, K or D.
+      InputError: `config` and `rq` differ in M, K, D or transform.
     """
     rest, codebook_size, dim = rq.codebooks[1:].shape
     config = config.for_dim(dim)
@@ -125,6 +143,14 @@ def init(key: jax.Array, config: QincoConfig, rq: RQ) -> Qinco:
         raise InputError(
             f"the residual quantizer has {rest + 1} steps of {codebook_size} codewords, the config "
             f"{config.num_steps} of {config.codebook_size}"
+        )
+    transform = {
+        "normalize": rq.normalize, "center": rq.center, "rotate": rq.rotation is not None
+    }  # fmt: skip
+    if transform != config.transform:
+        raise InputError(
+            f"the residual quantizer transforms vectors with {transform}, the config with "
+            f"{config.transform}"
         )
     keys = jax.random.split(key, 3)
 
@@ -147,6 +173,7 @@ def init(key: jax.Array, config: QincoConfig, rq: RQ) -> Qinco:
     return Qinco(
         rq.mean, rq.scale, rq.codebooks[0], steps,
         config.form, config.num_candidates, config.beam_size, config.joint,
+        rq.rotation, rq.normalize, rq.center,
     )  # fmt: skip
 
 
@@ -161,7 +188,7 @@ class Search:
 
 def encode(
     model: Qinco,
-    x: Array,
+    x: Vectors,
     *,
     num_candidates: int | None = None,
     beam_size: int | None = None,
@@ -169,12 +196,14 @@ def encode(
 ) -> jax.Array:
     """Codes of vectors, by beam search with pre-selection (QINCo2, Sec. 3).
 
+    The model normalises, centers and rotates the vectors itself, as it was trained to.
+
     Pure; works under `jit`, `vmap` and on batches sharded over a mesh. Outside `jit` any number of
     rows is encoded in bounded memory, without compiling again for another number.
 
     Args:
       model: of M steps and K codewords each.
-      x: [N, D] or [D], numpy or jax, any real dtype; N may be 0.
+      x: [N, D] or [D], numpy or jax or a `Stored`, any real dtype; N may be 0.
       num_candidates: A, 1 to K; K sends all codewords through the network. `None` means the
         model's own.
       beam_size: B, at least 1; 1 is greedy. `None` means the model's own.
@@ -208,7 +237,8 @@ def decode(model: Qinco, codes: Array) -> jax.Array:
       codes: [N, m] or [m] integers, 1 <= m <= M, numpy or jax; N may be 0.
 
     Returns:
-      [N, D] or [D] float32, x_hat_m in the space of the vectors.
+      [N, D] or [D] float32, x_hat_m in the space of the vectors. A model that normalises gives
+      approximations of x / |x|: codes do not keep the lengths of vectors.
 
     Raises:
       InputError: wrong shape or dtype; codes outside 0..K-1 (outside `jit`).
@@ -368,7 +398,7 @@ def beams(prepared: tuple[Qinco, _Part], rows: jax.Array, search: Search) -> bea
         propose=functools.partial(_propose, model.form, search),
         beam_size=search.beam_size,
     )
-    return jax.vmap(one)(normalise(rows, model.mean, model.scale))
+    return jax.vmap(one)(normalise(rows, model.transform))
 
 
 def _decode_rows(prepared: tuple[Qinco, _Part], codes: jax.Array) -> jax.Array:
@@ -383,7 +413,7 @@ def _decode_rows(prepared: tuple[Qinco, _Part], codes: jax.Array) -> jax.Array:
 
     first = model.codebook[columns[0]]
     x_hat, _ = jax.lax.scan(body, first, (model.steps, tables, columns[1:]))
-    return denormalise(x_hat, model.mean, model.scale)
+    return denormalise(x_hat, model.transform)
 
 
 def search_of(
@@ -413,7 +443,7 @@ def search_of(
 
 
 def parameters(model: Qinco) -> tuple[jax.Array, Step]:
-    """The trainable part of a model; mean and scale are frozen."""
+    """The trainable part of a model; its transform is frozen."""
     return model.codebook, model.steps
 
 

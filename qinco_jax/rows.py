@@ -22,6 +22,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from qinco_jax.data.stored import Vectors, lazily
+
 BLOCK_ROWS = 8192  # at most
 CHUNK_BLOCKS, CHUNK_ROWS = 16, 4096  # at most, but for a larger block
 THREADS = max(2, min(16, os.cpu_count() or 2))
@@ -45,7 +47,7 @@ def map_rows(
     prepare: Prepare,
     apply: Apply,
     model: Any,
-    x: jax.Array | np.ndarray,
+    x: Vectors,
     *,
     rows: int,
     options: tuple[Any, ...] = (),
@@ -57,7 +59,7 @@ def map_rows(
       prepare: model -> what `apply` takes first. Must be hashable, as must `apply` and `options`.
       apply: (prepared, block [R, ...], *options) -> [R, ...].
       model: pytree of arrays.
-      x: N rows, numpy or jax; an `np.memmap` is read chunk by chunk.
+      x: N rows; an `np.memmap` or a `Stored` is read chunk by chunk.
       rows: R, rows per block.
       options: static arguments of `apply`.
       check: called with each chunk of concrete rows and its offset; refuses bad values and
@@ -129,7 +131,7 @@ def _over_chunks(
     prepare: Prepare,
     apply: Apply,
     model: Any,
-    x: jax.Array | np.ndarray,
+    x: Vectors,
     rows: int,
     options: tuple[Any, ...],
     check: Check | None,
@@ -138,11 +140,11 @@ def _over_chunks(
 
     Everything is compiled in the caller's thread, where the caller's settings of JAX hold.
     """
-    x, chunk_rows = np.asarray(x), max(rows, min(CHUNK_BLOCKS * rows, CHUNK_ROWS))
+    x, chunk_rows = lazily(x), max(rows, min(CHUNK_BLOCKS * rows, CHUNK_ROWS))
     prepared = _prepared(prepare, model)
 
     def read(begin: int) -> np.ndarray:
-        part = x[begin : begin + chunk_rows]
+        part = np.asarray(x[begin : begin + chunk_rows])
         return part if check is None else check(part, begin)
 
     first = read(0)

@@ -12,42 +12,45 @@ import numpy as np
 from qinco_jax import beam, checks
 from qinco_jax.beam import Beam, Candidates
 from qinco_jax.codes import code_dtype
-from qinco_jax.distances import along_last, squared_distances
+from qinco_jax.data.stored import Vectors
+from qinco_jax.distances import squared_distances
 from qinco_jax.errors import InputError
 from qinco_jax.kmeans import kmeans
 from qinco_jax.rows import block_rows, map_rows
+from qinco_jax.transform import Transform, denormalise, normalise, of_rows
 
 Array = jax.Array | np.ndarray
 
 
 @flax.struct.dataclass
 class RQ:
-    """A residual quantizer; x is approximated by mean + scale * sum_m codebooks[m, i_m].
+    """A residual quantizer; x is approximated by mean + scale * (sum_m codebooks[m, i_m]) R^T.
 
     Attributes:
       codebooks: [M, K, D] float32, in the normalised space.
       mean: [D] float32.
       scale: [] float32.
+      rotation: R [D, D] float32 (`Transform`); `None` is the identity.
+      normalize: whether vectors are divided by their length first, static; then x / |x| is what is
+        approximated.
+      center: whether `mean` is the vectors', static; else it is 0.
     """
 
     codebooks: jax.Array
     mean: jax.Array
     scale: jax.Array
+    rotation: jax.Array | None = None
+    normalize: bool = flax.struct.field(pytree_node=False, default=False)
+    center: bool = flax.struct.field(pytree_node=False, default=True)
 
-
-def normalise(x: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
-    """(x - mean) / scale in float32, from vectors [..., D] of any real dtype."""
-    x = x.astype(jnp.float32)
-    return (x - along_last(mean, x)) / scale
-
-
-def denormalise(x: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
-    """Computes x * scale + mean, the inverse of `normalise`, for x [..., D] float32."""
-    return x * scale + along_last(mean, x)
+    @property
+    def transform(self) -> Transform:
+        """From vectors to the normalised space."""
+        return Transform(self.mean, self.scale, self.rotation, self.normalize)
 
 
 def train(
-    x: Array,
+    x: Vectors,
     num_steps: int = 8,
     codebook_size: int = 256,
     *,
@@ -55,11 +58,14 @@ def train(
     beam_size: int = 1,
     num_iters: int = 10,
     max_rows: int | None = None,
+    normalize: bool = False,
+    center: bool = True,
+    rotate: bool = False,
 ) -> RQ:
     """Trains codebooks step by step by k-means on what the earlier steps leave over.
 
     Args:
-      x: [N, D], any real dtype; a memory-mapped array is sampled, not read whole.
+      x: [N, D], any real dtype; a memory map or a `Stored` is sampled, not read whole.
       num_steps: M.
       codebook_size: K, at most N.
       seed: of the sample and the k-means.
@@ -67,9 +73,12 @@ def train(
         the k-means of the next step, so that the codebooks suit a beam search.
       num_iters: Lloyd iterations a step.
       max_rows: rows used at most; `None` means 256 for each codeword.
+      normalize: divide vectors by their length; the quantizer approximates x / |x|.
+      center: subtract the mean.
+      rotate: rotate to the principal components, greatest variance first.
 
     Returns:
-      The quantizer, with the sample's mean and standard deviation as its normalisation.
+      The quantizer, with the transform that the sample asks for (`transform.of_rows`).
 
     Raises:
       InputError: fewer rows than codewords, or rows with NaN or Inf.
@@ -88,22 +97,22 @@ def train(
             f"{len(rows)} training vectors for {codebook_size} codewords; give at least as many "
             "vectors as codewords, or lower codebook_size"
         )
-    mean, scale = normalisation(rows)
-    target = normalise(jnp.asarray(rows), mean, scale)
+    found = of_rows(rows, normalize=normalize, center=center, rotate=rotate)
+    target = normalise(jnp.asarray(rows), found)
     residual, books = target, []
     for step in range(num_steps):
         key = jax.random.fold_in(jax.random.key(seed), step)
         books.append(kmeans(key, residual, codebook_size, num_iters))
         if step + 1 < num_steps:
-            so_far = RQ(jnp.stack(books), jnp.zeros_like(mean), jnp.ones_like(scale))
+            so_far = RQ(jnp.stack(books), jnp.zeros_like(found.mean), jnp.float32(1))
             residual = map_rows(
                 _itself, _residual_rows, so_far, target,
                 rows=block_rows(beam_size), options=(beam_size,),
             )  # fmt: skip
-    return RQ(jnp.stack(books), mean, scale)
+    return RQ(jnp.stack(books), found.mean, found.scale, found.rotation, normalize, center)
 
 
-def encode(model: RQ, x: Array, *, beam_size: int = 32) -> jax.Array:
+def encode(model: RQ, x: Vectors, *, beam_size: int = 32) -> jax.Array:
     """Codes of vectors, by beam search.
 
     Args:
@@ -132,6 +141,8 @@ def encode(model: RQ, x: Array, *, beam_size: int = 32) -> jax.Array:
 def decode(model: RQ, codes: Array) -> jax.Array:
     """Reconstructions [N, D] or [D] float32 of codes [N, m] or [m], 1 <= m <= M.
 
+    With `normalize` they approximate x / |x|: codes do not keep the lengths of vectors.
+
     Raises:
       InputError: wrong shape or dtype, or codes outside 0..K-1 (outside `jit`).
     """
@@ -154,20 +165,12 @@ def prefix(model: RQ, num_steps: int) -> RQ:
     return dataclasses.replace(model, codebooks=model.codebooks[:num_steps])
 
 
-def sample_rows(x: Array, max_rows: int, seed: int) -> np.ndarray:
+def sample_rows(x: Vectors, max_rows: int, seed: int) -> np.ndarray:
     """At most `max_rows` rows of `x` [N, D] as numpy, drawn without replacement, in file order."""
     if x.shape[0] <= max_rows:
         return np.asarray(x)
     chosen = np.random.default_rng(seed).choice(x.shape[0], max_rows, replace=False)
     return np.asarray(x[np.sort(chosen)])
-
-
-def normalisation(rows: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Mean [D] and one standard deviation [] of rows [N, D] (QINCo2, Sec. 4); 1 where all agree."""
-    mean = rows.mean(axis=0, dtype=np.float64)
-    variance = np.square(rows - mean).mean()
-    scale = np.sqrt(variance) if variance > 0 else 1.0
-    return jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32)
 
 
 def propose(codebook: jax.Array, x: jax.Array, entries: Beam) -> Candidates:
@@ -189,7 +192,7 @@ def _search(model: RQ, rows: jax.Array, beam_size: int) -> Beam:
     one = functools.partial(
         beam.search, codebook=first, steps=rest, propose=propose, beam_size=beam_size
     )
-    return jax.vmap(one)(normalise(rows, model.mean, model.scale))
+    return jax.vmap(one)(normalise(rows, model.transform))
 
 
 def _encode_rows(model: RQ, rows: jax.Array, beam_size: int) -> jax.Array:
@@ -207,4 +210,4 @@ def _residual_rows(model: RQ, rows: jax.Array, beam_size: int) -> jax.Array:
 def _decode_rows(model: RQ, codes: jax.Array) -> jax.Array:
     steps = jnp.arange(codes.shape[-1])
     x_hat = jnp.sum(model.codebooks[steps[None], codes.astype(jnp.int32)], axis=-2)
-    return denormalise(x_hat, model.mean, model.scale)
+    return denormalise(x_hat, model.transform)

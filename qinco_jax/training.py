@@ -16,7 +16,7 @@ from qinco_jax import qinco
 from qinco_jax.config import refuses_unknown
 from qinco_jax.errors import InputError
 from qinco_jax.qinco import Qinco
-from qinco_jax.rq import normalise
+from qinco_jax.transform import normalise
 
 SCHEDULES = ("cosine", "plateau")
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -270,7 +270,7 @@ def train_step(
         statistics = value, jnp.mean(residual, axis=1), jnp.std(residual, axis=1)
         return (optax.apply_updates(parameters, updates), moments), statistics
 
-    x = normalise(batch, model.mean, model.scale)
+    x = normalise(batch, model.transform)
     parts = jnp.arange(recipe.num_updates, dtype=jnp.float32) / recipe.num_updates
     shares = _shares(x, recipe), _shares(codes, recipe), state.step.astype(jnp.float32) + parts
     start = qinco.parameters(model), state.moments

@@ -33,7 +33,7 @@ def encode(
 ) -> Entry:
     """Codes of one vector x [D] and their reconstruction in the normalised space."""
     model = in_float64(model)
-    x = (x - model.mean) / model.scale
+    x = normalise(model, x)
 
     def of_step(m: int) -> Propose:
         def score(x_hat: np.ndarray, i: int) -> float:
@@ -60,7 +60,23 @@ def decode(model: qj.Qinco, codes: np.ndarray) -> np.ndarray:
     x_hat = model.codebook[codes[0]]
     for m, index in enumerate(codes[1:]):
         x_hat = x_hat + network(model, m, index, x_hat)
-    return x_hat * model.scale + model.mean
+    return denormalise(model, x_hat)
+
+
+def normalise(model: qj.Qinco, x: np.ndarray) -> np.ndarray:
+    """One vector x [D] in the normalised space of a model in float64."""
+    x = np.float64(x)
+    if model.normalize and x.any():
+        x = x / np.linalg.norm(x)
+    x = (x - model.mean) / model.scale
+    return x if model.rotation is None else np.array([x @ axis for axis in model.rotation.T])
+
+
+def denormalise(model: qj.Qinco, z: np.ndarray) -> np.ndarray:
+    """The vector [D] of z [D] in the normalised space."""
+    if model.rotation is not None:
+        z = sum(length * axis for length, axis in zip(z, model.rotation.T, strict=True))
+    return z * model.scale + model.mean
 
 
 def network(model: qj.Qinco, m: int, index: int, x_hat: np.ndarray) -> np.ndarray:
@@ -89,7 +105,15 @@ def random_model(config: qj.QincoConfig, seed: int = 0) -> qj.Qinco:
 
     books = normal((config.num_steps, config.codebook_size, config.dim), 0.8)
     mean, scale = normal((config.dim,), 0.1) + 3.0, jnp.float32(2.0)
-    model = qj.init(jax.random.key(seed), config, qj.rq.RQ(books, mean, scale))
+    if config.normalize:  # unit vectors lie about these
+        mean, scale = mean / 9.0, jnp.float32(0.3)
+    rotation = None
+    if config.rotate:
+        rotation = jnp.asarray(np.linalg.qr(rng.normal(size=2 * (config.dim,)))[0], jnp.float32)
+    if not config.center:
+        mean = jnp.zeros_like(mean)
+    start = qj.rq.RQ(books, mean, scale, rotation, config.normalize, config.center)
+    model = qj.init(jax.random.key(seed), config, start)
     matrices = {
         name: None if leaf is None else normal(leaf.shape, 0.5 / np.sqrt(max(1, leaf.shape[-2])))
         for name, leaf in vars(model.steps).items()

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -80,6 +82,16 @@ def test_files_go_through_encode_and_decode(folder: Path) -> None:
     prefix = folder / "prefix.npy"
     np.save(prefix, packed[:, :1])
     assert qinco("decode", model, prefix, folder / "prefix.fbin").exit_code == 2  # 1 or 2 steps
+
+
+def test_vectors_in_shards_are_encoded_as_in_one_file(folder: Path, tmp_path: Path) -> None:
+    model, codes = folder / "run" / "model", tmp_path / "codes.npy"
+    for i, part in enumerate(np.split(np.load(folder / "database.npy"), 3)):
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), 8)
+        pq.write_table(pa.table({"emb": lists}), tmp_path / f"x{i}.parquet", row_group_size=30)
+    assert qinco("encode", model, tmp_path / "x*.parquet", codes).exit_code == 0
+    expected = np.asarray(qj.encode(qj.load(model), np.load(folder / "database.npy")))
+    np.testing.assert_array_equal(unpack(np.load(codes), 4, 16), expected)
 
 
 def test_codes_of_any_codebook_size_are_kept(folder: Path) -> None:
@@ -208,7 +220,7 @@ def test_bad_arguments_are_refused_before_anything_is_made(folder: Path, tmp_pat
         (["encode", model, x, tmp_path / "no" / "codes.npy"], "folder"),
         (["encode", tmp_path, x, tmp_path / "codes.npy"], "is no saved model"),
         (["encode", model, x, tmp_path / "c.npy", "--num-candidates", 99], "1 to 16, got 99"),
-        (["train", "--dataset", "deep1m", "--out", out], "there are the sets sift-photos"),
+        (["train", "--dataset", "deep2m", "--out", out], "there are the sets sift-photos"),
         (["train", "--dataset", tmp_path, "--out", out], "holds no training vectors"),
         (["train", "--dataset", x, "--out", out, "--preset", "larg"], "small, qinco1"),
         (["train", "--dataset", x, "--out", out, "--set", "hiden_dim=3"], "'hidden_dim'"),

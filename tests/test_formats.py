@@ -16,6 +16,7 @@ from qinco_jax.data import formats
 
 NPY_DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 FORMATS = [(".npy", np.dtype(name)) for name in NPY_DTYPES]
+FORMATS += [(".npy", formats.BFLOAT16)]
 FORMATS += [(ending, dtype) for ending, dtype in formats.DTYPES.items() if ending != ".bin"]
 VECS = [".fvecs", ".ivecs", ".bvecs"]
 BINS = [".fbin", ".ibin", ".i8bin", ".u8bin"]
@@ -66,7 +67,7 @@ def test_round_trip(form, rows, columns, seed):
         written = write(Path(folder, "written" + ending), x)
         assert_same_bits(formats.read(written), x)
         if ending == ".npy":
-            assert_same_bits(np.load(written, mmap_mode="r"), x)
+            assert_same_bits(np.load(written, mmap_mode="r").view(dtype), x)
         else:
             assert written.read_bytes() == Path(folder, "hand" + ending).read_bytes()
         assert sorted(os.listdir(folder)) == ["hand" + ending, "written" + ending]
@@ -166,7 +167,7 @@ def test_refuses_headers_without_vectors(tmp_path, ending, shape):
 def test_refuses_absurd_dimensions(tmp_path, ending, dim):
     path = tmp_path / f"x{ending}"
     path.write_bytes(np.array([dim, 5, 5, 5], "<i4").tobytes())
-    with pytest.raises(InputError, match=rf"rows of {dim} columns.*no {ending} file"):
+    with pytest.raises(InputError, match=rf"rows of {dim} columns.*another format"):
         formats.read(path)
 
 
@@ -205,7 +206,7 @@ def test_finds_another_dimension_in_a_late_part(tmp_path):
         (np.zeros((2, 2), complex), "complex128"),
         (np.zeros((2, 2), bool), "bool"),
         (np.zeros((2, 2), "M8[s]"), "M8"),
-        (np.zeros((2, 2), "V2"), "V2"),
+        (np.zeros((2, 2), "V3"), "V3"),
         (np.zeros((2, 2), "U3"), "U3"),
         (np.zeros((2, 2), ">f4"), ">f4"),
         pytest.param(

@@ -10,8 +10,8 @@ import pytest
 import qinco_jax as qj
 from qinco_jax import qinco, training
 from qinco_jax.beam import Beam
-from qinco_jax.rq import denormalise, normalise
 from qinco_jax.training import Recipe
+from qinco_jax.transform import denormalise, normalise
 
 every_file = pytest.mark.parametrize("name", golden.NAMES)
 load = functools.cache(golden.load)
@@ -68,7 +68,7 @@ def test_every_prefix_decodes_to_the_published_reconstruction(name: str) -> None
     model = file.model
     x_hat = jax.jit(qinco.reconstructions)(model, file.codes)
     assert_close(x_hat, file.reconstructions)
-    assert_close(denormalise(x_hat, model.mean, model.scale), file.raw_reconstructions)
+    assert_close(denormalise(x_hat, model.transform), file.raw_reconstructions)
     for m in (1, model.num_steps):
         assert_close(qj.decode(model, file.codes[:, :m]), file.raw_reconstructions[m - 1])
 
@@ -77,7 +77,7 @@ def test_every_prefix_decodes_to_the_published_reconstruction(name: str) -> None
 def test_losses_and_all_gradients_are_equal(name: str) -> None:
     file = load(name)
     model = file.model
-    x = normalise(file.arrays["x"], model.mean, model.scale)
+    x = normalise(file.arrays["x"], model.transform)
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)

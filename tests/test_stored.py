@@ -2,24 +2,38 @@
 
 from pathlib import Path
 
+import h5py
+import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import qinco_jax as qj
+from qinco_jax import fit, folders
+from qinco_jax.codecs import of_rq
+from qinco_jax.data.shards import read_rows
 from qinco_jax.data.stored import Stored, expect, mapped
 from qinco_jax.errors import InputError
+from qinco_jax.evaluate.metrics import measure
+from qinco_jax.evaluate.neighbours import queries_of
+
+CONFIG = qj.QincoConfig(num_steps=2, codebook_size=16, hidden_dim=8, num_candidates=4, beam_size=2)
 
 
 class Slow:
-    """Rows that can be read by slices alone; counts what was read."""
+    """Rows that can be read by slices alone; counts what was read, and the most at once."""
 
     def __init__(self, rows: np.ndarray) -> None:
-        self.rows, self.shape, self.dtype, self.read = rows, rows.shape, rows.dtype, 0
+        self.rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
+        self.read = self.most = 0
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         assert isinstance(rows, slice) and 0 <= rows.start <= rows.stop <= len(self.rows)
         self.read += rows.stop - rows.start
+        self.most = max(self.most, rows.stop - rows.start)
         return self.rows[rows]
 
 
@@ -68,3 +82,52 @@ def test_parts_of_different_kinds_are_refused() -> None:
         Stored([np.zeros((2, 3), np.float32), np.zeros((2, 3), np.uint8)])
     with pytest.raises(IndexError, match="out of range"):
         Stored([np.zeros((2, 3))])[[2]]
+
+
+def test_a_model_is_the_same_from_files_of_any_kind(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float16)
+    np.save(tmp_path / "x.npy", x)
+    for i, part in enumerate(np.split(x, 3)):
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), 8)
+        file = tmp_path / f"x-{i}.parquet"
+        pq.write_table(pa.table({"emb": lists}), file, row_group_size=70)
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        file.create_dataset("emb", data=x, chunks=(50, 8), compression="gzip")
+    models, codes = [], []
+    for name in ("x.npy", "x-*.parquet", "x.hdf5"):
+        rows = read_rows(tmp_path / name)
+        assert isinstance(rows, np.memmap) == (name == "x.npy")
+        models.append(qj.train(rows, CONFIG, num_epochs=1, batch_size=64, run_dir=tmp_path / "run"
+                               if name == "x.npy" else None))  # fmt: skip
+        codes.append(np.asarray(qj.encode(models[0], rows)))
+        again = qj.train(rows, CONFIG, num_epochs=1, batch_size=64, run_dir=tmp_path / "run")
+        jax.tree.map(np.testing.assert_array_equal, again, models[0])  # the run knows its vectors
+    for model, code in zip(models[1:], codes[1:], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, model, models[0])
+        np.testing.assert_array_equal(code, codes[0])
+
+
+def test_what_is_read_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "CHECKED_ROWS", 5000)
+    x = np.random.default_rng(0).normal(size=(60_000, 2)).astype(np.float32)
+    slow = Slow(x)
+    rows = Stored([x[:1], slow], block_rows=1000)
+    x = np.concatenate([x[:1], x])
+    model = qj.train(rows, CONFIG, num_epochs=0, num_val=10)
+    codes = qj.encode(model, rows)
+    assert folders.fingerprint(rows) == folders.fingerprint(x)
+    assert 0 < slow.most <= 5000
+    np.testing.assert_array_equal(codes, qj.encode(model, x))
+
+
+def test_a_database_in_parts_scores_as_the_whole() -> None:
+    x = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
+    rows = Stored([Slow(x[:300]), x[300:]], block_rows=100)
+    codec = of_rq(qj.rq.train(rows, 2, 16), 2, 4.0)
+    scores = []
+    near = x[:50] + np.float32(0.1)
+    truth = np.argsort(np.square(near[:, None] - x[None]).sum(-1), axis=1)[:, :100]
+    for database, queries in ((rows, Stored([near])), (x, near)):
+        asked = queries_of(queries, database, groundtruth=truth)
+        scores.append(measure(codec, database, [asked, queries_of(queries, database, "ip")]))
+    assert scores[0] == scores[1]

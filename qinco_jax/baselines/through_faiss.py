@@ -12,6 +12,7 @@ import numpy as np
 
 from qinco_jax import checks
 from qinco_jax.codec import Array, Codec
+from qinco_jax.data.stored import Vectors
 from qinco_jax.errors import InputError
 from qinco_jax.rq import sample_rows
 
@@ -56,7 +57,7 @@ def rates(name: str, dim: int) -> list[int] | None:
 
 
 def train(
-    name: str, x: Array, num_bytes: int, *, seed: int = 0, beam_size: int | None = None
+    name: str, x: Vectors, num_bytes: int, *, seed: int = 0, beam_size: int | None = None
 ) -> Codec:
     """Trains a codec.
 

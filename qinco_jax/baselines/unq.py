@@ -27,10 +27,12 @@ from qinco_jax.baselines.network import Network
 from qinco_jax.codec import Codec
 from qinco_jax.codes import code_dtype
 from qinco_jax.data.batches import batch_rows
+from qinco_jax.data.stored import Rows, Vectors, lazily
 from qinco_jax.distances import matmul, smallest
 from qinco_jax.errors import InputError
 from qinco_jax.rows import block_rows, map_rows
-from qinco_jax.rq import denormalise, normalisation, normalise, sample_rows
+from qinco_jax.rq import sample_rows
+from qinco_jax.transform import Transform, denormalise, normalise, of_rows
 
 Array = jax.Array | np.ndarray
 Log = Callable[[Mapping[str, float]], None]
@@ -64,6 +66,11 @@ class UNQ:
     log_temperatures: jax.Array
     decoder: Network
 
+    @property
+    def transform(self) -> Transform:
+        """From vectors to the normalised space."""
+        return Transform(self.mean, self.scale)
+
 
 @flax.struct.dataclass
 class _State:
@@ -73,7 +80,7 @@ class _State:
 
 
 def train(
-    x: Array,
+    x: Vectors,
     num_steps: int = 8,
     codebook_size: int = 256,
     *,
@@ -86,7 +93,8 @@ def train(
     """Trains a model by reconstruction, triplets of neighbours and balanced codes (Sec. 3).
 
     The same arguments on the same machine give the same model. Vectors are read batch by batch, so
-    `x` may be a memory map of any size; neighbours are looked for among at most 32,768 of them.
+    `x` may be a memory map or a `Stored` of any size; neighbours are looked for among at most
+    32,768 of them.
 
     Args:
       x: [N, D], any real dtype, N >= K.
@@ -105,7 +113,7 @@ def train(
     Raises:
       InputError: unfit vectors, fewer than K, or unfit settings; a loss that became NaN or Inf.
     """
-    x = np.asarray(checks.vectors(x, what="the training vectors"))
+    x = lazily(checks.vectors(x, what="the training vectors"))
     _check(x, num_steps, codebook_size, hidden_dim, num_epochs)
     num_vectors = SEEN_ROWS if num_epochs is None else num_epochs * len(x)
     batch_size = min(BATCH_ROWS, len(x))
@@ -113,9 +121,8 @@ def train(
     model = _start(x, num_steps, codebook_size, hidden_dim, seed)
     if total_steps == 0:
         return model
-    mean, scale = model.mean, model.scale
     mined = checks.finite(sample_rows(x, MINED_ROWS, seed))
-    sample = normalise(jnp.asarray(mined), mean, scale)
+    sample = normalise(jnp.asarray(mined), model.transform)
     neighbours = triplets.neighbours(sample)
     optimizer = _optimizer(learning_rate, total_steps)
     state = _State(jnp.int32(0), model, optimizer.init(model))
@@ -123,7 +130,8 @@ def train(
     for step in range(0, total_steps, LOG_STEPS):
         chosen = [batch_rows(seed, step + i, batch_size, len(x)) for i in range(LOG_STEPS)]
         rows = checks.finite(x[np.concatenate(chosen)])
-        batches = normalise(jnp.asarray(rows), mean, scale).reshape(LOG_STEPS, batch_size, -1)
+        batches = normalise(jnp.asarray(rows), model.transform)
+        batches = batches.reshape(LOG_STEPS, batch_size, -1)
         state, losses = _train_steps(
             state, batches, sample, neighbours, seed, learning_rate, total_steps
         )
@@ -139,7 +147,7 @@ def train(
     return state.model
 
 
-def encode(model: UNQ, x: Array) -> jax.Array:
+def encode(model: UNQ, x: Vectors) -> jax.Array:
     """Codes of vectors: in every space the codeword with the greatest inner product (Sec. 3).
 
     Args:
@@ -241,7 +249,7 @@ def imbalance(probabilities: jax.Array) -> jax.Array:
 
 
 def _check(
-    x: np.ndarray, num_steps: int, codebook_size: int, hidden_dim: int, num_epochs: int | None
+    x: Rows, num_steps: int, codebook_size: int, hidden_dim: int, num_epochs: int | None
 ) -> None:
     epochs_fit = num_epochs is None or num_epochs >= 0
     if x.ndim != 2 or min(num_steps, hidden_dim) < 1 or codebook_size < 2 or not epochs_fit:
@@ -259,7 +267,7 @@ def _check(
         checks.finite(x[begin : begin + 65536], begin, "the training vectors")
 
 
-def _start(x: np.ndarray, num_steps: int, codebook_size: int, hidden_dim: int, seed: int) -> UNQ:
+def _start(x: Rows, num_steps: int, codebook_size: int, hidden_dim: int, seed: int) -> UNQ:
     """The untrained model, a product quantizer.
 
     The centroid c nearest to a part y is that of the greatest <[y, 1, 0], [c, -|c|^2 / 2, *]>; *
@@ -267,22 +275,22 @@ def _start(x: np.ndarray, num_steps: int, codebook_size: int, hidden_dim: int, s
     parts' errors, where the probabilities are those of a mixture of normal distributions.
     """
     rows = checks.finite(sample_rows(x, 256 * codebook_size, seed))
-    mean, scale = normalisation(rows)
-    target = normalise(jnp.asarray(rows), mean, scale)
+    found = of_rows(rows)
+    target = normalise(jnp.asarray(rows), found)
     keys = jax.random.split(jax.random.key(seed), 4)
     parts = pq.train(keys[0], target, num_steps, codebook_size)
     width = parts.codebooks.shape[-1]
     offset = -0.5 * jnp.sum(jnp.square(parts.codebooks), axis=-1, keepdims=True)
     free = jax.random.normal(keys[1], (num_steps, codebook_size, FREE_DIMS))
     path = jnp.pad(parts.directions, ((0, 0), (0, 0), (0, 1 + FREE_DIMS)))
-    path = path.swapaxes(0, 1).reshape(len(mean), -1)
+    path = path.swapaxes(0, 1).reshape(len(found.mean), -1)
     one = jnp.tile(jnp.arange(width + 1 + FREE_DIMS) == width, num_steps).astype(jnp.float32)
     return UNQ(
-        mean, scale,
+        found.mean, found.scale,
         encoder=network.init(keys[2], path, one, hidden_dim),
         codebooks=jnp.concatenate([parts.codebooks, offset, free], axis=-1),
         log_temperatures=jnp.log(jnp.maximum(parts.errors, 1e-3)),
-        decoder=network.init(keys[3], path.T, jnp.zeros_like(mean), hidden_dim),
+        decoder=network.init(keys[3], path.T, jnp.zeros_like(found.mean), hidden_dim),
     )  # fmt: skip
 
 
@@ -302,7 +310,7 @@ def _full_codes(model: UNQ, codes: Array) -> Array:
 
 def _of_encoder(model: UNQ, x: jax.Array) -> jax.Array:
     """net(x) [N, M C] of vectors [N, D]."""
-    return network.apply(model.encoder, normalise(x, model.mean, model.scale), training=False)[0]
+    return network.apply(model.encoder, normalise(x, model.transform), training=False)[0]
 
 
 def _products(model: UNQ, flat: jax.Array) -> jax.Array:
@@ -321,7 +329,7 @@ def _decode_rows(model: UNQ, codes: jax.Array) -> jax.Array:
     steps = jnp.arange(len(model.codebooks))
     codewords = model.codebooks[steps[None], codes.astype(jnp.int32)]
     x_hat, _ = network.apply(model.decoder, codewords.reshape(len(codes), -1), training=False)
-    return denormalise(x_hat, model.mean, model.scale)
+    return denormalise(x_hat, model.transform)
 
 
 def _loss(
@@ -391,7 +399,7 @@ def _optimizer(learning_rate: float, total_steps: int) -> optax.GradientTransfor
 @jax.jit
 def _tables(model: UNQ, queries: jax.Array) -> jax.Array:
     """-<net(q)_m, c_mk> [M, K, Q] of queries [Q, D]."""
-    x = normalise(queries, model.mean, model.scale)
+    x = normalise(queries, model.transform)
     return -_products(model, network.apply(model.encoder, x, training=False)[0]).swapaxes(1, 2)
 
 

@@ -1,6 +1,7 @@
 """Files of vectors: memory-mapped reading, and writing that leaves a whole file or none.
 
-The format follows from the ending. `.npy`: NumPy's. `.fvecs`, `.ivecs`, `.bvecs`: every row is its
+The format follows from the ending. `.npy`: NumPy's; bfloat16 as NumPy writes it, as two bytes
+without a meaning. `.fvecs`, `.ivecs`, `.bvecs`: every row is its
 dimension as an int32 and then its numbers. `.fbin`, `.ibin`, `.i8bin`, `.u8bin`: rows and columns
 as two uint32, then the numbers. `.bin`, read only: big-ann's ground truth, queries and k as two
 uint32, then the ids [q, k] int32 and their distances [q, k] float32.
@@ -9,6 +10,7 @@ uint32, then the ids [q, k] int32 and their distances [q, k] float32.
 import contextlib
 import errno
 import io
+import mmap
 import operator
 import os
 import shutil
@@ -17,10 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from qinco_jax.data.stored import mapped
 from qinco_jax.errors import InputError
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 DTYPES: dict[str, np.dtype] = {
     ".fvecs": np.dtype("<f4"),
@@ -33,6 +39,7 @@ DTYPES: dict[str, np.dtype] = {
     ".bin": np.dtype("<i4"),
 }
 ENDINGS = (".npy", *DTYPES)
+NEW_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".bin")
 MAX_DIM = 10**6  # a file that says more is taken for damaged, or for something else
 
 
@@ -47,27 +54,16 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
 
     Returns:
       [N, D] with N >= 1 and 1 <= D <= 10^6, a read-only view of the file; its dtype is the file's,
-      an integer or a float.
+      an integer or a float. `.npy` with numbers of two bytes without a meaning are bfloat16.
 
     Raises:
       InputError: there is no such file, its ending is unknown, or it is empty, cut off or damaged.
     """
     path = Path(path)
     try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; name a file of vectors in it")
-        if not path.is_file():
-            raise InputError(f"there is no file {path}; check its name and folder")
-        _check_ending(path, ENDINGS)
-        size = path.stat().st_size
-        if size == 0:
-            raise InputError(f"{path} is empty; fetch or write it again")
+        size = check_file(path, ENDINGS)
         offset, rows, columns, dtype = _read_header(path, size)
-        if rows < 1 or not 1 <= columns <= MAX_DIM:
-            raise InputError(
-                f"{path} says that it holds {rows} rows of {columns} columns; it is damaged or no "
-                f"{path.suffix} file, so fetch or write it again"
-            )
+        check_shape(path, rows, columns)
         record = _record(path, columns, dtype)
         distances = 4 * rows * columns if path.suffix == ".bin" else 0
         expected = offset + rows * record.itemsize + distances
@@ -107,8 +103,20 @@ def create(
     """
     path, dtype = Path(path), np.dtype(dtype)
     rows, columns = _check_new(path, shape, dtype)
-    header = _new_header(path, rows, columns, dtype)
-    record = _record(path, columns, dtype)
+    header, record = _new_header(path, rows, columns, dtype), _record(path, columns, dtype)
+    with new_map(path, header, record, rows) as records:
+        if _is_vecs(path):
+            records["dim"] = columns
+        yield records["row"]
+
+
+@contextlib.contextmanager
+def new_map(path: Path, header: bytes, record: np.dtype, rows: int) -> Iterator[np.ndarray]:
+    """Makes a new file of a header and records in a `with` block, which fills the records [N].
+
+    Raises:
+      InputError: on entry, where `path` cannot be written or has too little space.
+    """
     size = len(header) + rows * record.itemsize
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -117,9 +125,7 @@ def create(
                 _reserve(file, partial.parent, size)
                 file.write(header)
             records = np.memmap(partial, record, "r+", len(header), (rows,))
-            if _is_vecs(path):
-                records["dim"] = columns
-        yield records["row"]
+        yield records
         with _explained(path, size):
             records.flush()
             with partial.open("r+b") as file:
@@ -128,6 +134,61 @@ def create(
     finally:
         with contextlib.suppress(OSError):  # most often, that it is gone: it has its name
             partial.unlink()
+
+
+def check_file(path: Path, endings: tuple[str, ...]) -> int:
+    """The size of a file that is to be read; refuses what is no file, empty or of another kind."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file of vectors in it")
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; check its name and folder")
+    _check_ending(path, endings)
+    size = path.stat().st_size
+    if size == 0:
+        raise InputError(f"{path} is empty; fetch or write it again")
+    return size
+
+
+def check_shape(path: str | Path, rows: int, columns: int) -> None:
+    """Refuses a shape [N, D] that a file cannot mean."""
+    if rows < 1 or not 1 <= columns <= MAX_DIM:
+        raise InputError(
+            f"{path} says that it holds {rows} rows of {columns} columns; it is damaged or of "
+            "another format than its ending says, so fetch or write it again"
+        )
+
+
+def check_dtype(path: str | Path, dtype: np.dtype) -> None:
+    """Refuses numbers that are no integers or floats as this computer holds them."""
+    if dtype == BFLOAT16:
+        return
+    if dtype.kind not in "iuf" or dtype.itemsize > 8 or not dtype.isnative:
+        raise InputError(
+            f"the numbers of {path} are {dtype!r}; convert them to integers or floats of at most "
+            "64 bits in this computer's byte order"
+        )
+
+
+def check_new(path: Path, endings: tuple[str, ...]) -> None:
+    """Refuses a place where no new file of one of `endings` can be."""
+    _check_ending(path, endings)
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} for {path.name}; make it first")
+    if os.path.lexists(path):
+        raise InputError(f"{path} exists; choose another place or remove it first")
+
+
+def let_go(x: np.ndarray) -> None:
+    """Drops the pages of a memory map that were read, which count as this process's memory.
+
+    They stay in the system's cache while there is room, and are read again when they are needed.
+
+    Args:
+      x: [N, D], a view of a map that `read` made; of other arrays nothing is dropped.
+    """
+    mapping, *_ = mapped(x, 0, len(x))
+    if mapping is not None and hasattr(mapping, "madvise"):  # Windows has none
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def _is_vecs(path: Path) -> bool:
@@ -175,7 +236,8 @@ def _read_npy_header(path: Path) -> tuple[int, int, int, np.dtype]:
             f"{path} is in Fortran order, which scatters each vector; save it again with "
             "np.save(path, np.ascontiguousarray(x))"
         )
-    _check_dtype(path, dtype)
+    dtype = BFLOAT16 if dtype == np.dtype("V2") else dtype
+    check_dtype(path, dtype)
     return offset, *shape, dtype
 
 
@@ -188,6 +250,7 @@ def _check_dims(path: Path, dims: np.ndarray, dim: int) -> None:
                 f"row {row} of {path} has dimension {dims[row]}, but row 0 has {dim}; the file is "
                 "damaged, so fetch or write it again"
             )
+        let_go(dims)
 
 
 def _check_ending(path: Path, known: tuple[str, ...]) -> None:
@@ -195,22 +258,10 @@ def _check_ending(path: Path, known: tuple[str, ...]) -> None:
         raise InputError(f"{path} has an unfit ending; it must be one of {', '.join(known)}")
 
 
-def _check_dtype(path: Path, dtype: np.dtype) -> None:
-    if dtype.kind not in "iuf" or dtype.itemsize > 8 or not dtype.isnative:
-        raise InputError(
-            f"the numbers of {path} are {dtype!r}; convert them to integers or floats of at most "
-            "64 bits in this computer's byte order"
-        )
-
-
 def _check_new(path: Path, shape: tuple[int, int], dtype: np.dtype) -> tuple[int, int]:
     """Refuses what cannot become a file; returns the shape as Python's integers."""
-    _check_ending(path, tuple(ending for ending in ENDINGS if ending != ".bin"))
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent} for {path.name}; make it first")
-    if os.path.lexists(path):
-        raise InputError(f"{path} exists; choose another place or remove it first")
-    _check_dtype(path, dtype)
+    check_new(path, NEW_ENDINGS)
+    check_dtype(path, dtype)
     if dtype != DTYPES.get(path.suffix, dtype):
         raise InputError(
             f"{path} can hold {DTYPES[path.suffix]}, not {dtype}; convert the numbers or choose "

@@ -4,6 +4,7 @@ import mmap
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 import numpy.typing as npt
 
@@ -122,6 +123,16 @@ class Stored:
             for piece in np.split(inside, cuts):
                 found.append(part[int(piece[0]) : int(piece[-1]) + 1][piece - piece[0]])
         return np.concatenate(found)
+
+
+Rows = np.ndarray | Stored
+"""[N, D] in memory, mapped, or read when asked for."""
+Vectors = jax.Array | Rows
+
+
+def lazily(x: Vectors) -> Rows:
+    """The same rows as NumPy's; what is read when asked for stays so."""
+    return x if isinstance(x, Stored) else np.asarray(x)
 
 
 def expect(x: Part, begin: int, end: int) -> None:

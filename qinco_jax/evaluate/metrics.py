@@ -15,7 +15,8 @@ import numpy as np
 from scipy.special import gammaln
 
 from qinco_jax import checks
-from qinco_jax.codec import Array, Codec
+from qinco_jax.codec import Codec
+from qinco_jax.data.stored import Vectors
 from qinco_jax.evaluate.neighbours import (
     QUERY_BLOCK,
     RANKS,
@@ -26,6 +27,7 @@ from qinco_jax.evaluate.neighbours import (
     padded,
     prepared,
 )
+from qinco_jax.transform import approximated
 
 Progress = Callable[[int], Any]
 
@@ -46,8 +48,8 @@ class Score(NamedTuple):
 
     Attributes:
       mse: squared error summed over dimensions, averaged over the database; the interval is that
-        of the normal distribution.
-      relative_error: the error as a share of the database's variance.
+        of the normal distribution. For a codec that normalises, the error of x / |x|.
+      relative_error: the error as a share of the variance of what is approximated.
       recall: by name of the queries, measure -> estimate with a bootstrap interval over queries.
         "recall@k" is the share of queries that find a nearest neighbour among the k nearest decoded
         rows, "k-recall@k" the share of the k nearest neighbours that are among them.
@@ -65,7 +67,7 @@ class Score(NamedTuple):
 
 def measure(
     codec: Codec,
-    database: Array,
+    database: Vectors,
     questions: Sequence[Queries] = (),
     progress: Progress | None = None,
 ) -> Score:
@@ -81,9 +83,10 @@ def measure(
     for block in blocks(len(database)):
         x = checks.finite(np.asarray(database[block]), block.start, "the database")
         codes.append(np.asarray(codec.encode(x)))
-        error = x.astype(np.float32) - np.asarray(codec.decode(codes[-1]))
+        goal = approximated(x, codec.normalize)
+        error = goal - np.asarray(codec.decode(codes[-1]))
         errors.append(np.square(error, dtype=np.float64).sum(axis=1))
-        wide = x.astype(np.float64)
+        wide = goal.astype(np.float64)
         moments += np.append(np.square(wide).sum(), wide.sum(axis=0)) / len(database)
         if progress is not None:
             progress(len(x))
@@ -124,7 +127,7 @@ def bootstrap(values: np.ndarray) -> Estimate:
 
 
 def _recall(
-    codec: Codec, codes: np.ndarray, database: Array, asked: Queries
+    codec: Codec, codes: np.ndarray, database: Vectors, asked: Queries
 ) -> dict[str, Estimate]:
     last = [min(k, len(codes)) - 1 for k in RANKS]
     edges = _decoded_reach(codec, codes, asked, last)

@@ -14,6 +14,7 @@ import numpy as np
 from qinco_jax import checks
 from qinco_jax.codec import Array
 from qinco_jax.config import named
+from qinco_jax.data.stored import Vectors
 from qinco_jax.distances import matmul, smallest, squared_distances
 from qinco_jax.errors import InputError
 
@@ -56,8 +57,8 @@ class Queries(NamedTuple):
 
 
 def queries_of(
-    vectors: Array,
-    database: Array,
+    vectors: Vectors,
+    database: Vectors,
     metric: str = "l2",
     groundtruth: Array | None = None,
     name: str = "queries",
@@ -90,7 +91,7 @@ def queries_of(
 
 
 def nearest_neighbours(
-    database: Array, vectors: Array, count: int = 1, metric: str = "l2"
+    database: Vectors, vectors: Vectors, count: int = 1, metric: str = "l2"
 ) -> np.ndarray:
     """Database rows nearest to each query, nearest first and ties to the first.
 
@@ -107,7 +108,7 @@ def nearest_neighbours(
     return _search(prepared(space, np.asarray(vectors)), database, space, count)[1]
 
 
-def space_of(metric: str, database: Array) -> Space:
+def space_of(metric: str, database: Vectors) -> Space:
     """The space of a metric, with its center [D] amid the rows of a database [N, D]."""
     if metric != "l2":
         return Space(metric, np.zeros(database.shape[1], np.float32))
@@ -115,7 +116,7 @@ def space_of(metric: str, database: Array) -> Space:
     return Space(metric, head.mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
-def prepared(space: Space, x: Array) -> np.ndarray:
+def prepared(space: Space, x: Vectors) -> np.ndarray:
     """Vectors [N, D] of any real dtype as `distances` takes them, float32."""
     x = np.asarray(x, np.float32)
     if space.metric == "cosine":
@@ -146,7 +147,7 @@ def padded(x: np.ndarray, size: int = BLOCK_ROWS) -> np.ndarray:
 
 
 def _search(
-    vectors: np.ndarray, database: Array, space: Space, count: int
+    vectors: np.ndarray, database: Vectors, space: Space, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distances and rows [Q, count] nearest to prepared vectors [Q, D], nearest first."""
     best = np.full((len(vectors), count), np.inf, np.float32)
@@ -188,7 +189,7 @@ def merge_nearest(
     return best, jnp.take_along_axis(rows, index, axis=1)
 
 
-def _check(truth: np.ndarray, vectors: np.ndarray, database: Array, space: Space) -> None:
+def _check(truth: np.ndarray, vectors: np.ndarray, database: Vectors, space: Space) -> None:
     """Refuses a ground truth that contradicts the database, which some queries tell."""
     if truth.ndim != 2 or truth.dtype.kind not in "iu" or len(truth) != len(vectors):
         raise InputError(
@@ -214,7 +215,7 @@ def _check(truth: np.ndarray, vectors: np.ndarray, database: Array, space: Space
         )
 
 
-def _reach(truth: np.ndarray, vectors: np.ndarray, database: Array, space: Space) -> np.ndarray:
+def _reach(truth: np.ndarray, vectors: np.ndarray, database: Vectors, space: Space) -> np.ndarray:
     """Distances [Q, k] of prepared vectors [Q, D] to the database rows `truth` [Q, k]."""
     found = np.zeros(truth.shape, np.float32)
     for part in blocks(len(truth), QUERY_BLOCK):

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from qinco_jax.codec import Array, Codec
+from qinco_jax.codec import Codec
+from qinco_jax.data.stored import Vectors
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate.metrics import Estimate, Progress, Score, measure
 from qinco_jax.evaluate.neighbours import RANKS, Queries
@@ -19,15 +20,19 @@ Row = Mapping[str, Any]
 
 def score(
     codecs: Iterable[Codec],
-    database: Array,
+    database: Vectors,
     questions: Sequence[Queries] = (),
     progress: Callable[[Codec], Progress] | None = None,
 ) -> list[Row]:
-    """One row for each codec: its name, bytes, and what `metrics.measure` finds."""
+    """One row for each codec: its name, bytes, and what `metrics.measure` finds.
+
+    The field `normalize` tells whether the error is that of unit vectors.
+    """
     rows: list[Row] = []
     for codec in codecs:
         found = measure(codec, database, questions, None if progress is None else progress(codec))
-        rows.append({"codec": codec.name, "bytes": codec.bits / 8, **figures(found, questions)})
+        what = {"codec": codec.name, "bytes": codec.bits / 8, "normalize": codec.normalize}
+        rows.append({**what, **figures(found, questions)})
     return rows
 
 

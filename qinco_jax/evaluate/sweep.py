@@ -17,7 +17,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from qinco_jax import checks, machine
-from qinco_jax.codec import Array, Codec
+from qinco_jax.codec import Codec
+from qinco_jax.data.stored import Rows, Vectors
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import report
 from qinco_jax.evaluate.metrics import Progress, Score, measure
@@ -53,7 +54,7 @@ class Contender(NamedTuple):
     bytes: float
     rates: tuple[float, ...]
     facts: Mapping[str, Any]
-    train: Callable[[Array, int, Path, Advance], AtRate]
+    train: Callable[[Vectors, int, Path, Advance], AtRate]
 
 
 class Field(NamedTuple):
@@ -67,8 +68,8 @@ class Field(NamedTuple):
     """
 
     dataset: str
-    train: np.ndarray
-    database: np.ndarray
+    train: Rows
+    database: Rows
     questions: Sequence[Queries]
 
 
@@ -166,7 +167,7 @@ def _place(contender: Contender, seed: int) -> str:
     return f"{name}-{contender.bytes:g}B-seed{seed}"
 
 
-def _costs(codec: Codec, database: Array) -> dict[str, float | None]:
+def _costs(codec: Codec, database: Rows) -> dict[str, float | None]:
     """Microseconds a vector for warm calls, and MB of memory beyond what was in use."""
     x = checks.finite(np.asarray(database[:TIMED_ROWS]))
     codes = np.asarray(codec.encode(x))
@@ -191,6 +192,7 @@ def _row(contender: Contender, codec: Codec, field: Field, score: Score) -> dict
         "family": contender.family,
         "trained_bytes": contender.bytes,
         "bits": codec.bits,
+        "normalize": codec.normalize,
         "train_rows": len(field.train),
         "database_rows": len(field.database),
         "num_queries": len(field.questions[0].vectors) if field.questions else 0,

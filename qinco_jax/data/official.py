@@ -1,0 +1,212 @@
+"""Published files on this machine: fetched where they are missing, cropped, checked."""
+
+import functools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from qinco_jax.data import download, formats, sets
+from qinco_jax.data.crop import bytes_for, crop
+from qinco_jax.data.download import Missing, Remote
+from qinco_jax.data.sets import File, NamedSet
+from qinco_jax.data.transfers import check_room
+from qinco_jax.errors import InputError
+
+
+class Wanted(NamedTuple):
+    """A file that a set needs.
+
+    Attributes:
+      part: train, database, queries or groundtruth; `all` for one file of all of them.
+      file: as it is published.
+      rows: taken from its head; `None` takes all.
+      remote: how it is fetched.
+    """
+
+    part: str
+    file: File
+    rows: int | None
+    remote: Remote
+
+
+FOLDER = "qinco_jax"  # in the folder of downloads of TFDS
+
+
+def data_folder() -> Path:
+    """Where sets are prepared, as TFDS has it: TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def downloads() -> Path:
+    """Where published files are put."""
+    return data_folder() / "downloads" / FOLDER
+
+
+def wanted(known: NamedSet, size: str, place: Path) -> list[Wanted]:
+    """The files of a set at a size, one for each part: what is there, or else its first form."""
+    return [forms[0] for forms in _forms(known, size, place)]
+
+
+def _forms(known: NamedSet, size: str, place: Path) -> list[list[Wanted]]:
+    """For each part the forms in which it can be had; where one is there, only that."""
+    every = []
+    for part, files in known.files.items():
+        rows = known.rows(part, size)
+        forms = [Wanted(part, file, rows, _remote(file, rows, known, place)) for file in files]
+        every.append([form for form in forms if (place / form.remote.name).exists()] or forms)
+    return every
+
+
+def fetch(name: str, size: str, place: Path) -> list[tuple[Wanted, Path]]:
+    """Fetches the published files of a set that are missing, with progress.
+
+    Before the first byte it is said what will be fetched, from where, how much and to which place.
+
+    Args:
+      name: of `sets.SETS`.
+      size: of that set's.
+      place: the folder of downloads.
+
+    Returns:
+      The files and where they lie.
+
+    Raises:
+      InputError: a download failed; the sentence says which file is to be placed where by hand.
+    """
+    known = sets.SETS[name]
+    try:
+        found = [_found(forms, place) for forms in _forms(known, size, place)]
+    except InputError as error:
+        raise InputError(f"{error}\n{_by_hand(known, size, place)}") from error
+    missing = [one for _, missing in found for one in missing]
+    check_room(place, sum(one.size or 0 for one in missing), f"{name}/{size}")
+    if missing:
+        tqdm.write(announcement(f"{name}/{size}", missing, place), sys.stderr)
+    return [(entry, _fetched(entry, place)) for entry, _ in found]
+
+
+def _found(forms: Sequence[Wanted], place: Path) -> tuple[Wanted, list[Missing]]:
+    """The first form that is there or that a server gives."""
+    errors = []
+    for form in forms:
+        try:
+            return form, download.plan([form.remote], place)
+        except InputError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _by_hand(known: NamedSet, size: str, place: Path) -> str:
+    lines = [
+        f"  {entry.file.source}\n    as {place / entry.file.path}"
+        for entry in wanted(known, size, place)
+        if not (place / entry.remote.name).exists()
+    ]
+    return "\n".join(["without a network, place by hand what is missing:", *lines])
+
+
+def announcement(title: str, missing: Sequence[Missing], place: Path) -> str:
+    """What will be downloaded, from where, how many bytes and where to."""
+    known = [one.size for one in missing if one.size is not None]
+    unknown = len(missing) - len(known)
+    more = f" and {unknown} of unknown size" if unknown else ""
+    lines = [f"  {amount(one.size):>10}  {one.address}" for one in missing]
+    head = f"{title}: downloading {amount(sum(known))}{more} to {place}"
+    return "\n".join([head, *lines])
+
+
+def parts_of(known: NamedSet, files: list[tuple[Wanted, Path]]) -> dict[str, np.ndarray]:
+    """Memory maps [N, D] by part; the validation rows are the last of the training file.
+
+    Raises:
+      InputError: a file is not what was published.
+    """
+    parts = {entry.part: _checked(formats.read(path), path, entry, known) for entry, path in files}
+    train = parts["train"]
+    count = min(sets.VALIDATION_ROWS, len(train) // 10)
+    parts["train"], parts["validation"] = train[:-count], train[-count:]
+    return parts
+
+
+def _remote(file: File, rows: int | None, known: NamedSet, place: Path) -> Remote:
+    """How a file, or what holds its first `rows` rows, is fetched."""
+    whole = rows is None or (file.rows is not None and rows >= file.rows)
+    path = PurePosixPath(file.path)
+    if whole or (place / path).exists():
+        size = _size(path.suffix, file.rows, known) if file.rows else file.size
+        published = sets.MIRROR not in os.environ
+        return Remote(
+            file.path, (file.source,), size if published else None,
+            file.sha256 if published else None,
+        )  # fmt: skip
+    assert rows is not None
+    return Remote(
+        str(path.with_name(f"{path.stem}.first{rows}{path.suffix}")),
+        (file.source,),
+        span=(0, bytes_for(path.suffix, rows, known.dim, known.dtype)),
+        finish=functools.partial(crop, ending=path.suffix, rows=rows),
+    )
+
+
+def _size(ending: str, rows: int, known: NamedSet) -> int | None:
+    """Bytes of a whole file; `None` for .npy, whose header has no fixed length."""
+    return None if ending == ".npy" else bytes_for(ending, rows, known.dim, known.dtype)
+
+
+def _fetched(entry: Wanted, place: Path) -> Path:
+    """Fetches a file where it is missing, with a progress bar."""
+    with tqdm(desc=entry.remote.name, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+
+        def advance(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return download.fetch(entry.remote, place, advance)
+
+
+def _checked(rows: np.ndarray, path: Path, entry: Wanted, known: NamedSet) -> np.ndarray:
+    """The rows that were asked for.
+
+    Raises:
+      InputError: the file is not what was published.
+    """
+    fits = rows.shape[1] == known.dim and rows.dtype == known.dtype
+    if entry.part != "groundtruth" and not fits:
+        raise InputError(
+            f"{path} holds {rows.dtype} of {rows.shape[1]} dimensions; {known.dtype} of "
+            f"{known.dim} were published, so remove it and fetch it again"
+        )
+    expected = entry.rows or entry.file.rows
+    if expected and len(rows) < expected and sets.MIRROR not in os.environ:
+        raise InputError(
+            f"{path} holds {len(rows)} rows, but {expected} are needed; remove it and "
+            "fetch it again"
+        )
+    return rows[: entry.rows]
+
+
+def verified(files: Sequence[tuple[Wanted, Path]], place: Path) -> list[dict[str, str | int]]:
+    """What the files are: path, address, bytes and SHA-256, which is compared with what is known.
+
+    Raises:
+      InputError: a file is not what was published, or what was fetched.
+    """
+    return [
+        {
+            "path": entry.remote.name,
+            "address": entry.file.address,
+            "bytes": path.stat().st_size,
+            "sha256": download.verify(entry.remote, place),
+        }
+        for entry, path in files
+    ]
+
+
+def amount(num_bytes: int | None) -> str:
+    """Bytes for people."""
+    return "unknown" if num_bytes is None else f"{tqdm.format_sizeof(num_bytes, 'B', 1000)}"

@@ -1,0 +1,215 @@
+"""Every named set from a mirror of small files of the official names and forms."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import mirror
+import numpy as np
+import pytest
+import servers
+from click.testing import CliRunner, Result
+
+import qinco_jax as qj
+from qinco_jax import cli
+from qinco_jax.data import builders, official, sets
+
+BUILT = list(builders.BUILDERS)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("mirror")
+    mirror.build(folder)
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def server(
+    files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[servers.Server]:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with servers.serving(**files) as running:
+        monkeypatch.setenv(sets.MIRROR, running.at("").rstrip("/"))
+        yield running
+
+
+def qinco(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, list(arguments))
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_set_is_fetched_and_prepared_once(name: str, server: servers.Server) -> None:
+    data = qj.datasets.load(name)
+    train = mirror.vectors(name, "train")
+    np.testing.assert_array_equal(data.train, train[:-150])
+    np.testing.assert_array_equal(data.validation, train[-150:])
+    np.testing.assert_array_equal(data.database, mirror.vectors(name, "database"))
+    np.testing.assert_array_equal(data.queries, mirror.vectors(name, "queries"))
+    if "groundtruth" in sets.SETS[name].files:
+        np.testing.assert_array_equal(data.groundtruth, mirror.nearest(name))
+    for part in ("train", "database", "queries"):
+        assert getattr(data, part).dtype == sets.SETS[name].dtype
+    asked = len(server.asked)
+    server.always = servers.Fault(status=500)
+    again = qj.datasets.load(name)
+    np.testing.assert_array_equal(again.train, data.train)
+    assert len(server.asked) == asked
+
+
+@pytest.mark.parametrize("name", [name for name in sets.SETS if name not in BUILT])
+def test_a_set_without_training_vectors_gives_up_a_tenth(name: str, server: servers.Server) -> None:
+    data = qj.datasets.load(name)
+    whole = mirror.vectors(name, "database")
+    chosen = np.arange(len(whole)) % 10 == 9
+    np.testing.assert_array_equal(data.train, whole[chosen])
+    np.testing.assert_array_equal(data.database, whole[~chosen])
+    assert data.groundtruth is not None and data.queries is not None
+    distances = np.square(data.queries[:, None] - whole[~chosen][None]).sum(-1)
+    nearest = np.take_along_axis(distances, data.groundtruth[:, :1], 1)[:, 0]
+    np.testing.assert_array_equal(nearest, distances.min(1))
+
+
+@pytest.mark.parametrize("name", ["deep1m", "bigann1m", "contriever1m", "deep1b", "bigann1b"])
+def test_a_slice_fetches_its_first_rows_alone(
+    name: str, server: servers.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sets, "VALIDATION_ROWS", 10)
+    known = sets.SETS[name]
+    size = "1m" if known.slices else "500k"
+    monkeypatch.setitem(cast(dict, sets.SETS), name, known._replace(sizes={size: 100}))
+    data = qj.datasets.load(f"{name}/{size}")
+    np.testing.assert_array_equal(data.train, mirror.vectors(name, "train")[:100])
+    np.testing.assert_array_equal(data.validation, mirror.vectors(name, "train")[100:110])
+    database = mirror.vectors(name, "database")
+    np.testing.assert_array_equal(data.database, database[:100] if known.slices else database)
+    for asked in server.asked:
+        if "base.1B" in asked.path or "learn" in asked.path or "training_set" in asked.path:
+            row = known.dim * np.dtype(known.dtype).itemsize + 4
+            assert sum(asked.sent) <= 110 * row + 1024
+
+
+def test_the_queries_of_bigann_come_by_another_way_too(
+    server: servers.Server, files: dict[str, bytes]
+) -> None:
+    del server.files["/bigann/query.public.10K.u8bin"]
+    assert "bigann/bigann_query.bvecs.gz" in files
+    data = qj.datasets.load("bigann1m")
+    np.testing.assert_array_equal(data.queries, mirror.vectors("bigann1m", "queries"))
+
+
+def test_it_is_a_set_of_tfds(server: servers.Server, tmp_path: Path) -> None:
+    tfds = pytest.importorskip("tensorflow_datasets")
+    source = tfds.data_source("deep1m/500k", split="database", data_dir=tmp_path)
+    np.testing.assert_array_equal(
+        np.concatenate([block["vectors"] for block in source]),
+        mirror.vectors("deep1m", "database"),
+    )
+    info = tfds.builder("deep1m/500k", data_dir=tmp_path).info
+    assert info.citation and info.homepage
+    written = json.loads((tmp_path / "deep1m/500k/1.0.0/metadata.json").read_text())
+    facts = {fact["path"]: fact for fact in json.loads(written["files"])}
+    assert re.fullmatch("[0-9a-f]{64}", facts["deep1b/base1M.fvecs"]["sha256"])
+    assert (tmp_path / "deep1m/500k/1.0.0/LICENSE").read_text().startswith("CC BY")
+
+
+def test_make_train_from_the_first_byte_to_the_table(
+    server: servers.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["codebook_size=16", "hidden_dim=16", "embed_dim=16", "num_epochs=1"]
+    settings = [word for each in small for word in ("--set", each)]
+    ran = qinco("train", "--dataset", "deep1m", "--bytes", "2", *settings)
+    assert ran.exit_code == 0, ran.output
+    assert "downloading" in ran.output and server.at("deep1b/base1M.fvecs") in ran.output
+    assert re.search(r"QINCo2.* 2 .*\d", ran.output)
+    assert (tmp_path / "runs" / "deep1m-small-2B" / "results.jsonl").exists()
+
+
+def test_info_tells_everything(server: servers.Server, tmp_path: Path) -> None:
+    before = qinco("data", "info", "deep1m").output
+    for word in (
+        "96 x float32", "10,000,000 training rows", "CC BY 4.0", "deep1b/learn10M10k.fvecs",
+        server.at("deep1b/learn10M10k.fvecs"), str(official.downloads()), "missing", "@inproc",
+    ):  # fmt: skip
+        assert word in before, word
+    assert not server.asked
+    assert "database" in qinco("data", "download", "deep1m").output
+    after = qinco("data", "info", "deep1m").output
+    assert "missing" not in after and str(tmp_path / "deep1m/10m/1.0.0") in after
+    assert "deep1m" in qinco("data", "list").output
+
+
+def test_official_sizes_are_known_without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(sets.MIRROR, raising=False)
+    text = qinco("data", "info", "deep1b/10m").output
+    assert "3.84GB" in text and "384GB" not in text
+    assert "https://storage.yandexcloud.net/yandex-research/ann-datasets/DEEP/base.1B.fbin" in text
+
+
+def test_verify_finds_what_changed(server: servers.Server, tmp_path: Path) -> None:
+    qinco("data", "download", "bigann1m")
+    fine = qinco("data", "verify", "bigann1m")
+    assert fine.exit_code == 0 and "300 rows read" in fine.output, fine.output
+    raw = official.downloads() / "bigann/bigann1M.bvecs"
+    body = bytearray(raw.read_bytes())
+    body[50] ^= 1
+    raw.write_bytes(body)
+    bad = qinco("data", "verify", "bigann1m")
+    assert bad.exit_code == 2 and "bigann1M.bvecs" in bad.output and "remove" in bad.output
+    raw.unlink()
+    record = next((tmp_path / "bigann1m/10m/1.0.0").glob("*train*"))
+    body = bytearray(record.read_bytes())
+    body[len(body) // 2] ^= 255
+    record.write_bytes(body)
+    bad = qinco("data", "verify", "bigann1m")
+    assert bad.exit_code == 2 and "damaged" in bad.output and str(record.parent) in bad.output
+
+
+def test_without_a_network_it_says_what_to_place_where(
+    server: servers.Server, files: dict[str, bytes]
+) -> None:
+    server.always = servers.Fault(status=403)
+    refused = qinco("data", "download", "deep1m")
+    assert refused.exit_code == 2
+    place = official.downloads()
+    for name in ("deep1b/learn10M10k.fvecs", "deep1b/base1M.fvecs",
+                 "deep1b/deep1M_groundtruth.ivecs", "deep1b/query.public.10K.fbin"):  # fmt: skip
+        assert server.at(name) in refused.output and str(place / name) in refused.output
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(files[name])
+    assert qinco("data", "download", "deep1m").exit_code == 0
+
+
+def test_another_file_under_an_official_name_is_refused(
+    server: servers.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = official.downloads() / "deep1b"
+    place.mkdir(parents=True)
+    (place / "learn10M10k.fvecs").write_bytes(server.files["/deep1b/base1M.fvecs"])
+    monkeypatch.delenv(sets.MIRROR)
+    refused = qinco("data", "download", "deep1m")
+    assert refused.exit_code == 2 and "learn10M10k.fvecs" in refused.output, refused.output
+
+
+@pytest.mark.parametrize(("name", "word"), [("deep2m", "deep1m"), ("deep1m/3m", "deep1m/500k")])
+def test_an_unknown_name_gets_the_nearest(name: str, word: str) -> None:
+    refused = qinco("data", "info", name)
+    assert refused.exit_code == 2 and word in refused.output
+
+
+def test_importing_the_builders_loads_no_tensorflow() -> None:
+    script = "import sys, qinco_jax.data.builders; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "tensorflow" not in ran.stdout.split()
