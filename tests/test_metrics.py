@@ -172,3 +172,14 @@ def test_a_table_reads_by_rate() -> None:
     assert lines[0].split() == ["|", "codec", "|", "bytes", "|", "MSE", "|", "R@1", "|"]
     assert [line.split()[1] for line in lines[2:]] == ["b", "a", "b", "a"]
     assert len({len(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_queries_may_be_rows_of_the_database(metric: str) -> None:
+    database = np.random.default_rng(0).normal(size=(500, 64)) + 3
+    database = (database / np.linalg.norm(database, axis=1, keepdims=True)).astype(np.float32)
+    truth = np.argsort(-database @ database.T, axis=1, kind="stable")[:, :1]
+    asked = queries_of(database, database, metric, truth)
+    assert asked.reach.shape[0] == 500
+    with pytest.raises(InputError, match="belongs to another database or metric"):
+        queries_of(database, database, metric, np.roll(truth, 1, axis=0))

@@ -205,7 +205,9 @@ def _check(truth: np.ndarray, vectors: np.ndarray, database: Vectors, space: Spa
     claimed = _reach(truth[some, :1], vectors[some], database, space)[:, 0]
     exact, rows = _search(vectors[some], database, space, 1)
     scale = np.abs(claimed) + np.abs(exact[:, 0])
-    wrong = claimed > exact[:, 0] + 1e-3 * scale
+    nearest = prepared(space, np.stack([database[int(row)] for row in rows[:, 0]]))
+    squares = np.square(vectors[some]).sum(axis=1) + np.square(nearest).sum(axis=1)
+    wrong = claimed > exact[:, 0] + 1e-3 * scale + ROUNDING * squares  # a query may be a row
     if wrong.mean() > MAX_WRONG:
         query = some[np.argmax(wrong)]
         raise InputError(
