@@ -9,8 +9,8 @@ the order of the file matters most: by how much the means of batches of sorted r
 multiples of what independent rows give, and by the validation error of small models, trained on the
 embedded set, which is stored photograph by photograph, whole or in pools.
 
-Reached on 2 cores of a Xeon at 2.3 GHz, on 2026-11-23, in rows/s of 128 x uint8 and of 96 x float32:
-from a warm cache ours 2,167,000 and 1,418,000; Grain 16,000 with threads, 24,000 and 25,000 with two
+Reached on 2 cores of a Xeon at 2.3 GHz, 2026-11-23, in rows/s of 128 x uint8 and of 96 x float32:
+from a warm cache ours 2,167,000 and 1,418,000; Grain 16,000 with threads, 24,000 and 25,000 with 2
 processes, and 478,000 and 547,000 where it is given our batches' rows; so Grain is not used, as it
 handles rows one by one. Naive random rows in NumPy, neither checked nor brought to a device, are 11
 and 7 million while the cache holds the file. From the disk ours reads 1,125,000 and 864,000, random
