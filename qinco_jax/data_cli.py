@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from qinco_jax.data import catalog, official, sets
 from qinco_jax.data.convert import convert as convert_rows
-from qinco_jax.data.official import Wanted, amount
+from qinco_jax.data.official import Wanted, amount, is_there
+from qinco_jax.errors import InputError
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "int64")
 
@@ -31,8 +32,11 @@ def list_sets() -> None:
     """Shows the named sets and which of them are prepared here."""
     click.echo("sift-photos         128 x uint8    comes with the package")
     for name, known in sets.SETS.items():
-        here = [size for size in known.sizes if _prepared_in(name, size)]
-        state = f"prepared: {', '.join(here)}" if here else ""
+        try:
+            here = [size for size in known.sizes if _prepared_in(name, size)]
+            state = f"prepared: {', '.join(here)}" if here else ""
+        except InputError as error:
+            state = str(error)
         sizes = ", ".join(known.sizes)
         click.echo(f"{name:16} {known.dim:>6} x {known.dtype:8} {sizes:48} {state}")
 
@@ -54,7 +58,7 @@ def info(name: str) -> None:
     _tell("to fetch", _to_fetch(files, place))
     _tell("files in", str(place))
     for entry in files:
-        state = "there" if (place / entry.remote.name).exists() else "missing"
+        state = "there" if is_there(entry, place) else "missing"
         click.echo(f"    {entry.remote.name}  ({entry.part}, {amount(_bytes(entry))}, {state})")
         click.echo(f"      {entry.file.source}")
     click.echo(
@@ -81,12 +85,15 @@ def verify(name: str) -> None:
     key, known, size = sets.named(name)
     place = official.downloads()
     files = [(entry, place / entry.remote.name) for entry in official.wanted(known, size, place)]
+    prepared = _prepared_in(key, size)
+    if not prepared and not any(path.exists() for _, path in files):
+        raise InputError(f"nothing of {key}/{size} is here; fetch it by `qinco data download`")
     for fact in official.verified([file for file in files if file[1].exists()], place):
         click.echo(f"{fact['sha256']}  {fact['path']}")
     for _, path in files:
         if not path.exists():
             click.echo(f"not there: {path}")
-    if _prepared_in(key, size):
+    if prepared:
         for split, rows in _builders().read_through(key, size).items():
             click.echo(f"prepared {split}: {rows:,} rows read")
 
@@ -146,7 +153,7 @@ def _bytes(entry: Wanted) -> int | None:
 
 
 def _to_fetch(files: list[Wanted], place: Path) -> str:
-    missing = [entry for entry in files if not (place / entry.remote.name).exists()]
+    missing = [entry for entry in files if not is_there(entry, place)]
     known = [size for size in map(_bytes, missing) if size is not None]
     unknown = len(missing) - len(known)
     more = f" and {unknown} files whose size the server tells" if unknown else ""

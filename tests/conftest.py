@@ -1,6 +1,7 @@
 """Settings of all tests: JAX promotes nothing silently; setup.cfg makes warnings errors."""
 
 import os
+import signal
 import tempfile
 
 import hypothesis
@@ -12,6 +13,9 @@ import jax  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What a shell runs in the background ignores Ctrl-C, which some tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every example of another size compiles anew. Search longer with --hypothesis-profile=thorough.
 options = {"deadline": None, "derandomize": True, "database": None}

@@ -40,12 +40,16 @@ def build(folder: Path) -> None:
                     _write_hdf5(path, name)
                 else:
                     rows = nearest(name) if part == "groundtruth" else vectors(name, part)
-                    _write(path, rows, PurePosixPath(file.address).name)
+                    write(path, rows)
+                    _pack(path, PurePosixPath(file.address).name)
 
 
-def _write(path: Path, rows: np.ndarray, published: str) -> None:
+def write(path: Path, rows: np.ndarray) -> None:
     with formats.create(path, rows.shape, rows.dtype) as out:
         out[:] = rows
+
+
+def _pack(path: Path, published: str) -> None:
     if published.endswith(".gz"):
         path.with_name(published).write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()

@@ -213,3 +213,74 @@ def test_importing_the_builders_loads_no_tensorflow() -> None:
     script = "import sys, qinco_jax.data.builders; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "tensorflow" not in ran.stdout.split()
+
+
+def test_a_ground_truth_of_other_queries_is_refused(server: servers.Server, tmp_path: Path) -> None:
+    truth = mirror.nearest("deep1m")
+    path = "/deep1b/deep1M_groundtruth.ivecs"
+    for bad in (truth[:12], np.tile(truth, (2, 1)), truth + 300):
+        other = tmp_path / "other.ivecs"
+        mirror.write(other, bad)
+        server.files[path] = other.read_bytes()
+        other.unlink()
+        refused = qinco("data", "download", "deep1m")
+        assert refused.exit_code == 2 and "ground truth" in refused.output, refused.output
+        for left in (official.downloads() / "deep1b").glob("deep1M*"):
+            left.unlink()
+
+
+def test_two_processes_prepare_a_set_once_and_what_a_kill_left_goes(
+    server: servers.Server, tmp_path: Path
+) -> None:
+    left = tmp_path / "deep1m" / "10m" / "incomplete.XYZ_1.0.0"
+    left.mkdir(parents=True)
+    command = [sys.executable, "-m", "qinco_jax", "data", "download", "deep1m"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [(one.communicate()[1], one.returncode)[1] for one in both] == [0, 0]
+    assert sum(asked.method == "GET" and "base1M" in asked.path for asked in server.asked) == 1
+    assert not left.exists()
+
+
+def test_what_came_from_a_mirror_is_not_taken_for_the_published_set(
+    server: servers.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qj.datasets.load("deep1m")
+    for value in ("", None):
+        if value is None:
+            monkeypatch.delenv(sets.MIRROR)
+        else:
+            monkeypatch.setenv(sets.MIRROR, value)
+        with pytest.raises(qj.InputError, match="was prepared from a mirror"):
+            qj.datasets.load("deep1m")
+
+
+def test_a_set_that_cannot_be_read_is_named(server: servers.Server, tmp_path: Path) -> None:
+    qj.datasets.load("deep1m/500k")
+    info = tmp_path / "deep1m/500k/1.0.0/dataset_info.json"
+    written = info.read_text()
+    for damage in (written.replace("array_record", "tfrecord"), written[: len(written) // 2]):
+        info.write_text(damage)
+        with pytest.raises(qj.InputError, match="another format than array_record or is damaged"):
+            qj.datasets.load("deep1m/500k")
+        listed = qinco("data", "list")
+        assert listed.exit_code == 0 and "damaged" in listed.output
+
+
+def test_a_mirror_need_not_know_ranges(server: servers.Server) -> None:
+    server.always = servers.Fault(ranges=False)
+    data = qj.datasets.load("contriever1m")
+    np.testing.assert_array_equal(data.database, mirror.vectors("contriever1m", "database"))
+
+
+def test_what_is_not_there_is_not_verified(server: servers.Server) -> None:
+    refused = qinco("data", "verify", "deep1m")
+    assert refused.exit_code == 2 and "qinco data download" in refused.output
+
+
+def test_a_place_that_is_no_folder_is_one_sentence(
+    server: servers.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "file"))
+    with pytest.raises(qj.InputError, match="cannot be written"):
+        qj.datasets.load("deep1m")

@@ -9,17 +9,20 @@ with TensorFlow beyond.
 
 import functools
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from filelock import FileLock
+from google.protobuf import json_format
 
 from qinco_jax.data import formats, sets
 from qinco_jax.data.official import FOLDER, data_folder, fetch, parts_of, verified
 from qinco_jax.data.stored import Stored
-from qinco_jax.data.transfers import check_room
+from qinco_jax.data.transfers import check_room, explained
 from qinco_jax.errors import InputError
 
 EXAMPLE_BYTES = 2**18
@@ -117,7 +120,14 @@ BUILDERS = {kind.SET: kind for kind in Vectors.__subclasses__()}
 
 
 def _builder(name: str, size: str) -> Vectors:
-    return BUILDERS[name](config=size, data_dir=str(data_folder()))
+    try:
+        return BUILDERS[name](config=size, data_dir=str(data_folder()))
+    except (ValueError, json_format.Error) as error:
+        raise InputError(
+            f"what is in {data_folder() / BUILDERS[name].name / size} was prepared in another "
+            "format than array_record or is damaged; remove it, or set TFDS_DATA_DIR to another "
+            "folder"
+        ) from error
 
 
 def load(name: str, size: str) -> dict[str, np.ndarray | Stored]:
@@ -130,9 +140,7 @@ def load(name: str, size: str) -> dict[str, np.ndarray | Stored]:
       InputError: a download failed, a file is not what was published, or what was prepared is
         damaged.
     """
-    builder = _builder(name, size)
-    if not builder.is_prepared():
-        builder.download_and_prepare()
+    builder = _prepared(name, size)
     parts: dict[str, np.ndarray | Stored] = {}
     for split in builder.info.splits:
         records = _Records(builder, split)
@@ -142,7 +150,40 @@ def load(name: str, size: str) -> dict[str, np.ndarray | Stored]:
     truth = np.concatenate([each["neighbors"] for each in builder.as_data_source("queries")])
     if truth.size:
         parts["groundtruth"] = truth.reshape(len(queries), -1)
+    _check_rows(parts, name, size, builder)
     return parts
+
+
+def _prepared(name: str, size: str) -> Vectors:
+    """The builder of a set; one process prepares it, and others wait for that."""
+    builder = _builder(name, size)
+    if builder.is_prepared():
+        return builder
+    folder = Path(builder.data_path).parent
+    with explained(folder, None):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(data_folder() / f".{name}-{size}.lock"):
+            builder = _builder(name, size)
+            if not builder.is_prepared():
+                for left in folder.glob("incomplete.*"):  # by a process that was killed
+                    shutil.rmtree(left)
+                builder.download_and_prepare()
+    return builder
+
+
+def _check_rows(
+    parts: Mapping[str, np.ndarray | Stored], name: str, size: str, builder: Vectors
+) -> None:
+    """Refuses what was prepared from a mirror of other files, unless that mirror is still set."""
+    for part in () if sets.mirror() else ("train", "database"):
+        known = sets.SETS[name]
+        expected = known.rows(part, size) or known.files[part][0].rows
+        found = len(parts[part]) + (len(parts["validation"]) if part == "train" else 0)
+        if expected is not None and found != expected:
+            raise InputError(
+                f"{builder.data_path} was prepared from a mirror: it has {found} rows for {part}, "
+                f"{expected} were published; remove it, or set {sets.MIRROR}"
+            )
 
 
 def prepared_in(name: str, size: str) -> Path | None:

@@ -1,6 +1,5 @@
 """Makes the beginning of a file of vectors a file of its own."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +44,9 @@ def crop(path: Path, ending: str, rows: int) -> None:
 def _header(path: Path, ending: str, start: bytes) -> tuple[int, int]:
     """Bytes before the first row, and of a row."""
     if ending == ".npy":
-        stream = io.BytesIO(start)
-        try:
-            np.lib.format.read_magic(stream)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-            return stream.tell(), shape[1] * dtype.itemsize
-        except (ValueError, IndexError) as error:
-            raise InputError(f"the header of {path} is damaged ({error}); remove it") from error
+        offset, rows, columns, dtype = formats.read_npy_header(path)
+        formats.check_shape(path, rows, columns)
+        return offset, columns * dtype.itemsize
     width = formats.DTYPES[ending].itemsize
     if ending.endswith("bin"):
         return 8, max(1, int.from_bytes(start[4:8], "little") * width)

@@ -204,7 +204,7 @@ def _record(path: Path, columns: int, dtype: np.dtype) -> np.dtype:
 def _read_header(path: Path, size: int) -> tuple[int, int, int, np.dtype]:
     """Where the rows begin, and how many rows and columns of which dtype a file claims to hold."""
     if path.suffix == ".npy":
-        return _read_npy_header(path)
+        return read_npy_header(path)
     dtype = DTYPES[path.suffix]
     with path.open("rb") as file:
         start = file.read(8).ljust(8, b"\0")  # what is too short fails the check of the size
@@ -216,7 +216,8 @@ def _read_header(path: Path, size: int) -> tuple[int, int, int, np.dtype]:
     return 8, rows, columns, dtype
 
 
-def _read_npy_header(path: Path) -> tuple[int, int, int, np.dtype]:
+def read_npy_header(path: Path) -> tuple[int, int, int, np.dtype]:
+    """Where the rows of a .npy file begin, how many and how long they are, and of which dtype."""
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,

@@ -58,8 +58,15 @@ def _forms(known: NamedSet, size: str, place: Path) -> list[list[Wanted]]:
     for part, files in known.files.items():
         rows = known.rows(part, size)
         forms = [Wanted(part, file, rows, _remote(file, rows, known, place)) for file in files]
-        every.append([form for form in forms if (place / form.remote.name).exists()] or forms)
+        every.append([form for form in forms if is_there(form, place)] or forms)
     return every
+
+
+def is_there(entry: Wanted, place: Path) -> bool:
+    """Whether a file is among the downloads, be it packed."""
+    path = place / entry.remote.name
+    packed = entry.file.address.endswith(".gz") and Path(f"{path}.gz").exists()
+    return packed or path.exists()
 
 
 def fetch(name: str, size: str, place: Path) -> list[tuple[Wanted, Path]]:
@@ -105,7 +112,7 @@ def _by_hand(known: NamedSet, size: str, place: Path) -> str:
     lines = [
         f"  {entry.file.source}\n    as {place / entry.file.path}"
         for entry in wanted(known, size, place)
-        if not (place / entry.remote.name).exists()
+        if not is_there(entry, place)
     ]
     return "\n".join(["without a network, place by hand what is missing:", *lines])
 
@@ -127,10 +134,27 @@ def parts_of(known: NamedSet, files: list[tuple[Wanted, Path]]) -> dict[str, np.
       InputError: a file is not what was published.
     """
     parts = {entry.part: _checked(formats.read(path), path, entry, known) for entry, path in files}
-    train = parts["train"]
-    count = min(sets.VALIDATION_ROWS, len(train) // 10)
-    parts["train"], parts["validation"] = train[:-count], train[-count:]
+    train, truth = parts["train"], parts.get("groundtruth")
+    if len(train) < 2:
+        raise InputError(f"{known.files['train'][0].path} holds {len(train)} rows; 2 are needed")
+    if truth is not None:
+        _check_truth(truth, len(parts["queries"]), len(parts["database"]))
+    begin = len(train) - min(sets.VALIDATION_ROWS, -(-len(train) // 10))
+    parts["train"], parts["validation"] = train[:begin], train[begin:]
     return parts
+
+
+def _check_truth(truth: np.ndarray, num_queries: int, num_rows: int) -> None:
+    if truth.dtype.kind not in "iu" or len(truth) != num_queries:
+        raise InputError(
+            f"the ground truth is {truth.dtype} {truth.shape}, not integers, one row for each of "
+            f"the {num_queries} queries; remove that file and its .sha256, and fetch it again"
+        )
+    if truth.min() < 0 or truth.max() >= num_rows:
+        raise InputError(
+            f"the ground truth names row {truth.max()} (lowest {truth.min()}) of a database of "
+            f"{num_rows} rows; remove that file and its .sha256, and fetch it again"
+        )
 
 
 def _remote(file: File, rows: int | None, known: NamedSet, place: Path) -> Remote:
@@ -139,7 +163,7 @@ def _remote(file: File, rows: int | None, known: NamedSet, place: Path) -> Remot
     path = PurePosixPath(file.path)
     if whole or (place / path).exists():
         size = _size(path.suffix, file.rows, known) if file.rows else file.size
-        published = sets.MIRROR not in os.environ
+        published = not sets.mirror()
         return Remote(
             file.path, (file.source,), size if published else None,
             file.sha256 if published else None,
@@ -180,13 +204,13 @@ def _checked(rows: np.ndarray, path: Path, entry: Wanted, known: NamedSet) -> np
     if entry.part != "groundtruth" and not fits:
         raise InputError(
             f"{path} holds {rows.dtype} of {rows.shape[1]} dimensions; {known.dtype} of "
-            f"{known.dim} were published, so remove it and fetch it again"
+            f"{known.dim} were published, so remove it and its .sha256, and fetch it again"
         )
     expected = entry.rows or entry.file.rows
-    if expected and len(rows) < expected and sets.MIRROR not in os.environ:
+    if expected and len(rows) < expected and not sets.mirror():
         raise InputError(
-            f"{path} holds {len(rows)} rows, but {expected} are needed; remove it and "
-            "fetch it again"
+            f"{path} holds {len(rows)} rows, but {expected} are needed; remove it and its .sha256, "
+            "and fetch it again"
         )
     return rows[: entry.rows]
 

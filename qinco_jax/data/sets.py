@@ -11,13 +11,18 @@ from qinco_jax.errors import InputError
 MIRROR = "QINCO_DATA_URL"
 """The environment's variable with an address below which all files lie as they lie below the folder
 of downloads; the official sizes, rows and checksums are not asked for then."""
-VALIDATION_ROWS = 10_000  # the last rows of a training file (QINCo, Sec. 4.1)
+VALIDATION_ROWS = 10_000  # the last of the training file's rows that are taken (QINCo, Sec. 4.1)
 
 _QINCO = "https://dl.fbaipublicfiles.com/QINCo/datasets/"
 _BIG_ANN = "https://dl.fbaipublicfiles.com/billion-scale-ann-benchmarks/bigann/"
 _YANDEX = "https://storage.yandexcloud.net/yandex-research/ann-datasets/DEEP/"
 _TEXMEX = "ftp://ftp.irisa.fr/local/texmex/corpus/"
 _ANN = "http://ann-benchmarks.com/"
+
+
+def mirror() -> str:
+    """The address of the mirror, empty where none is set."""
+    return os.environ.get(MIRROR, "").rstrip("/")
 
 
 class File(NamedTuple):
@@ -40,11 +45,10 @@ class File(NamedTuple):
     @property
     def source(self) -> str:
         """The address to fetch from: the published one or the mirror's."""
-        mirror = os.environ.get(MIRROR)
-        if not mirror:
+        if not mirror():
             return self.address
         place = PurePosixPath(self.path).with_name(PurePosixPath(self.address).name)
-        return f"{mirror.rstrip('/')}/{place}"
+        return f"{mirror()}/{place}"
 
 
 class NamedSet(NamedTuple):

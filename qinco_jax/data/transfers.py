@@ -133,6 +133,8 @@ class Transfer:
         """Makes `partial` and its note fit a stream; returns the bytes that stay, and the total."""
         self._check_total(stream.total)
         total, version = stream.total, stream.version
+        if stream.begin < begin:
+            raise Refused("does not send parts of a file, and the part wanted is not its head")
         if stream.begin != begin + have:
             self._discard()
             have = 0

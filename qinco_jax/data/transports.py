@@ -197,14 +197,14 @@ def _total_of_part(response: requests.Response, begin: int, end: int | None) -> 
 
 
 def _total_of_whole(response: requests.Response, end: int | None) -> int | None:
-    if end is not None:
+    length = _content_length(response)
+    if end is not None and (length is None or length > end):
         if "If-Range" in response.request.headers:
             raise StartOver("has another version of the file than before")
         raise Refused("does not send parts of a file, and the whole of it is not wanted")
-    total = _content_length(response)
-    if total is None and "chunked" not in response.headers.get("Transfer-Encoding", "").lower():
+    if length is None and "chunked" not in response.headers.get("Transfer-Encoding", "").lower():
         raise Refused("does not tell where the file ends, so a part could pass for the whole")
-    return total
+    return length
 
 
 def _content_length(response: requests.Response) -> int | None:
