@@ -149,8 +149,11 @@ def _published_in(folder: str, name: str, rows: int | None = None) -> File:
     return File(f"{folder}/{name}", f"{_QINCO}{folder}/{name}", rows)
 
 
-def _ann_benchmarks(name: str, title: str, dim: int, citation: str, **known: object) -> NamedSet:
-    file = File(f"ann-benchmarks/{name}", _ANN + name, **known)  # type: ignore[arg-type]
+def _ann_benchmarks(
+    name: str, title: str, dim: int, citation: str,
+    size: int | None = None, sha256: str | None = None,
+) -> NamedSet:  # fmt: skip
+    file = File(f"ann-benchmarks/{name}", _ANN + name, None, size, sha256)
     return NamedSet(
         title, dim, "float32", "http://ann-benchmarks.com", "see the publisher", citation,
         {"all": None}, {"all": (file,)}, note=_CUT_NOTE,
