@@ -45,6 +45,10 @@ def list_sets() -> None:
 @NAME
 def info(name: str) -> None:
     """Tells everything of a set: rows, files, bytes, addresses, places, licence, citation."""
+    if name == catalog.EMBEDDED:
+        click.echo("sift-photos: SIFT descriptors of photographs; comes with the package, which")
+        click.echo("names the photographers and licences in data/sift-photos-ATTRIBUTION.tsv")
+        return
     key, known, size = sets.named(name)
     place = official.downloads()
     files = official.wanted(known, size, place)

@@ -149,6 +149,7 @@ def test_info_tells_everything(server: servers.Server, tmp_path: Path) -> None:
     after = qinco("data", "info", "deep1m").output
     assert "missing" not in after and str(tmp_path / "deep1m/10m/1.0.0") in after
     assert "deep1m" in qinco("data", "list").output
+    assert "ATTRIBUTION" in qinco("data", "info", "sift-photos").output
 
 
 def test_official_sizes_are_known_without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
