@@ -10,6 +10,7 @@ from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.data import catalog as datasets
 from qinco_jax.errors import InputError
 from qinco_jax.fit import train
+from qinco_jax.interop.faiss_models import from_faiss, to_faiss
 from qinco_jax.models import load, save
 from qinco_jax.preselector import fit_preselector
 from qinco_jax.qinco import Qinco, Step, decode, encode, init, prefix
@@ -30,10 +31,12 @@ __all__ = [
     "decode",
     "encode",
     "fit_preselector",
+    "from_faiss",
     "init",
     "load",
     "prefix",
     "rq",
     "save",
+    "to_faiss",
     "train",
 ]

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "qinco_jax"
 
 LAYERS = [
     {"errors", "version", "files", "codec", "machine"},
-    {"data.stored", "data.sets", "data.transports"},
+    {"optional", "data.stored", "data.sets", "data.transports"},
     {"config", "distances", "checks", "folders", "data.formats", "data.batches",
      "data.synthetic", "data.transfers"},
     {"data.containers", "data.holdout", "data.crop", "data.download"},
@@ -28,8 +28,9 @@ LAYERS = [
      "evaluate.neighbours", "baselines.lookup", "baselines.network", "baselines.triplets"},
     {"rq", "baselines.pq", "evaluate.metrics"},
     {"qinco", "baselines.through_faiss", "baselines.unq", "evaluate.report"},
-    {"training", "models", "preselector", "evaluate.sweep", "evaluate.summary", "evaluate.drawing"},
-    {"fit", "codecs", "evaluate.plots"},
+    {"training", "models", "preselector", "interop.folding",
+     "evaluate.sweep", "evaluate.summary", "evaluate.drawing"},
+    {"interop.faiss_models", "fit", "codecs", "evaluate.plots"},
     {"logs", "contenders", "evaluate.page"},
     {"compare", "data_cli"},
     {"cli"},

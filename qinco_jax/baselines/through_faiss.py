@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qinco_jax import checks
+from qinco_jax import checks, optional
 from qinco_jax.codec import Array, Codec
 from qinco_jax.data.stored import Vectors
 from qinco_jax.errors import InputError
@@ -28,21 +28,7 @@ NAMES = {
     "turboquant": "TurboQuant",
     "sq": "SQ",
 }
-
-
-def package() -> Any:
-    """The module `faiss`.
-
-    Raises:
-      InputError: it is not installed.
-    """
-    try:
-        import faiss
-    except ImportError as error:
-        raise InputError(
-            "PQ, OPQ, RQ, LSQ, RaBitQ, TurboQuant and SQ need Faiss; pip install 'qinco_jax[faiss]'"
-        ) from error
-    return faiss
+NEED_IT = ", ".join(NAMES.values())
 
 
 def rates(name: str, dim: int) -> list[int] | None:
@@ -71,7 +57,7 @@ def train(
     Raises:
       InputError: Faiss is not installed, vectors are unfit, or there is no such rate.
     """
-    faiss = package()
+    faiss = optional.faiss(NEED_IT)
     checks.vectors(x, what="the training vectors")
     exists_at = rates(name, x.shape[1])
     if num_bytes < 1 or (num_bytes not in exists_at if exists_at else num_bytes > x.shape[1]):
