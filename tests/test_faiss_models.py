@@ -22,6 +22,7 @@ CONFIG = qj.QincoConfig(
     form="qinco", dim=6, num_steps=4, codebook_size=16, hidden_dim=9, num_blocks=2,
     num_candidates=5, beam_size=4,
 )  # fmt: skip
+PUBLISHED = ("v1_qinco", "v1_qincolr", "v2_qinco1mode")
 KINDS = {
     "centered": {},
     "not centered": {"center": False},
@@ -82,9 +83,7 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in golden.NAMES if golden.load(name).model.form == "qinco"]
-)
+@pytest.mark.parametrize("name", [name for name in golden.NAMES if name.startswith(PUBLISHED)])
 def test_faiss_agrees_with_the_published_program(name: str) -> None:
     file = golden.load(name)
     codec = qj.to_faiss(file.model)
@@ -180,25 +179,26 @@ def test_norms_behind_faisss_codes_are_no_codes() -> None:
     assert_close(qj.rq.decode(model, codes), index.sa_decode(packed))
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [({"form": "qinco2"}, "qinco2"), ({"form": "qinco2", "projections": False}, "qinco2")],
-)
-def test_what_faiss_lacks_is_refused(kind: dict[str, object], name: str) -> None:
-    model = oracle.random_model(dataclasses.replace(CONFIG, **kind))
-    with pytest.raises(qj.InputError, match=f"Faiss has no form '{name}', .* decoded vectors"):
-        qj.to_faiss(model)
+REFUSED = {
+    "not of 'qinco2'": oracle.random_model(dataclasses.replace(CONFIG, form="qinco2")),
+    "no coarse codebook": MODEL.replace(ivf=True),
+    "export each of model.parts": qj.Product((MODEL, MODEL)),
+    "got RQ; pass a Qinco": qj.rq.RQ(np.zeros((1, 16, 6)), np.zeros(6), np.ones(())),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_faiss_lacks_is_refused(message: str) -> None:
+    with pytest.raises(qj.InputError, match=f"{message}.* decoded vectors .* additive tables"):
+        qj.to_faiss(REFUSED[message])
 
 
 def test_vectors_divided_by_their_length_are_refused() -> None:
-    model = oracle.random_model(dataclasses.replace(CONFIG, normalize=True))
     with pytest.raises(qj.InputError, match=r"pass model.replace\(normalize=False\)"):
-        qj.to_faiss(model)
+        qj.to_faiss(MODEL.replace(normalize=True))
 
 
-def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(qj.InputError, match="Faiss has no RQ, only form 'qinco'"):
-        qj.to_faiss(qj.rq.RQ(np.zeros((1, 16, 6)), np.zeros(6), np.ones(())))
+def test_what_is_no_qinco_of_faiss_is_refused() -> None:
     with pytest.raises(qj.InputError, match=r"got IndexFlatL2; pass a faiss\.QINCo"):
         qj.from_faiss(faiss.IndexFlatL2(6))
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
@@ -16,24 +17,38 @@ PLAIN = qj.QincoConfig(
 KINDS = {
     "qinco": {"form": "qinco", "rotate": True},
     "qinco, not rotated": {"form": "qinco"},
+    "qinco-lr": {"form": "qinco-lr", "rotate": True},
     "qinco2": {"embed_dim": 10, "rotate": True},
     "qinco2 without projections": {"projections": False, "rotate": True, "center": False},
 }
 X = oracle.random_vectors(300, 6)
 
 
+def assert_same_codec(model: qj.Qinco, plain: qj.Qinco, x: np.ndarray) -> None:
+    """`plain` has of vectors `x` the codes and reconstructions that `model` has of `X`."""
+    codes = np.asarray(qj.encode(model, X))
+    assert (np.asarray(qj.encode(plain, x)) != codes).any(axis=1).mean() < 0.01  # ties, rounded
+    expected = np.asarray(qj.decode(model, codes))
+    np.testing.assert_allclose(
+        qj.decode(plain, codes), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+    )
+
+
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_codes_and_reconstructions_are_the_same(kind: dict[str, object]) -> None:
     model = oracle.random_model(dataclasses.replace(PLAIN, **kind))
     plain = folded(model)
+    form = "qinco" if model.form == "qinco-lr" else model.form
+    assert plain.config == dataclasses.replace(model.config, form=form, center=False, rotate=False)
     assert not np.any(plain.mean) and plain.scale == 1
-    assert plain.config == dataclasses.replace(model.config, center=False, rotate=False)
-    codes = np.asarray(qj.encode(model, X))
-    assert (np.asarray(qj.encode(plain, X)) != codes).any(axis=1).mean() < 0.01  # ties, rounded
-    expected = np.asarray(qj.decode(model, codes))
-    np.testing.assert_allclose(
-        qj.decode(plain, codes), expected, atol=1e-5 * np.abs(expected).max()
-    )
+    assert_same_codec(model, plain, X)
+
+
+def test_a_coarse_codebook_is_folded_as_well() -> None:
+    model = oracle.random_model(dataclasses.replace(PLAIN, form="qinco", rotate=True))
+    centroids = np.random.default_rng(1).normal(size=(30, 6))
+    model = model.replace(codebook=jnp.asarray(centroids, jnp.float32), ivf=True)
+    assert_same_codec(model, folded(model), X)
 
 
 def test_what_has_no_transform_is_kept_bit_for_bit() -> None:
@@ -48,6 +63,4 @@ def test_lengths_are_left_to_the_user() -> None:
         folded(model)
     plain = folded(model.replace(normalize=False))
     units = np.float32(X / np.linalg.norm(np.float64(X), axis=1, keepdims=True))
-    codes = np.asarray(qj.encode(model, X))
-    assert (np.asarray(qj.encode(plain, units)) != codes).any(axis=1).mean() < 0.01
-    np.testing.assert_allclose(qj.decode(plain, codes), qj.decode(model, codes), atol=1e-5)
+    assert_same_codec(model, plain, units)

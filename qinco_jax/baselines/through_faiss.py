@@ -17,6 +17,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.rq import sample_rows
 
 MAX_TRAIN_ROWS = 500_000
+OPQ_ROWS = 65_536
 CODEWORDS = 256
 NORM_BYTES = 4
 NAMES = {
@@ -29,6 +30,24 @@ NAMES = {
     "sq": "SQ",
 }
 NEED_IT = ", ".join(NAMES.values())
+
+
+def opq_rotation(x: Vectors, num_parts: int, seed: int) -> np.ndarray:
+    """The rotation R [D, D] float32 of optimized product quantization: x R is cut into sub-vectors.
+
+    Args:
+      x: [N, D] training vectors; at most 65,536 are used, as Faiss does.
+      num_parts: of equal length.
+      seed: of the sample.
+
+    Raises:
+      InputError: Faiss is not installed.
+    """
+    faiss = optional.faiss("rotations by OPQ")
+    rows = sample_rows(x, OPQ_ROWS, seed).astype(np.float32)
+    matrix = faiss.OPQMatrix(rows.shape[1], num_parts)
+    matrix.train(rows)
+    return faiss.vector_to_array(matrix.A).reshape(rows.shape[1], rows.shape[1]).T.copy()
 
 
 def rates(name: str, dim: int) -> list[int] | None:

@@ -14,7 +14,9 @@ from qinco_jax import optional
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
 from qinco_jax.interop.folding import folded
-from qinco_jax.qinco import Qinco, Step
+from qinco_jax.network import Step
+from qinco_jax.product import Product
+from qinco_jax.qinco import Qinco
 
 
 def to_faiss(model: Qinco) -> Any:
@@ -23,7 +25,7 @@ def to_faiss(model: Qinco) -> Any:
     Its codes are those of `encode(model, x, num_candidates=K, beam_size=1)`, but where two
     codewords are as good up to rounding: Faiss has no pre-selection and no beam. It decodes the
     codes of any search. The model's mean, scale and rotation go into its weights
-    (`interop.folding`).
+    (`interop.folding`), and the factors of form "qinco-lr" are multiplied.
 
     To search, with K = 2^nbits codewords, put it into an index:
 
@@ -38,7 +40,7 @@ def to_faiss(model: Qinco) -> Any:
     hundred vectors at a time, or here.
 
     Args:
-      model: of form "qinco".
+      model: of form "qinco" or "qinco-lr", without a coarse codebook.
 
     Raises:
       InputError: Faiss is not installed, or has no such model; the message says what remains.
@@ -129,18 +131,22 @@ def from_faiss(codec: Any) -> Qinco:
 
 
 def _require_exportable(model: Qinco) -> None:
-    """Refuses what is no network of Faiss's.
+    """Refuses what no faiss.QINCo computes.
 
     Raises:
-      InputError: says what it is, and the way that remains.
+      InputError: says what that is, and the way that remains.
     """
-    if not isinstance(model, Qinco):
-        kind = type(model).__name__
-    elif model.form != "qinco":
-        kind = f"form {model.form!r}"
+    if isinstance(model, Product):
+        reason = "a product is several codecs: export each of model.parts, for its sub-vectors"
+    elif not isinstance(model, Qinco):
+        reason = f"got {type(model).__name__}; pass a Qinco of form 'qinco' or 'qinco-lr'"
+    elif model.form == "qinco2":
+        reason = "faiss.QINCo has the network of forms 'qinco' and 'qinco-lr', not of 'qinco2'"
+    elif model.ivf:
+        reason = "faiss.QINCo has no coarse codebook: keep that, and export a model without one"
     else:
         return
     raise InputError(
-        f"Faiss has no {kind}, only form 'qinco'; train that, or put decoded vectors into any of "
-        "Faiss's indexes, or fit additive tables to the codes"
+        f"{reason}; or put decoded vectors into any of Faiss's indexes, or fit additive tables to "
+        "the codes"
     )

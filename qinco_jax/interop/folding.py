@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.qinco import Qinco, Step
+from qinco_jax.network import Step
+from qinco_jax.qinco import Qinco
 
 
 def folded(model: Qinco) -> Qinco:
@@ -19,14 +20,16 @@ def folded(model: Qinco) -> Qinco:
 
         c' = s c R^T, for step 1 plus the mean;  W_x' = R W_x;  b' = s b - mean W_x'
 
-    and, where there are no projections, so that z lives in that space as well, U' = R U,
-    V' = V R^T, W_z' = R W_z R^T, and W_x' and b' R^T on their right. Computed in float64.
+    With projections, P_in' = R P_in and P_out' = P_out R^T. Without, z lives in that space as well:
+    U' = R U, V' = V R^T, W_z' = R W_z R^T, and W_x' and b' have R^T on their right. Computed in
+    float64.
 
     Args:
-      model: of any form and search; D x D matrices are multiplied, in milliseconds.
+      model: of any form and search, behind a coarse codebook or not.
 
     Returns:
-      The model in float32, its static fields the same but for `center`.
+      The model in float32, not centered, else with the same settings; but form "qinco-lr" becomes
+      "qinco", its W multiplied out, since b is no longer 0.
 
     Raises:
       InputError: the model normalizes vectors; no network divides by a length.
@@ -40,14 +43,16 @@ def folded(model: Qinco) -> Qinco:
     mean, scale = _float64(model.mean), _float64(model.scale)
     out = np.eye(len(mean)) if model.rotation is None else _float64(model.rotation).T
     inside = out if steps.proj_in is None else np.eye(steps.up.shape[-2])  # of z
-    of_codeword, of_context = np.split(steps.concat, [len(inside)], axis=1)
+    concat = steps.concat if steps.concat_out is None else steps.concat @ steps.concat_out
+    bias = np.zeros(concat.shape[-1]) if steps.bias is None else steps.bias
+    of_codeword, of_context = np.split(concat, [len(inside)], axis=1)
     of_context = out.T @ of_context @ inside
-    wide = Step(
+    plain = Step(
         codebook=scale * steps.codebook @ out,
         preselect=None if steps.preselect is None else scale * steps.preselect @ out,
         proj_in=None if steps.proj_in is None else out.T @ steps.proj_in,
         concat=np.concatenate([inside.T @ of_codeword @ inside, of_context], axis=1),
-        bias=scale * steps.bias @ inside - mean @ of_context,
+        bias=scale * bias @ inside - mean @ of_context,
         up=inside.T @ steps.up,
         down=steps.down @ inside,
         proj_out=None if steps.proj_out is None else steps.proj_out @ out,
@@ -58,8 +63,9 @@ def folded(model: Qinco) -> Qinco:
         scale=jnp.ones_like(model.scale),
         rotation=None,
         center=False,
+        form="qinco" if model.form == "qinco-lr" else model.form,
         codebook=_float32(scale * _float64(model.codebook) @ out + mean),
-        steps=jax.tree.map(_float32, wide),
+        steps=jax.tree.map(_float32, plain),
     )
 
 
