@@ -22,7 +22,7 @@ CONFIG = qj.QincoConfig(
     form="qinco", dim=6, num_steps=4, codebook_size=16, hidden_dim=9, num_blocks=2,
     num_candidates=5, beam_size=4,
 )  # fmt: skip
-PUBLISHED = ("v1_qinco", "v1_qincolr", "v2_qinco1mode")
+PUBLISHED = ("v1_qinco", "v2_qinco1mode")  # low rank among them
 KINDS = {
     "centered": {},
     "not centered": {"center": False},

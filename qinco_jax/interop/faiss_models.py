@@ -33,11 +33,11 @@ def to_faiss(model: Qinco) -> Any:
         index.qinco, index.is_trained = codec, True  # it takes a copy
         index.add_sa_codes(codes.pack(qinco_jax.encode(model, x), K))
 
-    `qinco_jax.codes.pack` and `unpack` are of its layout, so `index.sa_decode` takes what `pack`
+    `qinco_jax.codes.pack` and `unpack` have its layout, so `index.sa_decode` takes what `pack`
     made, and `unpack` what `index.sa_encode` made. Faiss decodes whole codes only: for their first
     m columns export `prefix(model, m)`. It searches by decoding every code, and writes no QINCo to
-    a file: keep the model. `encode` takes memory for N K (D + H) numbers or more: encode a few
-    hundred vectors at a time, or here.
+    a file: keep the model. Its `encode` holds all candidates of all vectors at once, 0.9 MB a
+    vector at K = H = 256 and D = 128: encode here, or a few hundred at a time.
 
     Args:
       model: of form "qinco" or "qinco-lr", without a coarse codebook.
