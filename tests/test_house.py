@@ -18,7 +18,7 @@ PACKAGE = ROOT / "qinco_jax"
 
 LAYERS = [
     {"errors", "version", "files", "codec", "machine"},
-    {"data.stored", "data.sets", "data.transports"},
+    {"optional", "data.stored", "data.sets", "data.transports"},
     {"config", "distances", "checks", "folders", "data.formats", "data.batches",
      "data.synthetic", "data.transfers"},
     {"data.containers", "data.holdout", "data.crop", "data.download"},
@@ -28,8 +28,9 @@ LAYERS = [
      "evaluate.neighbours", "baselines.lookup", "baselines.network", "baselines.triplets"},
     {"rq", "network", "baselines.pq", "evaluate.metrics"},
     {"qinco", "baselines.through_faiss", "baselines.unq", "evaluate.report"},
-    {"product", "centroids", "evaluate.sweep", "evaluate.summary", "evaluate.drawing"},
-    {"coding", "evaluate.plots"},
+    {"product", "centroids", "interop.folding",
+     "evaluate.sweep", "evaluate.summary", "evaluate.drawing"},
+    {"coding", "interop.faiss_models", "evaluate.plots"},
     {"training", "models", "preselector", "codecs"},
     {"fit"},
     {"logs", "contenders", "evaluate.page"},
