@@ -10,7 +10,7 @@ import peers
 import timing
 import workload
 
-from qinco_jax import kmeans, qinco, rq
+from qinco_jax import coding, kmeans, rq
 
 
 def others(grid, seconds):
@@ -38,7 +38,7 @@ def faiss_encode(seconds, name="qinco L=2"):
     config = workload.sized(name)
     model, x = workload.random_model(config), workload.vectors(config.dim)
     search = workload.search(config.codebook_size, 1)
-    ours = functools.partial(qinco.encode, model, **search)
+    ours = functools.partial(coding.encode, model, **search)
     theirs, _ = peers.faiss_qinco(model)
     found = timing.side_by_side(ours, theirs, x, seconds, **workload.search_counts(search))
     found["equal"] = equal(ours, theirs, x[:256])
@@ -48,7 +48,7 @@ def faiss_encode(seconds, name="qinco L=2"):
 def faiss_decode(seconds, name="qinco L=2"):
     config = workload.sized(name)
     model, codes = workload.random_model(config), workload.codes(config)
-    ours, theirs = functools.partial(qinco.decode, model), peers.faiss_qinco(model)[1]
+    ours, theirs = functools.partial(coding.decode, model), peers.faiss_qinco(model)[1]
     found = timing.side_by_side(ours, theirs, codes, seconds, **workload.row_counts(4))
     found["max_difference"] = float(np.abs(ours(codes[:1024]) - theirs(codes[:1024])).max())
     return {"peer": "faiss.QINCo", "task": "decode", **workload.fields(name)} | found
@@ -59,7 +59,7 @@ def without_tables(peer, make, search, seconds, name="qinco2-S"):
     config = workload.sized(name)
     model, x = workload.random_model(config), workload.vectors(config.dim)
     candidates = search["num_candidates"] * search["beam_size"]
-    ours = functools.partial(qinco.encode, model, **search)
+    ours = functools.partial(coding.encode, model, **search)
 
     def make_encode(block):
         encode, _ = make(model, block)

@@ -15,7 +15,7 @@ import numpy as np
 import timing
 import workload
 
-from qinco_jax import machine, qinco
+from qinco_jax import coding, machine
 from qinco_jax.evaluate import report
 from qinco_jax.files import replacing
 
@@ -37,7 +37,7 @@ def point(sizes):
     config = dataclasses.replace(
         workload.sized("qinco2-S", sizes["dim"]), **{name: sizes[name] for name in names}
     )
-    return config, search, functools.partial(qinco.encode, workload.random_model(config), **search)
+    return config, search, functools.partial(coding.encode, workload.random_model(config), **search)
 
 
 def over_rows(factors, seconds):

@@ -84,13 +84,13 @@ def encode_block(prepared, x, way):
             found = beam.expand(found, proposed, step, way.beams[step])
         return found.codes[0]
 
-    return jax.vmap(one)(normalise(x, model.mean, model.scale))
+    return jax.vmap(one)(normalise(x, model.transform))
 
 
 def encode(model, x, way):
     """Codes of `x`, and seconds without compilation; two threads, as in the library."""
     model = qinco.network_dtype(model, jnp.dtype(way.dtype))
-    prepared = jax.jit(qinco._with_tables)(model)
+    prepared = jax.jit(qinco.prepare)(model)
     work = max(a * b for a, b in zip(way.candidates, way.beams, strict=False))
     size = rows.block_rows(work)
     blocks = [np.resize(x[i : i + size], (size, x.shape[1])) for i in range(0, len(x), size)]

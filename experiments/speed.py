@@ -22,7 +22,7 @@ import numpy as np
 import timing
 import workload
 
-from qinco_jax import machine, qinco, training
+from qinco_jax import coding, machine, qinco, training
 from qinco_jax.evaluate import report
 
 DTYPES = ("float32", "bfloat16")
@@ -52,7 +52,7 @@ def encode(grid, seconds):
         search = {name: point[name] for name in ("num_candidates", "beam_size", "joint")}
         config, dtype = workload.sized(**sizes), point["dtype"]
         model = qinco.network_dtype(workload.random_model(config), jnp.dtype(dtype))
-        run = functools.partial(qinco.encode, model, **search)
+        run = functools.partial(coding.encode, model, **search)
         counts, x = workload.search_counts(search), workload.vectors(config.dim)
         found = timing.measure(run, x, seconds, **counts)
         flops = workload.encode_flops(config, point["num_candidates"], point["beam_size"])
@@ -76,7 +76,7 @@ def decode(grid, seconds):
         model, codes = workload.random_model(config), workload.codes(config)
         flops, counts = workload.decode_flops(config), workload.row_counts(4)
         for dtype in DTYPES:
-            run = functools.partial(qinco.decode, qinco.network_dtype(model, jnp.dtype(dtype)))
+            run = functools.partial(coding.decode, qinco.network_dtype(model, jnp.dtype(dtype)))
             found = timing.measure(run, codes, seconds, **counts)
             found["gflops"] = found["vectors_per_s"] * flops / 1e9
             if dtype == "bfloat16":
@@ -87,9 +87,9 @@ def decode(grid, seconds):
 def bfloat16_error(model, num_rows=1024):
     """By which part of itself the MSE of the same codes grows if decoded in bfloat16."""
     x = workload.vectors(model.mean.shape[0])[:num_rows]
-    codes = qinco.encode(model, x, **workload.search(4, 1))
+    codes = coding.encode(model, x, **workload.search(4, 1))
     full, half = (
-        np.square(x - qinco.decode(qinco.network_dtype(model, jnp.dtype(dtype)), codes)).mean()
+        np.square(x - coding.decode(qinco.network_dtype(model, jnp.dtype(dtype)), codes)).mean()
         for dtype in DTYPES
     )
     return float(half / full - 1)

@@ -5,14 +5,18 @@ codes, or their first columns, back into vectors. `train` makes the pytree.
 """
 
 from qinco_jax import rq
+from qinco_jax.centroids import train_centroids
+from qinco_jax.coding import decode, encode, prefix
 from qinco_jax.compare import compare
 from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.data import catalog as datasets
 from qinco_jax.errors import InputError
 from qinco_jax.fit import train
 from qinco_jax.models import load, save
+from qinco_jax.network import Step
 from qinco_jax.preselector import fit_preselector
-from qinco_jax.qinco import Qinco, Step, decode, encode, init, prefix
+from qinco_jax.product import Product
+from qinco_jax.qinco import Qinco, init
 from qinco_jax.training import RECIPES, Recipe
 from qinco_jax.version import __version__
 
@@ -20,6 +24,7 @@ __all__ = [
     "PRESETS",
     "RECIPES",
     "InputError",
+    "Product",
     "Qinco",
     "QincoConfig",
     "Recipe",
@@ -36,4 +41,5 @@ __all__ = [
     "rq",
     "save",
     "train",
+    "train_centroids",
 ]

@@ -21,7 +21,7 @@ class Beam:
     """The partial codes kept for one vector, best first.
 
     Attributes:
-      codes: [B, M] int32, columns of steps not yet taken are 0.
+      codes: [B, m] int32, columns of steps not yet taken are 0.
       x_hat: [B, D] float32, their reconstructions.
       error: [B] float32, squared distances to x; inf marks an entry that is not there (B > K).
     """
@@ -51,42 +51,56 @@ class Candidates:
 Propose = Callable[[Any, jax.Array, Beam], Candidates]
 
 
+def root(x_hat: jax.Array, num_columns: int) -> Beam:
+    """The beam of one entry before any step, at the reconstruction x_hat [D]."""
+    codes = jnp.zeros((1, num_columns), jnp.int32)
+    return Beam(codes, x_hat[None], jnp.zeros(1))
+
+
 def start(x: jax.Array, codebook: jax.Array, num_steps: int, beam_size: int) -> Beam:
     """The beam after step 1: the codewords [K, D] nearest to x [D], min(B, K) of them."""
-    count = min(beam_size, codebook.shape[0])
-    error, index = smallest(squared_distances(x, codebook), count)
-    pad = (0, beam_size - count)
-    index = jnp.pad(index, pad)
-    codes = jnp.zeros((beam_size, num_steps), jnp.int32).at[:, 0].set(index)
-    return Beam(codes, codebook[index], jnp.pad(error, pad, constant_values=jnp.inf))
+    index = jnp.arange(codebook.shape[0])
+    error = squared_distances(x, codebook)
+    every = Candidates(jnp.zeros_like(index), index, error, lambda best: codebook[best])
+    return expand(root(jnp.zeros_like(x), num_steps), every, 0, beam_size)
 
 
-def expand(beam: Beam, candidates: Candidates, step: jax.Array | int, beam_size: int) -> Beam:
-    """Keeps the best B of the C candidates as the beam after step number `step` (from 0)."""
+def expand(beam: Beam, candidates: Candidates, column: jax.Array | int, beam_size: int) -> Beam:
+    """Keeps the best B of the C candidates, whose indices become a column of the codes.
+
+    Where C < B the beam is filled up with entries that are not there.
+    """
     absent = jnp.isinf(beam.error)[candidates.parent]
-    error, best = smallest(jnp.where(absent, jnp.inf, candidates.error), beam_size)
-    codes = beam.codes[candidates.parent[best]].at[:, step].set(candidates.index[best])
-    return Beam(codes, candidates.x_hat(best), error)
+    errors = jnp.where(absent, jnp.inf, candidates.error)
+    error, best = smallest(errors, min(beam_size, errors.shape[0]))
+    codes = beam.codes[candidates.parent[best]].at[:, column].set(candidates.index[best])
+    missing = (0, beam_size - error.shape[0])
+    return Beam(
+        jnp.pad(codes, (missing, (0, 0))),
+        jnp.pad(candidates.x_hat(best), (missing, (0, 0))),
+        jnp.pad(error, missing, constant_values=jnp.inf),
+    )
 
 
-def search(x: jax.Array, codebook: jax.Array, steps: Any, propose: Propose, beam_size: int) -> Beam:
+def search(x: jax.Array, first: Beam, steps: Any, propose: Propose) -> Beam:
     """Beam search for one vector (QINCo2, Sec. 3.2).
 
     Args:
       x: [D] float32.
-      codebook: [K, D], the plain codebook of step 1.
-      steps: pytree of arrays with a leading axis of M - 1, scanned over.
+      first: the beam of B entries that the steps go on from.
+      steps: pytree of arrays with a leading axis, scanned over, one step for each of the last
+        columns of the codes.
       propose: (one element of `steps`, x, the beam) -> at least B `Candidates`.
-      beam_size: B.
 
     Returns:
       The final beam; its first entry is the encoding.
     """
-    num_rest = jax.tree.leaves(steps)[0].shape[0]
+    beam_size, num_columns = first.codes.shape
+    num_steps = jax.tree.leaves(steps)[0].shape[0]
 
     def body(beam: Beam, inputs: tuple[jax.Array, Any]) -> tuple[Beam, None]:
-        number, step = inputs
-        return expand(beam, propose(step, x, beam), number, beam_size), None
+        column, step = inputs
+        return expand(beam, propose(step, x, beam), column, beam_size), None
 
-    first = start(x, codebook, num_rest + 1, beam_size)
-    return lax.scan(body, first, (jnp.arange(1, num_rest + 1), steps))[0]
+    columns = jnp.arange(num_columns - num_steps, num_columns)
+    return lax.scan(body, first, (columns, steps))[0]

@@ -64,11 +64,11 @@ def finite(part: Rows, offset: int = 0, what: str = "the vectors") -> np.ndarray
     return part
 
 
-def codes(values: Array, num_steps: int) -> Array:
-    """Returns `values` as an array, checked to be codes [N, m] or [m] with 1 <= m <= `num_steps`.
+def codes(values: Array, num_columns: int) -> Array:
+    """Returns `values` as an array, checked to be codes [N, m] or [m], 1 <= m <= `num_columns`.
 
     Raises:
-      InputError: not integers, another rank, no columns or more than the model has steps.
+      InputError: not integers, another rank, no columns or more than the model's codes have.
     """
     if not isinstance(values, jax.Array | np.ndarray):
         values = np.asarray(values)
@@ -76,25 +76,33 @@ def codes(values: Array, num_steps: int) -> Array:
         raise InputError(f"codes have dtype {values.dtype}; they must be integers")
     if values.ndim not in (1, 2):
         raise InputError(f"codes have shape {values.shape}; expected [N, m] or one code [m]")
-    if not 1 <= values.shape[-1] <= num_steps:
+    if not 1 <= values.shape[-1] <= num_columns:
         raise InputError(
-            f"codes have {values.shape[-1]} columns; the model has {num_steps} steps, so 1 to "
-            f"{num_steps} columns can be decoded"
+            f"codes have {values.shape[-1]} columns; the model's have {num_columns}, so 1 to "
+            f"{num_columns} can be decoded"
         )
     return values
 
 
-def codes_below(codebook_size: int, part: np.ndarray, offset: int = 0) -> np.ndarray:
-    """Returns codes as int32, checked to be in 0..K-1; row `offset` is the first.
+def codes_below(
+    codebook_size: int | tuple[int, ...], part: np.ndarray, offset: int = 0
+) -> np.ndarray:
+    """Returns codes [N, m] as int32, checked to be in 0..K-1; row `offset` is the first.
+
+    Args:
+      codebook_size: K, or that of each column.
+      part: the codes.
+      offset: their first row's number, for the message.
 
     Raises:
       InputError: names the first bad row and its code.
     """
-    bad = (part < 0) | (part >= codebook_size)
+    sizes = np.broadcast_to(np.atleast_1d(codebook_size)[: part.shape[1]], part.shape)
+    bad = (part < 0) | (part >= sizes)
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise InputError(
             f"code {part[row, column]} in row {offset + row}, column {column} is outside "
-            f"0..{codebook_size - 1}; these codes belong to another model"
+            f"0..{sizes[row, column] - 1}; these codes belong to another model"
         )
     return part.astype(np.int32)

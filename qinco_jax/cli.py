@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from qinco_jax import checks, codecs, contenders, data_cli, fit, models, qinco, rq
+from qinco_jax import checks, codecs, coding, contenders, data_cli, fit, models, rq
 from qinco_jax import codes as code_files
+from qinco_jax.centroids import train_centroids
 from qinco_jax.codec import Codec
 from qinco_jax.compare import compare as compare_codecs
 from qinco_jax.config import PRESETS
@@ -21,6 +22,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.evaluate import plots, report
 from qinco_jax.evaluate.neighbours import queries_of
 from qinco_jax.logs import run_log, stage_bar
+from qinco_jax.training import Recipe
 from qinco_jax.version import __version__
 
 T = TypeVar("T")
@@ -117,13 +119,14 @@ def _data_options(eval_rows: int | None) -> Callable[[Callable[..., None]], Call
 @click.option("--bytes", "num_bytes", default=8.0, show_default=True, help="bytes per vector")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1),
               help="of the start and the data order")  # fmt: skip
+@click.option("--centroids", metavar="FILE", help="coarse centroids, of `qinco centroids`")
 @click.option("--out", help="folder of the run [default: runs/DATASET-PRESET-BYTESB]")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
               help="another size or recipe setting, such as hidden_dim=512 or num_epochs=40; "
                    "may be given several times")  # fmt: skip
 def train(
-    preset: str, num_bytes: float, seed: int, out: str | None, settings: tuple[str, ...],
-    eval_rows: int, **files: str | None,
+    preset: str, num_bytes: float, seed: int, centroids: str | None, out: str | None,
+    settings: tuple[str, ...], eval_rows: int, **files: str | None,
 ) -> None:  # fmt: skip
     """Trains a model, then shows its error and recall beside RQ's.
 
@@ -131,6 +134,9 @@ def train(
     command again to go on after an interruption.
     """
     data = _load(files)
+    coarse = None if centroids is None else formats.read(centroids)
+    if coarse is not None:
+        settings = (*settings, f"num_centroids={len(coarse)}")
     config, recipe = contenders.sized(preset, num_bytes, settings)
     folder = Path(out or f"runs/{data.name}-{preset}-{num_bytes:g}B")
     if (folder / fit.FINISHED).exists():
@@ -142,22 +148,22 @@ def train(
         )
     with run_log(folder) as log:
         model = fit.train(
-            data.train, config, recipe, seed=seed, x_val=data.validation, run_dir=folder, log=log
-        )
+            data.train, config, recipe, seed=seed, x_val=data.validation, run_dir=folder, log=log,
+            centroids=coarse,
+        )  # fmt: skip
 
     kept, held_back = fit.split(data.train, data.validation, recipe)
     if len(held_back) == 0:  # the untrained model, which has seen none of them
         held_back = kept
     if len(kept) > RQ_ROWS:
         click.echo(f"training RQ on {RQ_ROWS:,} of the {len(kept):,} rows")
+    width, steps = config.num_parts, codecs.rates(config.num_steps)
     baseline = rq.train(
-        kept, config.num_steps, config.codebook_size,
+        kept, width * config.num_steps, config.codebook_size,
         seed=seed, beam_size=5, num_iters=25, max_rows=RQ_ROWS, **config.transform,
     )  # fmt: skip
-    per_step = config.bits / config.num_steps
-    steps = codecs.rates(config.num_steps)
     rows = _measure(
-        [codecs.of_rq(baseline, m, per_step, RQ_BEAM) for m in steps]
+        [codecs.of_rq(baseline, width * m, config.step_bits / width, RQ_BEAM) for m in steps]
         + [codecs.of_qinco(model, m) for m in steps],
         data if data.database is not None else data._replace(database=held_back),
         eval_rows,
@@ -169,6 +175,31 @@ def train(
 
 
 @main.command()
+@click.argument("centroids")
+@click.option("--dataset", default="sift-photos", show_default=True, metavar="NAME|PATH",
+              help="whose training vectors to take")  # fmt: skip
+@click.option("--num", "num_centroids", required=True, type=click.IntRange(min=2),
+              help="K_ivf, the number of centroids")  # fmt: skip
+@click.option("--iterations", default=10, show_default=True, type=click.IntRange(min=1))
+@click.option("--rows", "max_rows", metavar="N", type=click.IntRange(min=2),
+              help="train on at most N vectors [default: 256 for each centroid]")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1))
+def centroids(
+    centroids: str, dataset: str, num_centroids: int, iterations: int, max_rows: int | None,
+    seed: int,
+) -> None:  # fmt: skip
+    """Trains the coarse codebook of an IVF-QINCo into the new file CENTROIDS (.npy)."""
+    data = catalog.load(dataset)
+    kept, _ = fit.split(data.train, data.validation, Recipe())
+    shape, title = (num_centroids, kept.shape[1]), f"{num_centroids:,} centroids of {data.name}"
+    with formats.create(centroids, shape, np.float32) as out, stage_bar(title) as advance:
+        out[:] = train_centroids(
+            kept, num_centroids,
+            seed=seed, num_iters=iterations, max_rows=max_rows, advance=advance,
+        )  # fmt: skip
+
+
+@main.command()
 @click.argument("model")
 @click.argument("vectors")
 @click.argument("codes")
@@ -177,16 +208,15 @@ def encode(model: str, vectors: str, codes: str, **search: Any) -> None:
     """Encodes the file VECTORS with MODEL into the new file CODES (.npy, packed bytes)."""
     codec = models.load(model)
     x = read_rows(vectors)
-    checks.vectors(x, codec.mean.shape[0], vectors)
-    size = codec.config.codebook_size
-    width, dtype = code_files.row_shape(codec.num_steps, size)
+    checks.vectors(x, codec.dim, vectors)
+    width, dtype = code_files.row_shape(codec.config)
     if Path(codes).suffix != ".npy":
         raise InputError(f"codes are written as .npy; name the output {codes}.npy")
     with formats.create(codes, (len(x), width), dtype) as out:
         for span in _spans(len(x), "encoding"):
             rows = checks.finite(x[span], span.start, vectors)
-            found = qinco.encode(codec, rows, **search)
-            out[span] = code_files.to_rows(np.asarray(found), size)
+            found = coding.encode(codec, rows, **search)
+            out[span] = code_files.to_rows(np.asarray(found), codec.config)
 
 
 @main.command()
@@ -197,13 +227,13 @@ def decode(model: str, codes: str, vectors: str) -> None:
     """Decodes the file CODES with MODEL into the new file VECTORS (.npy, .fvecs or .fbin)."""
     codec = models.load(model)
     rows = formats.read(codes)
-    size = codec.config.codebook_size
-    code_files.from_rows(rows[:1], codec.num_steps, size)  # refuses other widths first
-    with formats.create(vectors, (len(rows), codec.mean.shape[0]), np.float32) as out:
+    config, sizes = codec.config, codec.column_sizes
+    code_files.from_rows(rows[:1], config)  # refuses other widths first
+    with formats.create(vectors, (len(rows), codec.dim), np.float32) as out:
         for span in _spans(len(rows), "decoding"):
-            found = code_files.from_rows(rows[span], codec.num_steps, size)
-            found = checks.codes_below(size, found, span.start)
-            out[span] = np.asarray(qinco.decode(codec, found))
+            found = code_files.from_rows(rows[span], config)
+            found = checks.codes_below(sizes, found, span.start)
+            out[span] = np.asarray(coding.decode(codec, found))
 
 
 @main.command()
@@ -225,7 +255,7 @@ def evaluate(
     data = _load(files)
     if data.database is None:
         data = data._replace(database=data.train)
-    checks.vectors(data.train, codec.mean.shape[0], data.name)
+    checks.vectors(data.train, codec.dim, data.name)
     if out is not None and (Path(out).exists() or not Path(out).parent.is_dir()):
         raise InputError(f"{out} exists or has no folder to lie in; choose another name")
     steps = codecs.rates(codec.num_steps)

@@ -19,6 +19,8 @@ class Codec(NamedTuple):
       decode: codes [N, ...] -> reconstructions [N, D] float32.
       size: bytes of the codebooks and networks that both need.
       normalize: whether the reconstructions approximate x / |x|, not x.
+      column_sizes: how many values each column of a code takes; `None` where they share the bits
+        equally.
     """
 
     name: str
@@ -27,3 +29,4 @@ class Codec(NamedTuple):
     decode: Callable[[Array], Array]
     size: int = 0
     normalize: bool = False
+    column_sizes: tuple[int, ...] | None = None

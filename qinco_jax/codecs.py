@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from qinco_jax import qinco, rq
+from qinco_jax import coding, rq
 from qinco_jax.codec import Codec
-from qinco_jax.qinco import Qinco
+from qinco_jax.coding import Model
 from qinco_jax.rq import RQ
 
 
@@ -18,25 +18,27 @@ def rates(num_steps: int) -> list[int]:
 
 
 def of_qinco(
-    model: Qinco,
+    model: Model,
     num_steps: int,
     num_candidates: int | None = None,
     beam_size: int | None = None,
     joint: bool | None = None,
 ) -> Codec:
     """The codec of a model's first `num_steps` steps, searched as said (`None`: as it is wont)."""
-    model = qinco.prefix(model, num_steps)
+    model = coding.prefix(model, num_steps)
     config = model.config
-    search = qinco.search_of(model, num_candidates, beam_size, joint)
-    name = "QINCo2" if config.form == "qinco2" else "QINCo"
+    search = coding.search_of(model, num_candidates, beam_size, joint)
+    kind = "PQ-" * (config.num_parts > 1) + "IVF-" * (config.num_centroids is not None)
+    name = kind + {"qinco": "QINCo", "qinco-lr": "QINCo-LR", "qinco2": "QINCo2"}[config.form]
     return Codec(
         f"{name} A={search.num_candidates} B={search.beam_size}{' joint' * search.joint}"
         f"{' unit' * config.normalize}",
         config.bits,
-        functools.partial(qinco.encode, model, **dataclasses.asdict(search)),
-        functools.partial(qinco.decode, model),
+        functools.partial(coding.encode, model, **dataclasses.asdict(search)),
+        functools.partial(coding.decode, model),
         size(model),
         config.normalize,
+        model.column_sizes,
     )
 
 

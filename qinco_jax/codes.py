@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax import checks
+from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
 
 
@@ -94,29 +95,48 @@ def unpack(packed: np.ndarray, num_steps: int, codebook_size: int) -> np.ndarray
     return codes.astype(code_dtype(codebook_size), copy=False)
 
 
-def to_rows(codes: np.ndarray, codebook_size: int) -> np.ndarray:
-    """Codes [N, M] as a file keeps them: packed where K is a power of two, else as they are."""
-    if _is_power(codebook_size):
-        return pack(codes, codebook_size)
-    return codes.astype(code_dtype(codebook_size))
+def to_rows(codes: np.ndarray, config: QincoConfig) -> np.ndarray:
+    """A model's codes as a file keeps them: packed where K is a power of two, else as they are.
+
+    Packed rows begin with the coarse index, if there is one, in whole bytes, the least significant
+    first.
+    """
+    if not _is_power(config.codebook_size):
+        return codes.astype(row_shape(config)[1])
+    if config.num_centroids is None:
+        return pack(codes, config.codebook_size)
+    coarse = np.ascontiguousarray(codes[:, :1], "<u4").view(np.uint8)[:, : config.coarse_bits // 8]
+    return np.concatenate([coarse, pack(codes[:, 1:], config.codebook_size)], axis=1)
 
 
-def row_shape(num_steps: int, codebook_size: int) -> tuple[int, np.dtype]:
+def row_shape(config: QincoConfig) -> tuple[int, np.dtype]:
     """Width and dtype of the rows that `to_rows` makes."""
-    if _is_power(codebook_size):
-        return code_bytes(num_steps, codebook_size), np.dtype(np.uint8)
-    return num_steps, np.dtype(code_dtype(codebook_size))
+    columns, coarse = config.num_parts * config.num_steps, config.num_centroids is not None
+    if _is_power(config.codebook_size):
+        width = config.coarse_bits // 8 + code_bytes(columns, config.codebook_size)
+        return width, np.dtype(np.uint8)
+    return columns + coarse, np.dtype(np.uint32 if coarse else code_dtype(config.codebook_size))
 
 
-def from_rows(rows: np.ndarray, num_steps: int, codebook_size: int) -> np.ndarray:
-    """The codes [N, m] of rows that `to_rows` made for a model of M steps, or of its prefix.
+def from_rows(rows: np.ndarray, config: QincoConfig) -> np.ndarray:
+    """The codes [N, m] of rows that `to_rows` made for a model, or of its prefix.
 
     Raises:
       InputError: the rows are no such codes.
     """
-    if not _is_power(codebook_size):
-        return np.asarray(checks.codes(rows, num_steps))
-    return unpack(rows, num_packed_steps(rows.shape[1], num_steps, codebook_size), codebook_size)
+    columns, coarse = config.num_parts * config.num_steps, config.num_centroids is not None
+    if not _is_power(config.codebook_size):
+        return np.asarray(checks.codes(rows, columns + coarse))
+    rows, first = np.asarray(rows), config.coarse_bits // 8
+    if rows.ndim != 2:
+        raise InputError(f"packed codes have shape {rows.shape}; expected [N, bytes]")
+    num_steps = num_packed_steps(rows.shape[1] - first, columns, config.codebook_size)
+    codes = unpack(rows[:, first:], num_steps, config.codebook_size)
+    if not coarse:
+        return codes
+    index = np.zeros((len(rows), 4), np.uint8)
+    index[:, :first] = rows[:, :first]
+    return np.concatenate([index.view("<u4"), codes.astype(np.uint32)], axis=1)
 
 
 def num_packed_steps(width: int, num_steps: int, codebook_size: int) -> int:

@@ -12,7 +12,7 @@ from qinco_jax.errors import InputError
 
 T = TypeVar("T")
 
-FORMS = ("qinco", "qinco2")
+FORMS = ("qinco", "qinco-lr", "qinco2")
 
 
 def refuses_unknown(kind: type[T]) -> type[T]:
@@ -48,15 +48,16 @@ class QincoConfig:
       dim: D, dimensions of a vector; `None` takes the training vectors'.
       num_steps: M, quantization steps, one code each.
       codebook_size: K, codewords per step, at most 65,536.
-      embed_dim: E, width of the embedding; `None` means E = D. Form "qinco" has E = D always.
-      hidden_dim: H, width inside a residual block.
+      embed_dim: E, width of the embedding; `None` means E = D, which only form "qinco2" may change.
+      hidden_dim: H, width inside a residual block; of form "qinco-lr" also the rank of W.
       num_blocks: L, residual blocks per step.
       num_candidates: A, codewords per beam entry that pre-selection sends through the network
         (QINCo2, Sec. 3); `None` means no pre-selection: all K.
       beam_size: B, partial codes kept after each step; 1 is greedy encoding.
       joint: whether a step's A B candidates are the best of all B K (ours), instead of the best A
         of each partial code (QINCo2).
-      form: "qinco" (arXiv 2401.14732) or "qinco2" (arXiv 2501.03078), the network of a step.
+      form: "qinco" (arXiv 2401.14732), "qinco-lr" (there in the appendix, for large D) or "qinco2"
+        (arXiv 2501.03078), the network of a step.
       projections: whether form "qinco2" has P_in and P_out. Only imported models with E = D lack
         them: their published program leaves both out.
       normalize: whether vectors are divided by their L2 norm before all; the model then
@@ -64,9 +65,15 @@ class QincoConfig:
       center: whether the mean of the training vectors is subtracted.
       rotate: whether vectors are rotated to the principal components of the training vectors,
         which changes no distance.
+      num_centroids: K_ivf, centroids of a frozen coarse codebook before step 1, at most 2^24: the
+        nearest one is column 0 of a code (IVF-QINCo); `None` means none.
+      num_parts: P, sub-vectors of D / P dimensions that a model each quantizes in M steps
+        (PQ-QINCo).
+      opq: whether a rotation that suits the sub-vectors (optimized product quantization) precedes.
 
     Raises:
-      InputError: a size that is no positive integer, A or E out of range, an unknown form.
+      InputError: a size that is no positive integer, A or E out of range, an unknown form, or
+        settings that exclude each other.
     """
 
     dim: int | None = None
@@ -83,11 +90,15 @@ class QincoConfig:
     normalize: bool = False
     center: bool = True
     rotate: bool = False
+    num_centroids: int | None = None
+    num_parts: int = 1
+    opq: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "codebook_size", "hidden_dim", "num_blocks", "beam_size"):
+        sizes = "num_steps", "codebook_size", "hidden_dim", "num_blocks", "beam_size", "num_parts"
+        for name in sizes:
             _require_positive(name, getattr(self, name))
-        for name in ("dim", "embed_dim", "num_candidates"):
+        for name in ("dim", "embed_dim", "num_candidates", "num_centroids"):
             if getattr(self, name) is not None:
                 _require_positive(name, getattr(self, name))
         if not 2 <= self.codebook_size <= 65536:
@@ -99,15 +110,32 @@ class QincoConfig:
             )
         if self.form not in FORMS:
             raise InputError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
-        for name in ("joint", "projections", "normalize", "center", "rotate"):
+        for name in ("joint", "projections", "normalize", "center", "rotate", "opq"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        bare = self.form == "qinco" or not self.projections
-        if bare and self.embed_dim not in (None, self.dim):
+        width = None if self.dim is None else self.dim // self.num_parts
+        if not self.has_projections and self.embed_dim not in (None, width):
             raise InputError(
                 f"embed_dim must be left out where there are no projections (form {self.form!r}): "
                 f"E = D there, got {self.embed_dim}"
             )
+        self._check_variants()
+
+    def _check_variants(self) -> None:
+        if self.num_centroids is not None and not 2 <= self.num_centroids <= 2**24:
+            raise InputError(f"num_centroids must be 2 to 2^24, got {self.num_centroids}")
+        if self.num_parts == 1:
+            if self.opq:
+                raise InputError("opq rotates for sub-vectors; set num_parts, or rotate instead")
+            return
+        if self.dim is not None and self.dim % self.num_parts:
+            raise InputError(
+                f"{self.dim} dimensions cannot be cut into {self.num_parts} equal sub-vectors; "
+                "choose a num_parts that divides them"
+            )
+        for name in ("num_centroids", "rotate"):
+            if getattr(self, name):
+                raise InputError(f"{name} does not go with num_parts = {self.num_parts}")
 
     def for_dim(self, dim: int) -> "QincoConfig":
         """Returns the config with `dim` and `embed_dim` filled in for vectors of `dim` dimensions.
@@ -117,7 +145,14 @@ class QincoConfig:
         """
         if self.dim not in (None, dim):
             raise InputError(f"the config is for {self.dim}-dimensional vectors, got {dim}")
-        return dataclasses.replace(self, dim=dim, embed_dim=self.embed_dim or dim)
+        embed_dim = self.embed_dim or dim // self.num_parts
+        return dataclasses.replace(self, dim=dim, embed_dim=embed_dim)
+
+    @property
+    def part(self) -> "QincoConfig":
+        """The config of the model of one sub-vector."""
+        dim = None if self.dim is None else self.dim // self.num_parts
+        return dataclasses.replace(self, dim=dim, num_parts=1, opq=False, normalize=False)
 
     @property
     def has_projections(self) -> bool:
@@ -131,20 +166,32 @@ class QincoConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The fields as files keep them: those of the transform only where they are unusual.
+        """The fields as files keep them: those of transform and variants only where unusual.
 
         So what was written when there were none is read as what it is, and goes on.
         """
         settings = dataclasses.asdict(self)
-        for name, value in self.transform.items():
-            if value == getattr(QincoConfig, name):
+        for name in (*self.transform, "num_centroids", "num_parts", "opq"):
+            if settings[name] == getattr(QincoConfig, name):
                 del settings[name]
         return settings
 
     @property
+    def coarse_bits(self) -> int:
+        """Bits of the coarse index: whole bytes, as files of codes and Faiss keep it; or 0."""
+        if self.num_centroids is None:
+            return 0
+        return 8 * -(-(self.num_centroids - 1).bit_length() // 8)
+
+    @property
+    def step_bits(self) -> float:
+        """Bits that each of the M steps adds, P log2(K), exact for powers of two."""
+        return self.num_parts * math.log2(self.codebook_size)
+
+    @property
     def bits(self) -> float:
-        """Bits per vector, M log2(K), exact for powers of two."""
-        return self.num_steps * math.log2(self.codebook_size)
+        """Bits per vector: those of the coarse index and of all steps."""
+        return self.coarse_bits + self.num_steps * self.step_bits
 
 
 _SEARCH: Mapping[str, Any] = {"num_candidates": 2, "beam_size": 64, "joint": True}

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 from qinco_jax import checkpoint, codecs, fit, models
 from qinco_jax.baselines import through_faiss, unq
 from qinco_jax.codec import Codec
+from qinco_jax.coding import Model
 from qinco_jax.config import PRESETS, QincoConfig, named
 from qinco_jax.data.stored import Vectors
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate.sweep import Advance, AtRate, Contender
-from qinco_jax.qinco import Qinco
 from qinco_jax.training import RECIPES, Recipe
 
 NAMES = (*through_faiss.NAMES, "unq", *PRESETS)
@@ -191,8 +191,13 @@ def _of_model(spec: Spec, rates: Sequence[float], dim: int) -> list[Contender]:
 
 def _fitting(config: QincoConfig, rates: Sequence[float]) -> tuple[float, ...]:
     """The rates at which a prefix of a model ends."""
-    per_step = config.bits / config.num_steps / 8
-    return tuple(r for r in rates if r <= config.bits / 8 and (r / per_step).is_integer())
+    return tuple(rate for rate in rates if 1 <= _steps_at(config, rate) <= config.num_steps)
+
+
+def _steps_at(config: QincoConfig, rate: float) -> int:
+    """The number of steps that a model of `rate` bytes has, 0 where it is not whole."""
+    steps = (8 * rate - config.coarse_bits) / config.step_bits
+    return int(steps) if steps == int(steps) else 0
 
 
 def _search_facts(config: QincoConfig, search: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,9 +205,8 @@ def _search_facts(config: QincoConfig, search: Mapping[str, Any]) -> dict[str, A
     return {name: search.get(name, getattr(config, name)) for name in names}
 
 
-def _at_rate(model: Qinco, search: Mapping[str, Any], rate: float) -> Codec:
-    per_step = model.config.bits / model.config.num_steps
-    return codecs.of_qinco(model, round(8 * rate / per_step), **search)
+def _at_rate(model: Model, search: Mapping[str, Any], rate: float) -> Codec:
+    return codecs.of_qinco(model, _steps_at(model.config, rate), **search)
 
 
 def sized(preset: str, num_bytes: float, settings: Sequence[str]) -> tuple[QincoConfig, Recipe]:
@@ -234,13 +238,13 @@ def sized(preset: str, num_bytes: float, settings: Sequence[str]) -> tuple[Qinco
             raise InputError(f"there is no setting {name!r}; did you mean {near!r}?")
         (sizes if name in config_names else how)[name] = _value(text)
     config, recipe = dataclasses.replace(config, **sizes), dataclasses.replace(recipe, **how)
-    bits_per_step = config.bits / config.num_steps
-    num_steps = num_bytes * 8 / bits_per_step
-    if not 1 <= num_steps <= 1024 or num_steps != int(num_steps):
+    num_steps = _steps_at(config, num_bytes)
+    if not 1 <= num_steps <= 1024:
+        behind = f" behind a coarse index of {config.coarse_bits} bits" * bool(config.coarse_bits)
         raise InputError(
-            f"{num_bytes:g} bytes are no whole number of steps of {bits_per_step:g} bits"
+            f"{num_bytes:g} bytes are no whole number of steps of {config.step_bits:g} bits{behind}"
         )
-    return dataclasses.replace(config, num_steps=int(num_steps)), recipe
+    return dataclasses.replace(config, num_steps=num_steps), recipe
 
 
 def _value(text: str) -> Any:

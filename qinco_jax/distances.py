@@ -1,5 +1,7 @@
 """Squared Euclidean distances and who is nearest: the only place where they are computed."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -29,6 +31,28 @@ def squared_distances(x: jax.Array, codebook: jax.Array) -> jax.Array:
     norms = along_last(jnp.sum(jnp.square(codebook), axis=-1), x)
     products = matmul(x, codebook.T)
     return jnp.sum(jnp.square(x), axis=-1, keepdims=True) - 2.0 * products + norms
+
+
+def nearest(x: jax.Array, codebook: jax.Array, block: int = 4096) -> tuple[jax.Array, jax.Array]:
+    """The codeword of [K, D] nearest to each vector [N, D], for any K in bounded memory.
+
+    Returns:
+      Squared distances [N] float32 and indices [N] int32, ties to the first.
+    """
+    size = codebook.shape[0]
+    block = min(block, size)
+    starts = jnp.minimum(jnp.arange(-(-size // block)) * block, size - block)  # the last overlaps
+
+    def body(best: tuple[jax.Array, jax.Array], start: jax.Array) -> tuple[Any, None]:
+        part = lax.dynamic_slice_in_dim(codebook, start, block)
+        distance, index = (found[:, 0] for found in smallest(squared_distances(x, part), 1))
+        better = distance < best[0]
+        return (
+            jnp.where(better, distance, best[0]), jnp.where(better, start + index, best[1])
+        ), None  # fmt: skip
+
+    none = jnp.full(x.shape[0], jnp.inf), jnp.zeros(x.shape[0], jnp.int32)
+    return lax.scan(body, none, starts)[0]
 
 
 def smallest(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

@@ -16,12 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from qinco_jax import checks, folders, models, qinco, rq, training
+from qinco_jax import checks, coding, folders, models, qinco, rq, training
+from qinco_jax.baselines.through_faiss import opq_rotation
+from qinco_jax.centroids import train_centroids
 from qinco_jax.checkpoint import Checkpoints
+from qinco_jax.coding import Model
 from qinco_jax.config import QincoConfig
+from qinco_jax.data import formats
 from qinco_jax.data.feed import Feed
-from qinco_jax.data.stored import Rows, Vectors, lazily
+from qinco_jax.data.stored import Rows, Vectors, derived, lazily
 from qinco_jax.errors import InputError
+from qinco_jax.product import Product
 from qinco_jax.qinco import Qinco
 from qinco_jax.training import Recipe, State
 from qinco_jax.transform import approximated
@@ -31,7 +36,7 @@ Log = Callable[[Mapping[str, float]], None]
 LOG_STEPS = 20
 SAVE_SECONDS = 60.0
 CHECKED_ROWS = 65536  # read at once where all rows are looked at
-FINISHED, CHECKPOINTS = "model", "checkpoints"
+FINISHED, CHECKPOINTS, ROTATION = "model", "checkpoints", "rotation.npy"
 
 
 class Interrupted(Exception):
@@ -51,8 +56,9 @@ def train(
     x_val: Vectors | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     log: Log | None = None,
+    centroids: Vectors | None = None,
     **changes: Any,
-) -> Qinco:
+) -> Model:
     """Trains a model; the same arguments on the same machine give the same model, bit for bit.
 
     The vectors are read while it trains, converted to float32 there, and may be a memory map or a
@@ -71,11 +77,14 @@ def train(
       log: called with records of numbers: `step`, `epoch`, `vectors` seen of `num_vectors`, and
         `loss`, learning `rate` and `waiting`, the share of the time since the last record that
         was spent waiting for vectors, while training, or `val_mse` at the end of an epoch.
+      centroids: [K_ivf, D], the frozen coarse codebook of an IVF-QINCo, in the space of the
+        vectors; `None` trains the config's `num_centroids`, if any (`train_centroids`).
       **changes: fields of the recipe to replace, such as `num_epochs=0` for the initial model,
         which equals the residual quantizer that it starts from.
 
     Returns:
-      The model with the lowest validation error.
+      The model with the lowest validation error: a `Qinco`, or with `num_parts` a `Product`, whose
+      parts are trained one after another.
 
     Raises:
       InputError: unfit vectors, sizes or recipe, or a `run_dir` of another run.
@@ -85,19 +94,96 @@ def train(
     recipe = Recipe(**{**dataclasses.asdict(recipe), **changes})
     x_train, x_val = split(x_train, x_val, recipe)
     config = config.for_dim(x_train.shape[1])
+    if centroids is not None:
+        config, centroids = _with_centroids(config, centroids)
     _check(x_train, x_val, config, recipe)
-    if run_dir is None:
-        return _fit(x_train, x_val, config, recipe, seed, None, log)
-
-    folder = Path(run_dir)
-    identity = _identity(x_train, config, recipe, seed)
-    folders.claim(folder / "run.json", identity, (FINISHED, CHECKPOINTS))
-    if (folder / FINISHED).exists():
-        return models.load(folder / FINISHED)
-    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
-        model = _fit(x_train, x_val, config, recipe, seed, checkpoints, log)
-    models.save(model, folder / FINISHED)
+    folder = None if run_dir is None else Path(run_dir)
+    if folder is not None:
+        identity = _identity(x_train, config, recipe, seed, centroids)
+        folders.claim(folder / "run.json", identity, (FINISHED, CHECKPOINTS, ROTATION))
+        if (folder / FINISHED).exists():
+            return models.load(folder / FINISHED)
+    if config.num_parts > 1:
+        model: Model = _fit_parts(x_train, x_val, config, recipe, seed, folder, log)
+    else:
+        with contextlib.ExitStack() as stack:
+            kept = None
+            if folder is not None:
+                kept = stack.enter_context(Checkpoints(folder / CHECKPOINTS))
+            model = _fit(x_train, x_val, config, recipe, seed, kept, log, centroids)
+    if folder is not None:
+        models.save(model, folder / FINISHED)
     return model
+
+
+def _fit_parts(
+    x_train: Rows,
+    x_val: Rows,
+    config: QincoConfig,
+    recipe: Recipe,
+    seed: int,
+    folder: Path | None,
+    log: Log | None,
+) -> Product:
+    """Trains the models of the sub-vectors one after another, each in a folder of its own."""
+    rotation = _rotation(x_train, config, seed, folder) if config.opq else None
+    *_, num_steps = training.length(recipe, len(x_train))
+    parts: list[Qinco] = []
+
+    def log_part(record: Mapping[str, float]) -> None:
+        if log is not None:
+            before = {"step": len(parts) * num_steps, "vectors": len(parts) * record["num_vectors"]}
+            whole = {"num_vectors": config.num_parts * record["num_vectors"]}
+            log({**record, **{name: record[name] + n for name, n in before.items()}, **whole})
+
+    for number in range(config.num_parts):
+        cut = functools.partial(_sub_vectors, config, rotation, number)
+        place = None if folder is None else folder / f"part-{number}"
+        part = train(
+            derived(x_train, cut), config.part, recipe,
+            seed=seed, x_val=derived(x_val, cut), run_dir=place, log=log_part,
+        )  # fmt: skip
+        assert isinstance(part, Qinco)
+        parts.append(part)
+    matrix = None if rotation is None else jnp.asarray(rotation)
+    return Product(tuple(parts), matrix, config.normalize)
+
+
+def _rotation(x: Rows, config: QincoConfig, seed: int, folder: Path | None) -> np.ndarray:
+    """The rotation for the sub-vectors; a run keeps it, for its parts depend on every digit."""
+    if folder is not None and (folder / ROTATION).exists():
+        return np.asarray(formats.read(folder / ROTATION))
+    approximate = functools.partial(approximated, normalize=config.normalize)
+    rotation = opq_rotation(derived(x, approximate), config.num_parts, seed)
+    if folder is not None:
+        with formats.create(folder / ROTATION, rotation.shape, np.float32) as out:
+            out[:] = rotation
+    return rotation
+
+
+def _sub_vectors(
+    config: QincoConfig, rotation: np.ndarray | None, number: int, rows: np.ndarray
+) -> np.ndarray:
+    """Sub-vectors [N, D / P] of vectors [N, D], as `product.sub_vectors` cuts them."""
+    width = rows.shape[1] // config.num_parts
+    columns = slice(number * width, (number + 1) * width)
+    rows = approximated(rows, config.normalize) if config.normalize else rows
+    if rotation is None:
+        return rows[:, columns]
+    return rows.astype(np.float32) @ rotation[:, columns]
+
+
+def _with_centroids(config: QincoConfig, centroids: Vectors) -> tuple[QincoConfig, np.ndarray]:
+    """The config with their number, and centroids checked to be [K_ivf, D]."""
+    centroids = checks.vectors(centroids, config.dim, "the centroids")
+    asked = config.num_centroids or centroids.shape[0]
+    if centroids.ndim != 2 or centroids.shape[0] != asked:
+        raise InputError(
+            f"the centroids have shape {centroids.shape}; the config has num_centroids = {asked}, "
+            "so leave that out or give as many"
+        )
+    rows = checks.finite(lazily(centroids), what="the centroids").astype(np.float32)
+    return dataclasses.replace(config, num_centroids=asked), rows
 
 
 def _fit(
@@ -108,6 +194,7 @@ def _fit(
     seed: int,
     checkpoints: Checkpoints | None,
     log: Log | None,
+    centroids: np.ndarray | None,
 ) -> Qinco:
     """The loop. Resumes by: 1. newest state, 2. its step, 3. the batch of that step, 4. go on."""
     mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,))
@@ -116,10 +203,7 @@ def _fit(
     state = _restore(checkpoints, config, recipe)
     fresh = state is None
     if state is None:
-        start = rq.train(
-            x_train, config.num_steps, config.codebook_size, seed=seed, **config.transform
-        )
-        state = training.start(qinco.init(jax.random.key(seed), config, start), recipe)
+        state = training.start(_initial(x_train, config, seed, centroids), recipe)
     state = jax.device_put(state, everywhere)
     batch_size, steps_per_epoch, total_steps = training.length(recipe, len(x_train))
     step, saved_at, previous = int(state.step), time.monotonic(), None
@@ -170,6 +254,18 @@ def _fit(
                 )
     model = jax.device_get(state.best if total_steps else state.model)
     return jax.tree.map(jnp.asarray, model)
+
+
+def _initial(x: Rows, config: QincoConfig, seed: int, centroids: np.ndarray | None) -> Qinco:
+    """The untrained model: residual k-means, behind the coarse codebook if there is one."""
+    key, sizes = jax.random.key(seed), (config.num_steps, config.codebook_size)
+    if config.num_centroids is None:
+        return qinco.init(key, config, rq.train(x, *sizes, seed=seed, **config.transform))
+    if centroids is None:
+        approximate = functools.partial(approximated, normalize=config.normalize)
+        centroids = train_centroids(derived(x, approximate), config.num_centroids, seed=seed)
+    behind = rq.train_behind(centroids, x, *sizes, seed, **config.transform)
+    return qinco.init(key, config, *behind)
 
 
 def split(x_train: Vectors, x_val: Vectors | None, recipe: Recipe) -> tuple[Rows, Rows]:
@@ -236,12 +332,12 @@ def _validate(model: Qinco, x_val: Rows, recipe: Recipe) -> float:
     """
     model = qinco.network_dtype(model, jnp.dtype(recipe.compute_dtype))
     model = jax.device_put(model, jax.local_devices()[0])
-    codes = np.asarray(qinco.encode(model, x_val, **recipe.search))
+    codes = np.asarray(coding.encode(model, x_val, **recipe.search))
     errors = []
     for begin in range(0, len(x_val), CHECKED_ROWS):
         part = slice(begin, begin + CHECKED_ROWS)
         x = approximated(np.asarray(x_val[part]), model.normalize)
-        error = x - np.asarray(qinco.decode(model, codes[part]))
+        error = x - np.asarray(coding.decode(model, codes[part]))
         errors.append(np.square(error, dtype=np.float64).sum(axis=1))
     return float(np.concatenate(errors).mean())
 
@@ -283,11 +379,15 @@ def _interrupts(enabled: bool) -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _identity(x: Rows, config: QincoConfig, recipe: Recipe, seed: int) -> dict[str, Any]:
+def _identity(
+    x: Rows, config: QincoConfig, recipe: Recipe, seed: int, centroids: np.ndarray | None
+) -> dict[str, Any]:
     """What makes a run this run and no other."""
+    given = {} if centroids is None else {"centroids": folders.fingerprint(centroids)}
     return {
         "seed": seed,
         "config": config.settings,
         "recipe": dataclasses.asdict(recipe),
         "data": folders.fingerprint(x),
+        **given,
     }

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qinco_jax import checks, qinco
+from qinco_jax import checks, coding, network, qinco
 from qinco_jax.data.stored import Vectors, lazily
 from qinco_jax.errors import InputError
 from qinco_jax.qinco import Qinco
@@ -38,13 +38,13 @@ def fit_preselector(model: Qinco, x: Vectors, *, num_candidates: int = 16) -> Qi
     Raises:
       InputError: no vectors, unfit ones, or A out of range.
     """
-    x = lazily(checks.vectors(x, len(model.mean)))
-    codebook_size = model.codebook.shape[0]
+    x = lazily(checks.vectors(x, model.dim))
+    codebook_size = model.codebook_size
     if x.ndim != 2 or x.shape[0] == 0:
         raise InputError(f"x has shape {x.shape}; expected [N, D] with at least one vector")
     if not 1 <= num_candidates < codebook_size:
         raise InputError(f"num_candidates must be 1 to {codebook_size - 1}, got {num_candidates}")
-    codes = qinco.encode(model, x, num_candidates=codebook_size, beam_size=1)
+    codes = coding.encode(model, x, num_candidates=codebook_size, beam_size=1)
     steps = dataclasses.replace(
         model.steps, preselect=_means(model, jnp.asarray(np.asarray(x)), codes)
     )
@@ -58,7 +58,7 @@ def _means(model: Qinco, x: jax.Array, codes: jax.Array) -> jax.Array:
     residual = normalise(x, model.transform)[None] - x_hat
     index = codes[:, 1:].astype(jnp.int32).T
     contexts = x_hat[:, :: max(1, x.shape[0] // CONTEXTS)][:, :CONTEXTS]
-    typical = jax.vmap(functools.partial(qinco.mean_codewords, model.form))(model.steps, contexts)
+    typical = jax.vmap(functools.partial(network.mean_codewords, model.form))(model.steps, contexts)
 
     def of_step(residual: jax.Array, index: jax.Array, typical: jax.Array) -> jax.Array:
         sums = typical.at[index].add(residual)

@@ -1,4 +1,4 @@
-"""QINCo and QINCo2: the network of a step, written once, and encode and decode over it.
+"""QINCo and QINCo2: the model, and encode and decode over the network of a step.
 
 Equations are those of arXiv 2401.14732 (QINCo) and arXiv 2501.03078 (QINCo2).
 """
@@ -11,49 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qinco_jax import beam, checks
+from qinco_jax import beam, network
 from qinco_jax.beam import Candidates
 from qinco_jax.codes import code_dtype
 from qinco_jax.config import QincoConfig
-from qinco_jax.data.stored import Vectors
-from qinco_jax.distances import along_last, matmul, smallest, squared_distances
+from qinco_jax.distances import nearest, smallest, squared_distances
 from qinco_jax.errors import InputError
-from qinco_jax.rows import block_rows, map_rows
+from qinco_jax.network import Part, Step, of_codeword, of_context, part_of
 from qinco_jax.rq import RQ
 from qinco_jax.transform import Transform, denormalise, normalise
 
 Array = jax.Array | np.ndarray
-
-
-@flax.struct.dataclass
-class Step:
-    """Parameters of a step m >= 2: f(c, x_hat) for codeword c [D] and context x_hat [D].
-
-        z = c P_in;   z = z + [z, x_hat] W + b;   z = z + relu(z U_l) V_l for l = 1..L
-        f = c + z P_out  (form "qinco2")   or   f = z  (form "qinco")
-
-    Vectors are rows, so a matrix maps its first axis to its second. In a `Qinco` every array has a
-    further leading axis of M - 1 steps.
-
-    Attributes:
-      codebook: [K, D], the base codewords.
-      preselect: [K, D], the plain codebook S that proposes candidates; `None` without one.
-      proj_in: P_in [D, E]; `None` is the identity.
-      concat: W [E + D, E].
-      bias: b [E].
-      up: U [L, E, H].
-      down: V [L, H, E].
-      proj_out: P_out [E, D]; `None` is the identity.
-    """
-
-    codebook: jax.Array
-    preselect: jax.Array | None
-    proj_in: jax.Array | None
-    concat: jax.Array
-    bias: jax.Array
-    up: jax.Array
-    down: jax.Array
-    proj_out: jax.Array | None
 
 
 @flax.struct.dataclass
@@ -63,9 +31,10 @@ class Qinco:
     Attributes:
       mean: [D] float32, subtracted from every vector.
       scale: [] float32, divides it after that.
-      codebook: [K, D], the plain codebook of step 1.
-      steps: `Step` of arrays with a leading axis of M - 1.
-      form: "qinco" or "qinco2", static.
+      codebook: [K, D], the plain codebook of step 1; or, with `ivf`, the frozen coarse codebook
+        [K_ivf, D], in the normalised space.
+      steps: `Step` of arrays with a leading axis of M - 1; with `ivf` of M.
+      form: "qinco", "qinco-lr" or "qinco2", static.
       num_candidates: A, static; `None` means all K.
       beam_size: B, static.
       joint: whether candidates are chosen jointly over the beam, static.
@@ -74,6 +43,8 @@ class Qinco:
       normalize: whether vectors are divided by their length before all, static; then the model
         approximates x / |x|.
       center: whether `mean` is the training vectors', static; else it is 0.
+      ivf: whether a coarse codebook precedes the M steps, static (IVF-QINCo): column 0 of a code is
+        then the nearest centroid's number, no part of the beam, and columns 1 to M follow.
     """
 
     mean: jax.Array
@@ -87,6 +58,7 @@ class Qinco:
     rotation: jax.Array | None = None
     normalize: bool = flax.struct.field(pytree_node=False, default=False)
     center: bool = flax.struct.field(pytree_node=False, default=True)
+    ivf: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def transform(self) -> Transform:
@@ -94,19 +66,34 @@ class Qinco:
         return Transform(self.mean, self.scale, self.rotation, self.normalize)
 
     @property
+    def dim(self) -> int:
+        """D."""
+        return self.codebook.shape[-1]
+
+    @property
     def num_steps(self) -> int:
         """M."""
-        return self.steps.codebook.shape[0] + 1
+        return self.steps.codebook.shape[0] + (not self.ivf)
+
+    @property
+    def codebook_size(self) -> int:
+        """K."""
+        return self.steps.codebook.shape[1]
+
+    @property
+    def column_sizes(self) -> tuple[int, ...]:
+        """For each column of a code how many values it takes."""
+        num_steps, codebook_size, _ = self.steps.codebook.shape
+        return self.codebook.shape[0], *(codebook_size for _ in range(num_steps))
 
     @property
     def config(self) -> QincoConfig:
         """The sizes, read off the arrays."""
         _, num_blocks, embed_dim, hidden_dim = self.steps.up.shape
-        codebook_size, dim = self.codebook.shape
         return QincoConfig(
-            dim=dim,
+            dim=self.dim,
             num_steps=self.num_steps,
-            codebook_size=codebook_size,
+            codebook_size=self.codebook_size,
             embed_dim=embed_dim,
             hidden_dim=hidden_dim,
             num_blocks=num_blocks,
@@ -114,36 +101,46 @@ class Qinco:
             beam_size=self.beam_size,
             joint=self.joint,
             form=self.form,
-            projections=self.form == "qinco" or self.steps.proj_in is not None,
+            projections=self.form != "qinco2" or self.steps.proj_in is not None,
             normalize=self.normalize,
             center=self.center,
             rotate=self.rotation is not None,
+            num_centroids=self.codebook.shape[0] if self.ivf else None,
         )
 
 
-def init(key: jax.Array, config: QincoConfig, rq: RQ) -> Qinco:
+def init(key: jax.Array, config: QincoConfig, rq: RQ, coarse: jax.Array | None = None) -> Qinco:
     """The untrained model, which encodes and decodes exactly as the residual quantizer `rq`.
 
-    W, b and, without projections, V start at zero, P_out as well: then f = c. The remaining
-    matrices are He-uniform, V at a tenth of it.
+    W, b and, without projections, V start at zero, P_out as well: then f = c. Of two factors of W
+    the second is zero. The remaining matrices are He-uniform, V at a tenth of it.
 
     Args:
       key: PRNG key of the matrices.
       config: sizes and transform; M, K, D and the transform must be those of `rq`.
       rq: codebooks [M, K, D] and transform to start from.
+      coarse: [K_ivf, D] centroids in the normalised space, where `config` has them: `rq` is then
+        of what they leave over.
 
     Raises:
-      InputError: `config` and `rq` differ in M, K, D or transform.
+      InputError: `config` and `rq` or `coarse` differ in M, K, D, K_ivf or transform.
     """
-    rest, codebook_size, dim = rq.codebooks[1:].shape
+    num_steps, codebook_size, dim = rq.codebooks.shape
     config = config.for_dim(dim)
     embed_dim, hidden_dim, num_blocks = config.embed_dim, config.hidden_dim, config.num_blocks
     assert embed_dim is not None
-    if (rest + 1, codebook_size) != (config.num_steps, config.codebook_size):
+    if (num_steps, codebook_size) != (config.num_steps, config.codebook_size):
         raise InputError(
-            f"the residual quantizer has {rest + 1} steps of {codebook_size} codewords, the config "
-            f"{config.num_steps} of {config.codebook_size}"
+            f"the residual quantizer has {num_steps} steps of {codebook_size} codewords, the "
+            f"config {config.num_steps} of {config.codebook_size}"
         )
+    centroids = None if coarse is None else coarse.shape[0]
+    if centroids != config.num_centroids:
+        raise InputError(f"got {centroids} centroids, the config has {config.num_centroids}")
+    first, books = rq.codebooks[0], rq.codebooks[1:]
+    if coarse is not None:
+        first, books = coarse, rq.codebooks
+    rest = books.shape[0]
     transform = {
         "normalize": rq.normalize, "center": rq.center, "rotate": rq.rotation is not None
     }  # fmt: skip
@@ -152,28 +149,31 @@ def init(key: jax.Array, config: QincoConfig, rq: RQ) -> Qinco:
             f"the residual quantizer transforms vectors with {transform}, the config with "
             f"{config.transform}"
         )
-    keys = jax.random.split(key, 3)
+    keys = jax.random.split(key, 4)
 
     def he_uniform(key: jax.Array, *shape: int) -> jax.Array:
         bound = np.sqrt(6.0 / shape[-2])
         return jax.random.uniform(key, (rest, *shape), jnp.float32, -bound, bound)
 
-    projected = config.has_projections
-    down_scale = 0.1 if projected else 0.0
+    projected, low_rank = config.has_projections, config.form == "qinco-lr"
+    inputs, down_scale = embed_dim + dim, 0.1 if projected else 0.0
     steps = Step(
-        codebook=rq.codebooks[1:],
-        preselect=None if config.num_candidates is None else rq.codebooks[1:],
+        codebook=books,
+        preselect=None if config.num_candidates is None else books,
         proj_in=he_uniform(keys[0], dim, embed_dim) if projected else None,
-        concat=jnp.zeros((rest, embed_dim + dim, embed_dim)),
-        bias=jnp.zeros((rest, embed_dim)),
+        concat=he_uniform(keys[3], inputs, hidden_dim)
+        if low_rank
+        else jnp.zeros((rest, inputs, embed_dim)),
+        bias=None if low_rank else jnp.zeros((rest, embed_dim)),
         up=he_uniform(keys[1], num_blocks, embed_dim, hidden_dim),
         down=down_scale * he_uniform(keys[2], num_blocks, hidden_dim, embed_dim),
         proj_out=jnp.zeros((rest, embed_dim, dim)) if projected else None,
+        concat_out=jnp.zeros((rest, hidden_dim, embed_dim)) if low_rank else None,
     )
     return Qinco(
-        rq.mean, rq.scale, rq.codebooks[0], steps,
+        rq.mean, rq.scale, first, steps,
         config.form, config.num_candidates, config.beam_size, config.joint,
-        rq.rotation, rq.normalize, rq.center,
+        rq.rotation, rq.normalize, rq.center, coarse is not None,
     )  # fmt: skip
 
 
@@ -186,85 +186,10 @@ class Search:
     joint: bool
 
 
-def encode(
-    model: Qinco,
-    x: Vectors,
-    *,
-    num_candidates: int | None = None,
-    beam_size: int | None = None,
-    joint: bool | None = None,
-) -> jax.Array:
-    """Codes of vectors, by beam search with pre-selection (QINCo2, Sec. 3).
-
-    The model normalises, centers and rotates the vectors itself, as it was trained to.
-
-    Pure; works under `jit`, `vmap` and on batches sharded over a mesh. Outside `jit` any number of
-    rows is encoded in bounded memory, without compiling again for another number.
-
-    Args:
-      model: of M steps and K codewords each.
-      x: [N, D] or [D], numpy or jax or a `Stored`, any real dtype; N may be 0.
-      num_candidates: A, 1 to K; K sends all codewords through the network. `None` means the
-        model's own.
-      beam_size: B, at least 1; 1 is greedy. `None` means the model's own.
-      joint: whether a step's A B candidates are the best of all B K, instead of the paper's best A
-        of each partial code; the error is smaller at the same A and B. `None` means the model's
-        own.
-
-    Returns:
-      [N, M] or [M], uint8 for K <= 256, else uint16.
-
-    Raises:
-      InputError: wrong shape, dtype, A or B; NaN or Inf (outside `jit`).
-    """
-    x = checks.vectors(x, model.mean.shape[-1])
-    search = search_of(model, num_candidates, beam_size, joint)
-    if x.ndim == 1:
-        return encode(model, x[None], **dataclasses.asdict(search))[0]
-    candidates = search.num_candidates * search.beam_size
-    scores = search.beam_size * model.codebook.shape[0]
-    rows = block_rows(max(candidates, scores // 64))
-    return map_rows(
-        _with_tables, _encode_rows, model, x, rows=rows, options=(search,), check=checks.finite
-    )
-
-
-def decode(model: Qinco, codes: Array) -> jax.Array:
-    """Reconstructions of codes or of their first columns.
-
-    Args:
-      model: of M steps and K codewords each.
-      codes: [N, m] or [m] integers, 1 <= m <= M, numpy or jax; N may be 0.
-
-    Returns:
-      [N, D] or [D] float32, x_hat_m in the space of the vectors. A model that normalises gives
-      approximations of x / |x|: codes do not keep the lengths of vectors.
-
-    Raises:
-      InputError: wrong shape or dtype; codes outside 0..K-1 (outside `jit`).
-    """
-    codes = checks.codes(codes, model.num_steps)
-    if codes.ndim == 1:
-        return decode(model, codes[None])[0]
-    check = functools.partial(checks.codes_below, model.codebook.shape[0])
-    model = prefix(model, codes.shape[1])
-    return map_rows(_with_tables, _decode_rows, model, codes, rows=block_rows(2), check=check)
-
-
-def prefix(model: Qinco, num_steps: int) -> Qinco:
-    """The model of the first `num_steps` steps: a lower rate, 1 <= num_steps <= M.
-
-    It decodes the first columns of the model's codes. Its own codes are those columns when B = 1;
-    with a wider beam they may differ, and reconstruct better at this rate.
-
-    Raises:
-      InputError: `num_steps` out of range.
-    """
-    if not 1 <= num_steps <= model.num_steps:
-        raise InputError(f"num_steps must be 1 to {model.num_steps}, got {num_steps}")
-    return dataclasses.replace(
-        model, steps=jax.tree.map(lambda leaf: leaf[: num_steps - 1], model.steps)
-    )
+def first_columns(model: Qinco, num_columns: int) -> Qinco:
+    """The model of the first columns of its codes, 1 to all."""
+    steps = jax.tree.map(lambda leaf: leaf[: num_columns - 1], model.steps)
+    return dataclasses.replace(model, steps=steps)
 
 
 def reconstructions(model: Qinco, codes: jax.Array) -> jax.Array:
@@ -272,18 +197,18 @@ def reconstructions(model: Qinco, codes: jax.Array) -> jax.Array:
 
     Args:
       model: of M steps.
-      codes: [N, M] integers.
+      codes: [N, M] integers, with a coarse codebook [N, 1 + M].
 
     Returns:
-      [M, N, D] float32.
+      [M, N, D] float32, with a coarse codebook [1 + M, N, D], the centroids first.
     """
     columns = codes.astype(jnp.int32).T
 
     def body(x_hat: jax.Array, inputs: tuple[Step, jax.Array]) -> tuple[jax.Array, jax.Array]:
         step, index = inputs
         codeword = step.codebook[index]  # without tables: a batch may be smaller than K
-        inside = _part(step, _of_codeword(step, codeword) + _of_context(step, x_hat))
-        x_hat = x_hat + _network(model.form, step, codeword, inside)
+        inside = part_of(step, of_codeword(step, codeword) + of_context(step, x_hat))
+        x_hat = x_hat + network.evaluate(model.form, step, codeword, inside)
         return x_hat, x_hat
 
     first = model.codebook[columns[0]]
@@ -291,61 +216,13 @@ def reconstructions(model: Qinco, codes: jax.Array) -> jax.Array:
     return jnp.concatenate([first[None], rest])
 
 
-@flax.struct.dataclass
-class _Part:
-    """What a codeword, or a context, adds to z after W, and to z U_1: [..., E] and [..., H]."""
+def _tables(model: Qinco) -> Part:
+    """The parts of all codewords of all steps with context: [M - 1, K, E] and [M - 1, K, H]."""
 
-    z: jax.Array
-    up: jax.Array
-
-
-def _of_codeword(step: Step, codeword: jax.Array) -> jax.Array:
-    """What a codeword [..., D] adds to z after W, [..., E], the bias included."""
-    z = codeword if step.proj_in is None else matmul(codeword, step.proj_in)
-    return z + matmul(z, step.concat[: z.shape[-1]]) + along_last(step.bias, z)
-
-
-def _of_context(step: Step, x_hat: jax.Array) -> jax.Array:
-    """What a context [..., D] adds to z after W, [..., E]."""
-    return matmul(x_hat, step.concat[-x_hat.shape[-1] :])
-
-
-def _part(step: Step, z: jax.Array) -> _Part:
-    return _Part(z, matmul(z, step.up[0]))
-
-
-def _tables(model: Qinco) -> _Part:
-    """The parts of all codewords of all steps: [M - 1, K, E] and [M - 1, K, H]."""
-
-    def of_step(step: Step) -> _Part:
-        return _part(step, _of_codeword(step, step.codebook))
+    def of_step(step: Step) -> Part:
+        return part_of(step, of_codeword(step, step.codebook))
 
     return jax.vmap(of_step)(model.steps)
-
-
-def _network(form: str, step: Step, codeword: jax.Array, inside: _Part) -> jax.Array:
-    """f_m [C, D] for codewords [C, D], from the sum `inside` of their and their contexts' parts.
-
-    So a candidate starts with the second product of the first block.
-    """
-    z = inside.z + matmul(jax.nn.relu(inside.up), step.down[0])
-    for up, down in zip(step.up[1:], step.down[1:], strict=True):
-        z = z + matmul(jax.nn.relu(matmul(z, up)), down)
-    f = z if step.proj_out is None else matmul(z, step.proj_out)
-    return f + codeword if form == "qinco2" else f
-
-
-def mean_codewords(form: str, step: Step, x_hat: jax.Array) -> jax.Array:
-    """The mean of f(c, x_hat) over contexts [C, D], for each codeword of a step: [K, D]."""
-    codewords = _part(step, _of_codeword(step, step.codebook))
-
-    def add(total: jax.Array, x_hat: jax.Array) -> tuple[jax.Array, None]:
-        context = _part(step, _of_context(step, x_hat[None]))
-        inside = jax.tree.map(jnp.add, codewords, context)
-        return total + _network(form, step, step.codebook, inside), None
-
-    total, _ = jax.lax.scan(add, jnp.zeros_like(step.codebook), x_hat)
-    return total / x_hat.shape[0]
 
 
 def _preselect(
@@ -366,90 +243,95 @@ def _preselect(
 
 
 def _propose(
-    form: str, search: Search, inputs: tuple[Step, _Part], x: jax.Array, entries: beam.Beam
+    form: str, search: Search, inputs: tuple[Step, Part], x: jax.Array, entries: beam.Beam
 ) -> Candidates:
     """The codewords that S finds nearest to the residuals (all K without S), by true distance."""
     step, tables = inputs
     residual = x[None] - entries.x_hat
     parent, index = _preselect(step, residual, jnp.isinf(entries.error), search)
-    context = _part(step, _of_context(step, entries.x_hat))
+    context = part_of(step, of_context(step, entries.x_hat))
     inside = jax.tree.map(lambda table, of_entry: table[index] + of_entry[parent], tables, context)
-    f = _network(form, step, step.codebook[index], inside)
+    f = network.evaluate(form, step, step.codebook[index], inside)
     error = jnp.sum(jnp.square(residual[parent] - f), axis=-1)
     return Candidates(parent, index, error, lambda best: entries.x_hat[parent[best]] + f[best])
 
 
-def _with_tables(model: Qinco) -> tuple[Qinco, _Part]:
+Prepared = tuple[Qinco, Part]
+
+
+def prepare(model: Qinco) -> Prepared:
+    """What depends on the model alone: itself, and the parts of its codewords."""
     return model, _tables(model)
 
 
-def _encode_rows(prepared: tuple[Qinco, _Part], rows: jax.Array, search: Search) -> jax.Array:
+def encode_rows(prepared: Prepared, rows: jax.Array, search: Search) -> jax.Array:
+    """Codes of a block of vectors [N, D]."""
+    model, _ = prepared
     found = beams(prepared, rows, search)
-    return found.codes[:, 0].astype(code_dtype(prepared[0].codebook.shape[0]))
+    return found.codes[:, 0].astype(jnp.uint32 if model.ivf else code_dtype(model.codebook_size))
 
 
-def beams(prepared: tuple[Qinco, _Part], rows: jax.Array, search: Search) -> beam.Beam:
+def beams(prepared: Prepared, rows: jax.Array, search: Search) -> beam.Beam:
     """The whole final beam of each row [N, D]: arrays [N, B, ...]."""
     model, tables = prepared
-    one = functools.partial(
-        beam.search,
-        codebook=model.codebook,
-        steps=(model.steps, tables),
-        propose=functools.partial(_propose, model.form, search),
-        beam_size=search.beam_size,
-    )
-    return jax.vmap(one)(normalise(rows, model.transform))
+    steps, propose = (model.steps, tables), functools.partial(_propose, model.form, search)
+    x = normalise(rows, model.transform)
+    if model.ivf:
+        first = _behind_centroids(prepared, x, search)
+        steps = jax.tree.map(lambda leaf: leaf[1:], steps)
+    else:
+        begin = functools.partial(beam.start, beam_size=search.beam_size)
+        first = jax.vmap(lambda x: begin(x, model.codebook, model.num_steps))(x)
+    return jax.vmap(lambda x, first: beam.search(x, first, steps, propose))(x, first)
 
 
-def _decode_rows(prepared: tuple[Qinco, _Part], codes: jax.Array) -> jax.Array:
+def _behind_centroids(prepared: Prepared, x: jax.Array, search: Search) -> beam.Beam:
+    """The beams of normalised vectors [N, D] after the coarse index and step 1 (QINCo2, Sec. 3.3).
+
+    One entry has to fill the beam, so it proposes max(A, B) candidates.
+    """
+    model, tables = prepared
+    most = min(max(search.num_candidates, search.beam_size), model.codebook_size)
+    wide = Search(most, 1, joint=False)
+    inputs = jax.tree.map(lambda leaf: leaf[0], (model.steps, tables))
+    _, centroid = nearest(x, model.codebook)
+
+    def one(x: jax.Array, centroid: jax.Array) -> beam.Beam:
+        root = beam.root(model.codebook[centroid], len(model.column_sizes))
+        root = dataclasses.replace(root, codes=root.codes.at[0, 0].set(centroid))
+        return beam.expand(root, _propose(model.form, wide, inputs, x, root), 1, search.beam_size)
+
+    return jax.vmap(one)(x, centroid)
+
+
+def decode_rows(prepared: Prepared, codes: jax.Array) -> jax.Array:
+    """Reconstructions [N, D] of a block of codes with a column for each step of the model."""
     model, tables = prepared
     columns = codes.astype(jnp.int32).T
 
-    def body(x_hat: jax.Array, inputs: tuple[Step, _Part, jax.Array]) -> tuple[jax.Array, None]:
+    def body(x_hat: jax.Array, inputs: tuple[Step, Part, jax.Array]) -> tuple[jax.Array, None]:
         step, tables, index = inputs
-        context = _part(step, _of_context(step, x_hat))
+        context = part_of(step, of_context(step, x_hat))
         inside = jax.tree.map(lambda table, part: table[index] + part, tables, context)
-        return x_hat + _network(model.form, step, step.codebook[index], inside), None
+        return x_hat + network.evaluate(model.form, step, step.codebook[index], inside), None
 
     first = model.codebook[columns[0]]
     x_hat, _ = jax.lax.scan(body, first, (model.steps, tables, columns[1:]))
     return denormalise(x_hat, model.transform)
 
 
-def search_of(
-    model: Qinco, num_candidates: int | None, beam_size: int | None, joint: bool | None
-) -> Search:
-    """The search to encode with, where `None` means the model's own.
-
-    Raises:
-      InputError: A or B out of range, or pre-selection with a model that has none.
-    """
-    codebook_size = model.codebook.shape[0]
-    if num_candidates is None:
-        num_candidates = model.num_candidates or codebook_size
-    if beam_size is None:
-        beam_size = model.beam_size
-    if not 1 <= num_candidates <= codebook_size:
-        raise InputError(f"num_candidates must be 1 to {codebook_size}, got {num_candidates}")
-    if num_candidates < codebook_size and model.steps.preselect is None:
-        raise InputError(
-            f"num_candidates = {num_candidates} needs a model trained with pre-selection; leave "
-            f"it out for this one"
-        )
-    if beam_size < 1:
-        raise InputError(f"beam_size must be at least 1, got {beam_size}")
-    joint = model.joint if joint is None else joint
-    return Search(num_candidates, beam_size, joint and num_candidates < codebook_size)
+Parameters = tuple[jax.Array | None, Step]
 
 
-def parameters(model: Qinco) -> tuple[jax.Array, Step]:
-    """The trainable part of a model; its transform is frozen."""
-    return model.codebook, model.steps
+def parameters(model: Qinco) -> Parameters:
+    """The trainable part of a model; its transform and a coarse codebook are frozen."""
+    return None if model.ivf else model.codebook, model.steps
 
 
-def with_parameters(model: Qinco, parameters: tuple[jax.Array, Step]) -> Qinco:
+def with_parameters(model: Qinco, parameters: Parameters) -> Qinco:
     """The model with another trainable part."""
     codebook, steps = parameters
+    codebook = model.codebook if codebook is None else codebook
     return dataclasses.replace(model, codebook=codebook, steps=steps)
 
 
@@ -458,7 +340,7 @@ def network_dtype(model: Qinco, dtype: jnp.dtype) -> Qinco:
 
     Codebooks, sums and distances stay float32.
     """
-    names = ("proj_in", "concat", "up", "down", "proj_out")
+    names = ("proj_in", "concat", "concat_out", "up", "down", "proj_out")
     matrices = {name: getattr(model.steps, name) for name in names}
     cast = jax.tree.map(lambda w: w.astype(dtype), matrices)
     return dataclasses.replace(model, steps=dataclasses.replace(model.steps, **cast))

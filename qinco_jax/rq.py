@@ -13,7 +13,7 @@ from qinco_jax import beam, checks
 from qinco_jax.beam import Beam, Candidates
 from qinco_jax.codes import code_dtype
 from qinco_jax.data.stored import Vectors
-from qinco_jax.distances import squared_distances
+from qinco_jax.distances import nearest, squared_distances
 from qinco_jax.errors import InputError
 from qinco_jax.kmeans import kmeans
 from qinco_jax.rows import block_rows, map_rows
@@ -90,6 +90,50 @@ def train(
             f"{codebook_size}, beam_size {beam_size}, num_iters {num_iters}; expected [N, D] and "
             "numbers from 1"
         )
+    rows = _training_rows(x, codebook_size, max_rows, seed)
+    found = of_rows(rows, normalize=normalize, center=center, rotate=rotate)
+    target = normalise(jnp.asarray(rows), found)
+    books = codebooks(target, num_steps, codebook_size, seed, beam_size, num_iters)
+    return RQ(books, found.mean, found.scale, found.rotation, normalize, center)
+
+
+def train_behind(
+    centroids: np.ndarray,
+    x: Vectors,
+    num_steps: int,
+    codebook_size: int,
+    seed: int,
+    **transform: bool,
+) -> tuple[RQ, jax.Array]:
+    """Trains codebooks on what the nearest of coarse centroids leave over (IVF).
+
+    Args:
+      centroids: [K_ivf, D] float32, in the space of the vectors.
+      x: [N, D] training vectors, of which 256 for each codeword are used.
+      num_steps: M.
+      codebook_size: K, at most N.
+      seed: of the sample and the k-means.
+      **transform: `normalize`, `center` and `rotate` as of `train`.
+
+    Returns:
+      The quantizer of the residuals, and the centroids in its normalised space.
+    """
+    rows = _training_rows(x, codebook_size, None, seed)
+    found = of_rows(rows, **transform)
+    coarse = normalise(jnp.asarray(centroids), dataclasses.replace(found, normalize=False))
+    target = map_rows(
+        _itself, _left_over, coarse, normalise(jnp.asarray(rows), found), rows=block_rows(1)
+    )
+    books = codebooks(target, num_steps, codebook_size, seed, beam_size=1, num_iters=10)
+    options = transform["normalize"], transform["center"]
+    return RQ(books, found.mean, found.scale, found.rotation, *options), coarse
+
+
+def _left_over(centroids: jax.Array, rows: jax.Array) -> jax.Array:
+    return rows - centroids[nearest(rows, centroids)[1]]
+
+
+def _training_rows(x: Vectors, codebook_size: int, max_rows: int | None, seed: int) -> np.ndarray:
     rows = sample_rows(x, max_rows or 256 * codebook_size, seed)
     rows = checks.finite(rows, what="the sampled training vectors")
     if len(rows) < codebook_size:
@@ -97,19 +141,24 @@ def train(
             f"{len(rows)} training vectors for {codebook_size} codewords; give at least as many "
             "vectors as codewords, or lower codebook_size"
         )
-    found = of_rows(rows, normalize=normalize, center=center, rotate=rotate)
-    target = normalise(jnp.asarray(rows), found)
+    return rows
+
+
+def codebooks(
+    target: jax.Array, num_steps: int, codebook_size: int, seed: int, beam_size: int, num_iters: int
+) -> jax.Array:
+    """Codebooks [M, K, D] of normalised vectors [N, D]; the arguments are those of `train`."""
     residual, books = target, []
     for step in range(num_steps):
         key = jax.random.fold_in(jax.random.key(seed), step)
         books.append(kmeans(key, residual, codebook_size, num_iters))
         if step + 1 < num_steps:
-            so_far = RQ(jnp.stack(books), jnp.zeros_like(found.mean), jnp.float32(1))
+            so_far = RQ(jnp.stack(books), jnp.zeros_like(target[0]), jnp.float32(1))
             residual = map_rows(
                 _itself, _residual_rows, so_far, target,
                 rows=block_rows(beam_size), options=(beam_size,),
             )  # fmt: skip
-    return RQ(jnp.stack(books), found.mean, found.scale, found.rotation, normalize, center)
+    return jnp.stack(books)
 
 
 def encode(model: RQ, x: Vectors, *, beam_size: int = 32) -> jax.Array:
@@ -189,9 +238,11 @@ def _itself(model: Any) -> Any:
 
 def _search(model: RQ, rows: jax.Array, beam_size: int) -> Beam:
     first, rest = model.codebooks[0], model.codebooks[1:]
-    one = functools.partial(
-        beam.search, codebook=first, steps=rest, propose=propose, beam_size=beam_size
-    )
+
+    def one(x: jax.Array) -> Beam:
+        start = beam.start(x, first, len(model.codebooks), beam_size)
+        return beam.search(x, start, rest, propose)
+
     return jax.vmap(one)(normalise(rows, model.transform))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from qinco_jax import qinco
+from qinco_jax import coding, qinco
 from qinco_jax.config import refuses_unknown
 from qinco_jax.errors import InputError
 from qinco_jax.qinco import Qinco
@@ -100,7 +100,7 @@ class Recipe:
 
     @property
     def search(self) -> dict[str, Any]:
-        """What `qinco.encode` is called with while training."""
+        """What `coding.encode` is called with while training."""
         return {
             "num_candidates": self.train_candidates,
             "beam_size": self.train_beam,
@@ -181,8 +181,7 @@ class State:
 
 def start(model: Qinco, recipe: Recipe) -> State:
     """The state before the first step."""
-    num_steps = model.num_steps
-    codebook_size, dim = model.codebook.shape
+    num_steps, codebook_size, dim = model.num_steps, model.codebook_size, model.dim
     state = State(
         step=jnp.int32(0),
         model=model,
@@ -201,16 +200,18 @@ def start(model: Qinco, recipe: Recipe) -> State:
 def loss(model: Qinco, x: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sum over the steps of the mean squared errors of x_hat_m and of the pre-selection.
 
+    The error of a coarse codebook, which is frozen, is no part of it.
+
     Args:
       model: of M steps.
       x: [N, D] in the normalised space.
-      codes: [N, M], constants.
+      codes: [N, M], constants; with a coarse codebook [N, 1 + M].
 
     Returns:
-      The loss [], and the reconstructions [M, N, D].
+      The loss [], and the reconstructions [M, N, D] or [1 + M, N, D].
     """
     x_hat = qinco.reconstructions(model, codes)
-    total = jnp.sum(jnp.mean(jnp.square(x_hat - x[None]), axis=(1, 2)))
+    total = jnp.sum(jnp.mean(jnp.square(x_hat - x[None]), axis=(1, 2))[int(model.ivf) :])
     if model.steps.preselect is not None:
         proposed = jax.vmap(lambda book, index: book[index])(
             model.steps.preselect, codes[:, 1:].astype(jnp.int32).T
@@ -246,7 +247,7 @@ def train_step(
     """
     cast = functools.partial(qinco.network_dtype, dtype=jnp.dtype(recipe.compute_dtype))
     model = state.model
-    encode: Callable[..., Any] = functools.partial(qinco.encode, **recipe.search)
+    encode: Callable[..., Any] = functools.partial(coding.encode, **recipe.search)
     if mesh is not None:  # left to itself, the compiler gathers the batch for every top-k
         rows = PartitionSpec(mesh.axis_names[0])
         encode = jax.shard_map(
@@ -266,7 +267,7 @@ def train_step(
             updates, moments = _optimizer(recipe).update(gradient, moments, parameters)
         step_size = state.rate_scale * _schedule(recipe, total_steps)(step)
         updates = jax.tree.map(lambda update: -step_size * update, updates)
-        residual = jnp.concatenate([x[None], x[None] - x_hat[:-1]])
+        residual = jnp.concatenate([x[None], x[None] - x_hat[:-1]])[-model.num_steps :]
         statistics = value, jnp.mean(residual, axis=1), jnp.std(residual, axis=1)
         return (optax.apply_updates(parameters, updates), moments), statistics
 
@@ -276,13 +277,13 @@ def train_step(
     start = qinco.parameters(model), state.moments
     (parameters, moments), (values, mean, std) = jax.lax.scan(update, start, shares)
 
-    steps = jnp.arange(model.num_steps)[:, None]
+    steps, index = jnp.arange(model.num_steps)[:, None], codes.T.astype(jnp.int32)
     state = dataclasses.replace(
         state,
         step=state.step + 1,
         model=qinco.with_parameters(model, parameters),
         moments=moments,
-        usage=state.usage.at[steps, codes.T.astype(jnp.int32)].add(1),
+        usage=state.usage.at[steps, index[-model.num_steps :]].add(1),
         residual_mean=0.9 * state.residual_mean + 0.1 * jnp.mean(mean, axis=0),
         residual_std=0.9 * state.residual_std + 0.1 * jnp.mean(std, axis=0),
     )
@@ -316,18 +317,20 @@ def end_epoch(state: State, mse: jax.Array, key: jax.Array, recipe: Recipe) -> S
         rate_scale *= jnp.where((stale > 0) & (stale % recipe.patience == 0), 0.1, 1.0)
 
     model, dead = state.model, (state.usage == 0)[..., None]
-    fresh = jax.random.normal(key, (*state.usage.shape, model.codebook.shape[-1]))
+    fresh = jax.random.normal(key, (*state.usage.shape, model.dim))
     fresh = fresh * state.residual_std[:, None] + state.residual_mean[:, None]
+    first = None if model.ivf else jnp.where(dead[0], fresh[0], model.codebook)
+    rest = slice(0 if model.ivf else 1, None)
     steps = dataclasses.replace(
         model.steps,
-        codebook=jnp.where(dead[1:], fresh[1:], model.steps.codebook),
-        preselect=jax.tree.map(lambda s: jnp.where(dead[1:], fresh[1:], s), model.steps.preselect),
+        codebook=jnp.where(dead[rest], fresh[rest], model.steps.codebook),
+        preselect=jax.tree.map(
+            lambda s: jnp.where(dead[rest], fresh[rest], s), model.steps.preselect
+        ),
     )
     return dataclasses.replace(
         state,
-        model=dataclasses.replace(
-            model, codebook=jnp.where(dead[0], fresh[0], model.codebook), steps=steps
-        ),
+        model=qinco.with_parameters(model, (first, steps)),
         best=best,
         best_mse=jnp.minimum(mse, state.best_mse),
         stale=stale,

@@ -276,7 +276,7 @@ def test_encode_searches_as_asked(folder: Path, tmp_path: Path, joint: bool) -> 
     )  # fmt: skip
     assert ran.exit_code == 0, ran.output
     expected = qj.encode(model, x, num_candidates=3, beam_size=4, joint=joint)
-    np.testing.assert_array_equal(from_rows(np.load(codes), 4, 16), expected)
+    np.testing.assert_array_equal(from_rows(np.load(codes), model.config), expected)
 
 
 def test_a_second_process_compiles_nothing(folder: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def errors(model: qj.Qinco, x: np.ndarray, codes: jax.Array) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="search")
 def beams(model: qj.Qinco, x: np.ndarray, search: qinco.Search) -> beam.Beam:
-    return qinco.beams(qinco._with_tables(model), x, search)
+    return qinco.beams(qinco.prepare(model), x, search)
 
 
 def assert_as_good(model: qj.Qinco, x: np.ndarray, codes: jax.Array, expected: jax.Array) -> None:

@@ -17,6 +17,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.rq import sample_rows
 
 MAX_TRAIN_ROWS = 500_000
+OPQ_ROWS = 65_536
 CODEWORDS = 256
 NORM_BYTES = 4
 NAMES = {
@@ -40,9 +41,27 @@ def package() -> Any:
         import faiss
     except ImportError as error:
         raise InputError(
-            "PQ, OPQ, RQ, LSQ, RaBitQ, TurboQuant and SQ need Faiss; pip install 'qinco_jax[faiss]'"
+            "PQ, OPQ, RQ, LSQ, RaBitQ, TurboQuant and SQ need Faiss, as do rotations by OPQ; "
+            "pip install 'qinco_jax[faiss]'"
         ) from error
     return faiss
+
+
+def opq_rotation(x: Vectors, num_parts: int, seed: int) -> np.ndarray:
+    """The rotation R [D, D] float32 of optimized product quantization: x R is cut into sub-vectors.
+
+    Args:
+      x: [N, D] training vectors; at most 65,536 are used, as Faiss does.
+      num_parts: of equal length.
+      seed: of the sample.
+
+    Raises:
+      InputError: Faiss is not installed.
+    """
+    rows = sample_rows(x, OPQ_ROWS, seed).astype(np.float32)
+    matrix = package().OPQMatrix(rows.shape[1], num_parts)
+    matrix.train(rows)
+    return package().vector_to_array(matrix.A).reshape(rows.shape[1], rows.shape[1]).T.copy()
 
 
 def rates(name: str, dim: int) -> list[int] | None:

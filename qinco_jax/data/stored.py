@@ -1,7 +1,7 @@
 """Rows that are read when they are asked for: files, records or row groups as one array."""
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -123,6 +123,24 @@ class Stored:
             for piece in np.split(inside, cuts):
                 found.append(part[int(piece[0]) : int(piece[-1]) + 1][piece - piece[0]])
         return np.concatenate(found)
+
+
+class Derived:
+    """Rows that are computed from others when they are asked for; a part of a `Stored`."""
+
+    def __init__(self, x: "Rows", function: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Takes rows [N, D] and what maps some of them [R, D] to as many [R, D']."""
+        self._x, self._function = x, function
+        none = function(np.asarray(x[:0]))
+        self.shape, self.dtype = (len(x), none.shape[1]), none.dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self._function(np.asarray(self._x[rows]))
+
+
+def derived(x: "Rows", function: Callable[[np.ndarray], np.ndarray]) -> Stored:
+    """The rows that `function` makes of those of `x`, read when asked for."""
+    return Stored([Derived(x, function)], getattr(x, "block_rows", 1))
 
 
 Rows = np.ndarray | Stored

@@ -97,24 +97,29 @@ def measure(
         Estimate(float(mse), float(mse - spread), float(mse + spread)),
         float(mse / variance) if variance > 0 else 0.0,
         {asked.name: _recall(codec, all_codes, database, asked) for asked in questions},
-        *usage(all_codes, codec.bits),
+        *usage(all_codes, codec.column_sizes or _equal_sizes(all_codes, codec.bits)),
     )
 
 
-def usage(codes: np.ndarray, bits: float) -> tuple[float, int]:
+def _equal_sizes(codes: np.ndarray, bits: float) -> tuple[int, ...]:
+    """How many values each column of codes [N, M] takes that share the bits equally."""
+    return (round(2 ** (bits / codes.shape[1])),) * codes.shape[1]
+
+
+def usage(codes: np.ndarray, column_sizes: tuple[int, ...]) -> tuple[float, int]:
     """Bits that codes [N, M] really use, column by column, and how many codewords none uses.
 
     Args:
-      codes: integers; a code of `bits` bits.
-      bits: of a whole code, shared by the columns equally.
+      codes: integers.
+      column_sizes: how many values each column takes.
     """
-    size, entropy, used = round(2 ** (bits / codes.shape[1])), 0.0, 0
+    entropy, used = 0.0, 0
     for column in codes.T:
         counts = np.unique(column, return_counts=True)[1]
         share = counts / len(codes)
         entropy -= float((share * np.log2(share)).sum())
         used += len(counts)
-    return max(entropy, 0.0), size * codes.shape[1] - used
+    return max(entropy, 0.0), sum(column_sizes) - used
 
 
 def bootstrap(values: np.ndarray) -> Estimate:
