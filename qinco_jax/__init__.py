@@ -12,6 +12,7 @@ from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.data import catalog as datasets
 from qinco_jax.errors import InputError
 from qinco_jax.fit import train
+from qinco_jax.interop.pytorch import load_pytorch
 from qinco_jax.models import load, save
 from qinco_jax.network import Step
 from qinco_jax.preselector import fit_preselector
@@ -37,6 +38,7 @@ __all__ = [
     "fit_preselector",
     "init",
     "load",
+    "load_pytorch",
     "prefix",
     "rq",
     "save",

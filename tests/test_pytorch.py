@@ -1,8 +1,7 @@
-"""Published checkpoints: they give the published codes, and no file makes us do what it asks for."""
+"""Published checkpoints give the published codes, and no file makes us do what it asks for."""
 
 import contextlib
 import functools
-import json
 import pickle
 import pickletools
 import struct
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import golden
 import jax
 import numpy as np
 import pytest
@@ -24,18 +24,13 @@ from qinco_jax.interop import modules, pickles, torch_files
 from qinco_jax.interop.pickles import Record
 from qinco_jax.search import pairwise
 
-FOLDER = Path(__file__).parent
-CHECKPOINTS, GOLDEN = FOLDER / "checkpoints", FOLDER / "golden"
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+load = functools.cache(golden.load)
+
 NAMES = sorted(path.stem.removesuffix("_golden") for path in CHECKPOINTS.glob("*_golden.pt"))
 QINCO, QINCO2 = "v1_qinco_M4_K16_D16", "v2_A4_B8_de24_M4_K16_D16"
 IVF, OPQ = "v2_ivf32_A4_B8_de24_M4_K16_D16", "v1_pqqinco_opq"
 PAIRWISE = "v2_pairwise_decoder_ivf32_M4_K16_D16"
-
-
-@functools.cache
-def golden(name: str) -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        return dict(file)
 
 
 def checkpoint(name: str) -> Path:
@@ -49,7 +44,7 @@ def contents(name: str) -> Any:
 
 def weights(name: str) -> dict[str, np.ndarray]:
     """The published state dict of a golden file."""
-    arrays = golden(name).items()
+    arrays = load(name).arrays.items()
     return {key.removeprefix("weight/"): a for key, a in arrays if key.startswith("weight/")}
 
 
@@ -62,12 +57,11 @@ def assert_same(model: Any, other: Any) -> None:
 def test_a_checkpoint_gives_the_published_codes_and_is_saved_as_ours(
     name: str, tmp_path: Path
 ) -> None:
-    arrays, model = golden(name), qj.load_pytorch(checkpoint(name))
-    second = name.startswith("v2")
-    codes = arrays["codes"].T if second else arrays["codes"]
-    np.testing.assert_array_equal(qj.encode(model, arrays["x"]), codes)
-    expected = arrays["xhat_decode" if second else "xhat_encode_unscaled"]
-    error = np.abs(np.asarray(qj.decode(model, codes)) - expected).max()
+    file, model = load(name), qj.load_pytorch(checkpoint(name))
+    np.testing.assert_array_equal(qj.encode(model, file.arrays["x"]), file.codes)
+    in_parts = name in golden.PARTS
+    expected = file.arrays["xhat_decode"] if in_parts else file.raw_reconstructions[-1]
+    error = np.abs(np.asarray(qj.decode(model, file.codes)) - expected).max()
     assert error <= 1e-5 * np.abs(expected).max()
     qj.save(model, tmp_path / "model")
     assert_same(qj.load(tmp_path / "model"), model)
@@ -80,7 +74,7 @@ def test_a_checkpoint_of_a_training_is_read_with_its_optimizer() -> None:
         num_candidates=4, beam_size=8,
     )  # fmt: skip
     assert model.config == config
-    x = golden(QINCO2)["x"]
+    x = load(QINCO2).arrays["x"]
     one_step = qj.decode(model, qj.encode(model, x)[:, :1])
     assert (
         np.square(qj.decode(model, qj.encode(model, x)) - x).mean()
@@ -111,9 +105,9 @@ def test_centroids_may_be_in_a_file_of_their_own(tmp_path: Path) -> None:
     np.testing.assert_allclose(model.codebook, whole.codebook, atol=1e-6)
     assert_same(model.replace(codebook=whole.codebook), whole)
     assert_same(qj.load_pytorch(file, centroids=raw), model)
-    for given, problem in ((None, "pass centroids="), (raw[:-1], "shape"), (raw * np.nan, "NaN")):
+    for wrong, problem in ((None, "pass centroids="), (raw[:-1], "shape"), (raw * np.nan, "NaN")):
         with pytest.raises(qj.InputError, match=problem):
-            qj.load_pytorch(file, centroids=given)
+            qj.load_pytorch(file, centroids=wrong)
     with pytest.raises(qj.InputError, match="leave yours out"):
         qj.load_pytorch(checkpoint(IVF), centroids=raw)
     with pytest.raises(qj.InputError, match="no place for centroids"):
@@ -127,7 +121,7 @@ def test_the_state_of_a_training_on_several_gpus_needs_db_scale(name: str, tmp_p
     file = tw.save(tmp_path / "model.pt", state)
     with pytest.raises(qj.InputError, match="pass db_scale="):
         qj.load_pytorch(file)
-    db_scale = json.loads(str(golden(name)["hparams_json"]))["db_scale"]
+    db_scale = load(name).sizes["db_scale"]
     model = qj.load_pytorch(file, db_scale=db_scale)
     assert_same(model, qj.load_pytorch(checkpoint(name)))
     for bad in (0.0, np.nan):
@@ -145,7 +139,7 @@ def test_one_step_is_a_model_too(tmp_path: Path) -> None:
 
 
 SECOND: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "more than is known": (lambda f: f.update(ema={}), "keys .*'ema'.*; expected a module"),
+    "more than is known": (lambda f: f.update(ema={}), "'ema'.*; expected a module"),
     "no sizes": (lambda f: f.pop("data_dim"), "expected a module"),
     "an unknown setting": (lambda f: f["parameters"].update(C=1), "'C'.*; expected some of A"),
     "no K": (lambda f: f["parameters"].pop("K"), "its K is None"),
@@ -155,7 +149,7 @@ SECOND: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "too large an A": (lambda f: f["parameters"].update(A=17), "num_candidates = 17"),
     "another de": (lambda f: f["parameters"].update(de=20), r"shape \(24, 40\); expected \(20, 36"),
     "a QINCo with de": (lambda f: f["parameters"].update(qinco1_mode=True), "de = 16"),
-    "an IVF that is none": (lambda f: f["parameters"].update(ivf_in_use=True, ivf_K=32), "pass cen"),
+    "no IVF": (lambda f: f["parameters"].update(ivf_in_use=True, ivf_K=32), "pass cen"),
     "a K_ivf of no IVF": (lambda f: f["parameters"].update(ivf_K=32), "no place for"),
     "more steps": (lambda f: f["parameters"].update(M=5), "lacks 'steps.4.codebook"),
     "fewer steps": (lambda f: f["parameters"].update(M=3), "'steps.3.*unknown"),
@@ -209,8 +203,8 @@ FIRST: dict[str, tuple[str, Callable[[Record], Any], str]] = {
         "'step1.residual_block0.1' is .*Linear.*; expected .*ReLU",
     ),
     "rows of bounded norm": (QINCO, lambda r: below(r, "codebook0").update(max_norm=1.0), "max_n"),
-    "a scale of the whole": (OPQ, lambda r: r.state.update(db_scale=2), "db_scale is 2; expected 1"),
-    "a part less": (OPQ, lambda r: r.state["_modules"].pop("sub_quantizer_0"), "expected sub_quant"),
+    "a scale of the whole": (OPQ, lambda r: r.state.update(db_scale=2), "db_scale is 2; exp"),
+    "a part less": (OPQ, lambda r: r.state["_modules"].pop("sub_quantizer_0"), "expected sub"),
     "another rotation": (
         OPQ, lambda r: r.state["_parameters"].update(opq_matrix=np.eye(8)), r"\(8, 8\); expected"
     ),
@@ -312,14 +306,14 @@ def test_what_a_pickle_cannot_do_is_what_python_would_do(
 
 STRANGE: dict[str, bytes] = {
     "tuples of tuples": b")" + b"q\x00h\x00\x86" * 10_000,
-    "lists of lists": b"](" * 100_000 + b"e" * 100_000,
-    "depth": b"N" + b"\x85" * 500_000,
+    "lists of lists": b"](" * 50_000 + b"e" * 50_000,
+    "depth": b"N" + b"\x85" * 100_000,
     "itself": b"]q\x00h\x00a",
     "a module": NEW,
     "a module in itself": NEW + b"q\x00}X\x08\x00\x00\x00_modules}X\x01\x00\x00\x00ah\x00ssb",
     "modules in modules": b"".join(
-        NEW + b"}X\x08\x00\x00\x00_modules}X\x01\x00\x00\x00a" for _ in range(50_000)
-    ) + NEW + b"}b" + b"ssb" * 50_000,
+        NEW + b"}X\x08\x00\x00\x00_modules}X\x01\x00\x00\x00a" for _ in range(10_000)
+    ) + NEW + b"}b" + b"ssb" * 10_000,
     "two of each": NEW + b"}b" + b"".join(
         b"q\x000" + NEW
         + b"}X\x08\x00\x00\x00_modules}(X\x01\x00\x00\x00ah\x00X\x01\x00\x00\x00bh\x00usb"
@@ -407,14 +401,14 @@ def test_an_archive_of_another_kind_is_refused(name: str, tmp_path: Path) -> Non
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     bomb = tw.archive(tmp_path / "a.pt", {"data.pkl": bytes(2**26)}, zipfile.ZIP_DEFLATED)
     tracemalloc.start()
-    with pytest.raises(qj.InputError, match="compressed, which torch.save never does"):
+    with pytest.raises(qj.InputError, match="compressed, which"):
         qj.load_pytorch(bomb)
     data = bytearray(tw.archive(tmp_path / "b.pt", ENTRIES).read_bytes())
     for stated in (b"\x50\x4b\x01\x02", b"\x50\x4b\x03\x04"):  # sizes that are not there
         place = data.index(stated) + (20 if stated[2] == 1 else 18)
         data[place : place + 8] = struct.pack("<II", 2**31, 2**31)
     (tmp_path / "b.pt").write_bytes(data)
-    with pytest.raises(qj.InputError, match="overlaps|cut off"):
+    with pytest.raises(qj.InputError, match=r"overlaps|cut off"):
         qj.load_pytorch(tmp_path / "b.pt")
     assert tracemalloc.get_traced_memory()[1] < 2**22
     tracemalloc.stop()

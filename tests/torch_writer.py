@@ -52,7 +52,7 @@ class Writer:
         return new + self.value(record.state) + b"b"
 
     def tensor(self, array: np.ndarray) -> bytes:
-        array = np.ascontiguousarray(array, {"f": "<f4", "i": "<i8"}[array.dtype.kind])
+        array = np.array(array, {"f": "<f4", "i": "<i8"}[array.dtype.kind], order="C")
         strides = tuple(n // array.itemsize for n in array.strides)
         storage = self.storage(array.tobytes(), array.size, STORAGES[array.dtype.kind])
         return self.view(storage, 0, array.shape, strides)

@@ -16,7 +16,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.network import Step
 from qinco_jax.qinco import Qinco
 
-SHOWN_NAMES = 6
+SHOWN_NAMES = 12
 MAX_SIZE = 2**20
 TABLES = ("codebook", "preselect")  # no linear weights
 

@@ -60,7 +60,7 @@ def read(data: bytes, vocabulary: Vocabulary) -> Any:
     if len(data) > MAX_BYTES:
         raise InputError(f"its pickle has {len(data)} bytes, more than the {MAX_BYTES} allowed")
     machine = _Machine(vocabulary)
-    position = 0
+    position: int | None = 0
     try:
         for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):  # noqa: B007
             if count == MAX_INSTRUCTIONS:

@@ -3,8 +3,9 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,6 +33,7 @@ EXPECTED = (
     f"{', '.join(PAIRWISE_KEYS)}"
 )
 
+M = TypeVar("M", Qinco, Product)
 Imported = Qinco | Product | PairwiseDecoder
 
 
@@ -123,7 +125,7 @@ def _qinco(tree: modules.Tree) -> Qinco:
     return model
 
 
-def _rotation(tree: modules.Tree, dim: int, names: list[str]) -> jnp.ndarray | None:
+def _rotation(tree: modules.Tree, dim: int, names: list[str]) -> jax.Array | None:
     """The matrix R by which rows are multiplied, which is published transposed, if there is one."""
     own = {name: value for name, value in tree.arrays.items() if "." not in name}
     plain = {name: value for name, value in tree.plain.items() if "." not in name}
@@ -243,7 +245,7 @@ def _arrays(found: Any) -> layouts.Arrays:
     return found
 
 
-def _validated(model: Any) -> Any:
+def _validated(model: M) -> M:
     """The model, if its sizes can be a model's."""
-    assert model.config
+    _ = model.config
     return model
