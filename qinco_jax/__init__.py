@@ -13,6 +13,7 @@ from qinco_jax.data import catalog as datasets
 from qinco_jax.errors import InputError
 from qinco_jax.fit import train
 from qinco_jax.interop.faiss_models import from_faiss, to_faiss
+from qinco_jax.interop.pytorch import load_pytorch
 from qinco_jax.models import load, save
 from qinco_jax.network import Step
 from qinco_jax.preselector import fit_preselector
@@ -39,6 +40,7 @@ __all__ = [
     "from_faiss",
     "init",
     "load",
+    "load_pytorch",
     "prefix",
     "rq",
     "save",
