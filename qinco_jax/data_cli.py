@@ -67,7 +67,7 @@ def info(name: str) -> None:
         click.echo(f"      {entry.file.source}")
     click.echo(
         "  Without a network, place these files there by hand; a .gz may stay packed, and where "
-        "the first\n  rows are taken, the whole file may lie there under its own name."
+        "not all\n  rows are taken, the whole file may lie there under its own name."
     )
     click.echo(textwrap.indent(known.citation, "  "))
 
@@ -151,9 +151,8 @@ def _tell(title: str, text: str) -> None:
 
 
 def _bytes(entry: Wanted) -> int | None:
-    if entry.remote.span is not None:
-        return entry.remote.span[1] - entry.remote.span[0]
-    return entry.remote.size
+    cut = entry.remote.cut
+    return entry.remote.size if cut is None else (cut.first + cut.last) * cut.row
 
 
 def _to_fetch(files: list[Wanted], place: Path) -> str:

@@ -16,13 +16,19 @@ Propose = Callable[[list[Entry]], Iterable[Entry]]
 """A step: the beam so far -> the extensions of its entries that are candidates."""
 
 
-def search(x: np.ndarray, codebook: np.ndarray, steps: list[Propose], beam_size: int) -> Entry:
-    """Beam search for the normalised vector x [D]; the best entry of the last beam."""
+def search(
+    x: np.ndarray, codebook: np.ndarray, steps: list[Propose], beam_size: int, start_size: int
+) -> Entry:
+    """Beam search for the normalised vector x [D]; the best entry of the last beam.
+
+    It starts from the `start_size` nearest codewords, 1 of a coarse codebook.
+    """
 
     def best(entries: Iterable[Entry]) -> list[Entry]:
         return sorted(entries, key=lambda entry: np.sum((x - entry[1]) ** 2))[:beam_size]
 
     beam = best(((i,), codeword) for i, codeword in enumerate(codebook))
+    beam = beam[:start_size]
     for propose in steps:
         beam = best(propose(beam))
     return beam[0]
@@ -40,18 +46,21 @@ def encode(
             return np.sum((x - x_hat - model.steps.preselect[m, i]) ** 2)
 
         def propose(beam: list[Entry]) -> Iterable[Entry]:
-            groups = [[(*entry, i) for i in range(len(model.codebook))] for entry in beam]
+            groups = [[(*entry, i) for i in range(model.codebook_size)] for entry in beam]
             count = num_candidates
-            if joint:
+            if model.ivf and m == 0:
+                count = max(num_candidates, beam_size)
+            elif joint:
                 groups, count = [list(chain(*groups))], num_candidates * beam_size
-            if num_candidates < len(model.codebook):
+            if num_candidates < model.codebook_size:
                 groups = [sorted(group, key=lambda c: score(*c[1:]))[:count] for group in groups]
             for codes, x_hat, i in chain(*groups):
                 yield (*codes, i), x_hat + network(model, m, i, x_hat)
 
         return propose
 
-    return search(x, model.codebook, [of_step(m) for m in range(model.num_steps - 1)], beam_size)
+    steps = [of_step(m) for m in range(len(model.steps.codebook))]
+    return search(x, model.codebook, steps, beam_size, 1 if model.ivf else beam_size)
 
 
 def decode(model: qj.Qinco, codes: np.ndarray) -> np.ndarray:
@@ -80,11 +89,12 @@ def denormalise(model: qj.Qinco, z: np.ndarray) -> np.ndarray:
 
 
 def network(model: qj.Qinco, m: int, index: int, x_hat: np.ndarray) -> np.ndarray:
-    """f(c, x_hat) [D] of network step m, counted from 0."""
+    """f(c, x_hat) [D] of step m with context, counted from 0."""
     step = jax.tree.map(lambda leaf: leaf[m], model.steps)
     c = step.codebook[index]
     z = c if step.proj_in is None else c @ step.proj_in
-    z = z + np.concatenate([z, x_hat]) @ step.concat + step.bias
+    mixed = np.concatenate([z, x_hat]) @ step.concat
+    z = z + (mixed + step.bias if step.concat_out is None else mixed @ step.concat_out)
     for up, down in zip(step.up, step.down, strict=True):
         z = z + np.maximum(z @ up, 0) @ down
     f = z if step.proj_out is None else z @ step.proj_out
@@ -113,13 +123,26 @@ def random_model(config: qj.QincoConfig, seed: int = 0) -> qj.Qinco:
     if not config.center:
         mean = jnp.zeros_like(mean)
     start = qj.rq.RQ(books, mean, scale, rotation, config.normalize, config.center)
-    model = qj.init(jax.random.key(seed), config, start)
+    coarse = None
+    if config.num_centroids is not None:
+        coarse = normal((config.num_centroids, config.dim), 0.8)
+    model = qj.init(jax.random.key(seed), config, start, coarse)
     matrices = {
         name: None if leaf is None else normal(leaf.shape, 0.5 / np.sqrt(max(1, leaf.shape[-2])))
         for name, leaf in vars(model.steps).items()
         if name not in ("codebook", "preselect")
     }
     return model.replace(steps=model.steps.replace(**matrices))
+
+
+def random_product(config: qj.QincoConfig, seed: int = 0) -> qj.Product:
+    """A product of such models, with a random rotation if the config has one."""
+    parts = [random_model(config.part, seed + number) for number in range(config.num_parts)]
+    rotation = None
+    if config.opq:
+        matrix = np.random.default_rng(seed).normal(size=2 * (config.dim,))
+        rotation = jnp.asarray(np.linalg.qr(matrix)[0], jnp.float32)
+    return qj.Product(tuple(parts), rotation, config.normalize)
 
 
 def random_vectors(num_rows: int, dim: int, seed: int = 0) -> np.ndarray:

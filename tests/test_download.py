@@ -27,6 +27,7 @@ from servers import Fault, Server
 from qinco_jax import InputError
 from qinco_jax.data import download, transports
 from qinco_jax.data.download import Missing, Remote
+from qinco_jax.data.transfers import Cut
 
 BODY = random.Random(0).randbytes(200_000)
 SUM = hashlib.sha256(BODY).hexdigest()
@@ -67,6 +68,10 @@ def fetch(folder: Path, *addresses: str, **about: object) -> bytes:
     assert path == folder / "x"
     assert not list(folder.glob(".*partial*"))
     return path.read_bytes()
+
+
+def plan(folder: Path, *addresses: str, **about: object) -> list[Missing]:
+    return download.plan([Remote("x", addresses, **about)], folder)  # type: ignore[arg-type]
 
 
 def closed_port() -> int:
@@ -351,50 +356,91 @@ def test_a_partial_file_of_unknown_origin_is_not_used(
     assert server.ranges() == [None]
 
 
-# Spans
+# Rows of a file
 
 
-def test_a_span_takes_its_bytes_alone(tmp_path: Path, server: Server) -> None:
-    server.faults = [Fault(drop=100), Fault(drop=100)]
-    assert fetch(tmp_path, server.at("x"), span=(1000, 5000), size=4000) == BODY[1000:5000]
-    assert server.ranges() == [f"bytes={begin}-4999" for begin in (1000, 1100, 1200)]
-    assert sum(sum(asked.sent) for asked in server.asked) == 4000
+CUT = Cut(first=3, last=2, row=1100)  # of 181 rows of BODY, behind 900 bytes
+TAKEN = BODY[: 900 + 3300] + BODY[-2200:]
 
 
-def test_a_span_of_a_server_without_ranges_is_refused_unread(
-    tmp_path: Path, server: Server
+def test_a_cut_takes_its_rows_alone(tmp_path: Path, server: Server) -> None:
+    server.faults = [Fault(drop=100), Fault(drop=4000), Fault(), Fault(drop=1000)]
+    assert fetch(tmp_path, server.at("x"), cut=CUT, size=len(TAKEN)) == TAKEN
+    assert server.ranges() == [
+        "bytes=0-4399", "bytes=100-4199", "bytes=4100-4199", "bytes=197800-199999",
+        "bytes=198800-199999",
+    ]  # fmt: skip
+    assert {asked.headers["If-Range"] for asked in server.asked[1:]} == {'"1"'}
+    assert sum(sum(asked.sent) for asked in server.asked) == len(TAKEN)
+
+
+@given(
+    faults=st.lists(FAULTS.filter(lambda fault: fault.ranges), max_size=5),
+    cut=st.builds(Cut, st.integers(1, 9), st.integers(0, 9), st.integers(9, 30), st.none()),
+    rows=st.integers(1, 20),
+    header=st.integers(0, 8),
+)
+def test_any_cut_is_the_head_and_the_end_and_no_row_twice(
+    faults: list[Fault], cut: Cut, rows: int, header: int
 ) -> None:
+    body = BODY[: header + rows * cut.row]
+    taken = body[: header + cut.first * cut.row]
+    taken += body[max(len(taken), len(body) - cut.last * cut.row) :]
+    with servers.serving(x=body) as server, tempfile.TemporaryDirectory() as folder:
+        server.faults = list(faults)
+        assert fetch(Path(folder), server.at("x"), cut=cut) == taken
+
+
+def test_a_cut_of_a_server_without_ranges_is_refused_unread(tmp_path: Path, server: Server) -> None:
     server.always = Fault(ranges=False, trickle=0.05)
-    with pytest.raises(InputError, match="does not send parts of a file, and the whole of it is"):
-        fetch(tmp_path, server.at("x"), span=(1000, 5000))
-    assert sum(server.asked[0].sent) < 50_000
+    for attempt in (fetch, plan):
+        with pytest.raises(InputError, match="does not send parts of a file, and the whole of it"):
+            attempt(tmp_path, server.at("x"), cut=CUT)
+    assert all(sum(asked.sent) < 50_000 for asked in server.asked)
 
 
-def test_a_span_of_a_file_that_changed_is_begun_anew(tmp_path: Path, server: Server) -> None:
+@pytest.mark.parametrize("careless", [True, False])
+@pytest.mark.parametrize("come", [100, None])
+def test_the_pieces_of_a_cut_are_of_one_version(
+    tmp_path: Path, server: Server, come: int | None, careless: bool
+) -> None:
+    server.faults, server.always = [Fault(drop=come)], Fault(status=500)
+    with pytest.raises(InputError):
+        fetch(tmp_path, server.at("x"), cut=CUT)
+    assert (tmp_path / ".x.partial").read_bytes() == TAKEN[: come or 4200]
+    server.etag, server.files["/x"] = '"2"', BODY[::-1]
+    server.always = Fault(careless=careless)
+    expected = BODY[::-1][:4200] + BODY[::-1][-2200:]
+    assert fetch(tmp_path, server.at("x"), cut=CUT) == expected
+
+
+def test_a_server_that_forgets_ranges_gives_no_end(tmp_path: Path, server: Server) -> None:
+    server.faults, server.always = [Fault()], Fault(ranges=False)
+    with pytest.raises(InputError, match="does not send parts of a file"):
+        fetch(tmp_path, server.at("x"), cut=CUT)
+    assert not (tmp_path / "x").exists()
+
+
+def test_another_cut_is_another_file(tmp_path: Path, server: Server) -> None:
     server.faults, server.always = [Fault(drop=100)], Fault(status=500)
     with pytest.raises(InputError):
-        fetch(tmp_path, server.at("x"), span=(1000, 5000))
-    server.etag, server.files["/x"], server.always = '"2"', BODY[::-1], Fault()
-    assert fetch(tmp_path, server.at("x"), span=(1000, 5000)) == BODY[::-1][1000:5000]
-
-
-def test_another_span_is_another_file(tmp_path: Path, server: Server) -> None:
-    server.faults, server.always = [Fault(drop=100)], Fault(status=500)
-    with pytest.raises(InputError):
-        fetch(tmp_path, server.at("x"), span=(1000, 5000))
+        fetch(tmp_path, server.at("x"), cut=CUT)
     server.always = Fault()
-    assert fetch(tmp_path, server.at("x"), span=(0, 5000)) == BODY[:5000]
+    assert fetch(tmp_path, server.at("x"), cut=CUT._replace(last=0)) == TAKEN[:4200]
+    assert server.ranges()[-1] == "bytes=0-4399"
 
 
-def test_a_span_ends_with_the_file(tmp_path: Path, server: Server) -> None:
-    server.faults = [Fault(drop=100)]
-    assert fetch(tmp_path, server.at("x"), span=(1000, 300_000)) == BODY[1000:]
+def test_a_cut_of_a_file_of_other_rows_is_refused(tmp_path: Path, server: Server) -> None:
+    assert fetch(tmp_path / "some", server.at("x"), cut=CUT._replace(rows=181)) == TAKEN
+    for attempt in (fetch, plan):
+        with pytest.raises(InputError, match="has 181 rows, not 182"):
+            attempt(tmp_path, server.at("x"), cut=CUT._replace(rows=182))
 
 
-def test_a_span_beyond_the_end_is_refused(tmp_path: Path, server: Server) -> None:
-    with pytest.raises(InputError, match="answers 416"):
-        fetch(tmp_path, server.at("x"), span=(250_000, 300_000))
-    assert len(server.asked) == 1
+def test_the_end_of_a_file_of_unknown_length_is_refused(tmp_path: Path, server: Server) -> None:
+    server.always = Fault(headers={"Content-Range": "bytes 0-4399/*"})
+    with pytest.raises(InputError, match="does not tell how long the file is"):
+        fetch(tmp_path, server.at("x"), cut=CUT)
 
 
 # Compressed files
@@ -503,9 +549,9 @@ def test_finish_runs_before_the_checks(tmp_path: Path, server: Server) -> None:
         with path.open("r+b") as file:
             file.write(b"head")
 
-    expected = b"head" + BODY[4:5000]
+    expected = b"head" + TAKEN[4:]
     sha256 = hashlib.sha256(expected).hexdigest()
-    about = {"span": (0, 5000), "size": 5000, "sha256": sha256, "finish": mend}
+    about = {"cut": CUT, "size": len(expected), "sha256": sha256, "finish": mend}
     assert fetch(tmp_path, server.at("x"), **about) == expected
 
 
@@ -714,9 +760,10 @@ def test_ftp_goes_on_where_it_broke(tmp_path: Path, ftp: servers.Ftp) -> None:
     assert rests(ftp) == [retr, "REST 1000", retr, "REST 1000", retr, "REST 10000", retr]
 
 
-def test_ftp_gives_spans_and_gz(tmp_path: Path, ftp: servers.Ftp) -> None:
-    ftp.drops[:] = [500]
-    assert fetch(tmp_path / "span", ftp.at("x%20y"), span=(1000, 5000)) == BODY[1000:5000]
+def test_ftp_gives_cuts_and_gz(tmp_path: Path, ftp: servers.Ftp) -> None:
+    ftp.drops[:] = [500, 4000, 700]
+    assert fetch(tmp_path / "cut", ftp.at("x%20y"), cut=CUT) == TAKEN
+    assert plan(tmp_path, ftp.at("x%20y"), cut=CUT)[0].size == len(TAKEN)
     assert fetch(tmp_path / "gz", ftp.at("x.gz")) == BODY
 
 
@@ -728,8 +775,11 @@ def test_ftp_that_knows_little(tmp_path: Path, ftp: servers.Ftp) -> None:
     ftp.without.add("REST")
     ftp.drops[:] = [700]
     assert fetch(tmp_path / "none", ftp.at("x%20y")) == BODY
+    with pytest.raises(InputError, match="does not tell how long the file is"):
+        fetch(tmp_path / "cut", ftp.at("x%20y"), cut=CUT)
+    ftp.without.remove("SIZE")
     with pytest.raises(InputError, match="does not send parts of a file"):
-        fetch(tmp_path / "span", ftp.at("x%20y"), span=(1000, 5000))
+        fetch(tmp_path / "cut", ftp.at("x%20y"), cut=CUT)
 
 
 def test_ftp_that_has_no_such_file(tmp_path: Path, ftp: servers.Ftp, server: Server) -> None:
@@ -766,20 +816,20 @@ def test_a_plan_says_what_is_missing(tmp_path: Path, server: Server, ftp: server
         for name, address in [("there", ""), ("x", server.at("x")), ("ftp", ftp.at("x%20y")),
                               ("y", server.at("y.gz"))]
     }  # fmt: skip
-    remotes["span"] = Remote("span", (server.at("x"),), span=(100, 900))
+    remotes["cut"] = Remote("cut", (server.at("x"),), cut=CUT)
     (tmp_path / ".x.partial").write_bytes(BODY[:300])
     (tmp_path / ".x.partial.json").write_text(
-        f'{{"address": "{server.at("x")}", "version": null, "total": 200000, "span": null}}'
+        f'{{"address": "{server.at("x")}", "version": null, "total": 200000, "cut": null}}'
     )
     before = sorted(tmp_path.iterdir())
     assert download.plan(remotes.values(), tmp_path) == [
         Missing(remotes["x"], 199_700, server.at("x")),
         Missing(remotes["ftp"], 200_000, ftp.at("x%20y")),
         Missing(remotes["y"], len(server.files["/y.gz"]), server.at("y.gz")),
-        Missing(remotes["span"], 800, server.at("x")),
+        Missing(remotes["cut"], len(TAKEN), server.at("x")),
     ]
     assert sorted(tmp_path.iterdir()) == before
-    assert {asked.method for asked in server.asked} == {"HEAD"}
+    assert all(asked.method == "HEAD" or asked.range == "bytes=0-0" for asked in server.asked)
 
 
 def test_a_plan_where_the_server_does_not_tell(tmp_path: Path, server: Server) -> None:

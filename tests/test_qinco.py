@@ -24,6 +24,9 @@ CONFIGS = {
     "first form": small(form="qinco", num_candidates=5, num_blocks=1),
     "second form": small(embed_dim=10, num_candidates=5),
     "second form, bare": small(projections=False, num_candidates=None),
+    "low rank": small(form="qinco-lr", num_candidates=5),
+    "behind centroids": small(embed_dim=10, num_candidates=5, num_centroids=40),
+    "first form behind centroids": small(form="qinco", num_candidates=None, num_centroids=40),
 }
 MODELS = {name: oracle.random_model(config) for name, config in CONFIGS.items()}
 X = oracle.random_vectors(300, 6)
@@ -58,7 +61,7 @@ def assert_as_good(model: qj.Qinco, x: np.ndarray, codes: jax.Array, expected: j
 @st.composite
 def random_models(draw: st.DrawFn) -> qj.Qinco:
     size = draw(st.integers(4, 16))
-    form = draw(st.sampled_from(["qinco", "qinco2"]))
+    form = draw(st.sampled_from(["qinco", "qinco-lr", "qinco2"]))
     dim, projections = draw(st.integers(1, 8)), draw(st.booleans())
     config = qj.QincoConfig(
         dim=dim,
@@ -71,23 +74,24 @@ def random_models(draw: st.DrawFn) -> qj.Qinco:
         beam_size=draw(st.sampled_from([1, 2, 5, 20])),  # 20 exceeds every K
         joint=draw(st.booleans()),
         form=form,
-        projections=projections or form == "qinco",
+        projections=projections or form != "qinco2",
+        num_centroids=draw(st.none() | st.sampled_from([3, 300])),
     )
     return oracle.random_model(config, draw(st.integers(0, 2**31)))
 
 
 @hypothesis.given(random_models())
 def test_codes_are_the_oracles(model: qj.Qinco) -> None:
-    x = oracle.random_vectors(4, len(model.mean))
-    search = model.num_candidates or len(model.codebook), model.beam_size, model.joint
+    x = oracle.random_vectors(4, model.dim)
+    search = model.num_candidates or model.codebook_size, model.beam_size, model.joint
     expected = np.array([oracle.encode(model, row, *search)[0] for row in x])
     assert_as_good(model, x, qj.encode(model, x), expected)
 
 
 @hypothesis.given(random_models(), st.data())
 def test_reconstructions_are_the_oracles(model: qj.Qinco, data: st.DataObject) -> None:
-    num_columns = data.draw(st.integers(1, model.num_steps))
-    codes = np.random.default_rng(0).integers(len(model.codebook), size=(4, num_columns))
+    sizes = model.column_sizes[: data.draw(st.integers(1, len(model.column_sizes)))]
+    codes = np.random.default_rng(0).integers(sizes, size=(4, len(sizes)))
     expected = np.array([oracle.decode(model, row) for row in codes])
     np.testing.assert_allclose(qj.decode(model, codes), expected, rtol=1e-4, atol=1e-4)
 
@@ -132,7 +136,7 @@ def test_beam_larger_than_the_codebook_holds_distinct_codes_best_first() -> None
 
 @every_model
 def test_decode_gives_the_encoders_own_reconstruction(model: qj.Qinco) -> None:
-    search = qinco.Search(model.num_candidates or len(model.codebook), model.beam_size, model.joint)
+    search = qinco.Search(model.num_candidates or model.codebook_size, model.beam_size, model.joint)
     found = beams(model, X, search)
     x_hat = found.x_hat[:, 0] * model.scale + model.mean[None]
     codes = qj.encode(model, X)
@@ -145,8 +149,9 @@ def test_decode_gives_the_encoders_own_reconstruction(model: qj.Qinco) -> None:
 @every_model
 def test_prefix_model_decodes_first_columns_and_greedily_finds_them(model: qj.Qinco) -> None:
     codes, shorter = qj.encode(model, X, beam_size=1), qj.prefix(model, 2)
-    np.testing.assert_array_equal(qj.encode(shorter, X, beam_size=1), codes[:, :2])
-    np.testing.assert_array_equal(qj.decode(shorter, codes[:, :2]), qj.decode(model, codes[:, :2]))
+    first = codes[:, : len(shorter.column_sizes)]
+    np.testing.assert_array_equal(qj.encode(shorter, X, beam_size=1), first)
+    np.testing.assert_array_equal(qj.decode(shorter, first), qj.decode(model, first))
 
 
 def test_prefix_model_with_a_beam_is_better_at_its_rate() -> None:

@@ -81,23 +81,108 @@ def test_a_set_without_training_vectors_gives_up_a_tenth(name: str, server: serv
     np.testing.assert_array_equal(nearest, distances.min(1))
 
 
-@pytest.mark.parametrize("name", ["deep1m", "bigann1m", "contriever1m", "deep1b", "bigann1b"])
-def test_a_slice_fetches_its_first_rows_alone(
-    name: str, server: servers.Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sets, "VALIDATION_ROWS", 10)
+def of_100_rows(name: str, patch: pytest.MonkeyPatch) -> str:
+    """Makes a slice of a set small; returns its name and size."""
+    patch.setattr(sets, "VALIDATION_ROWS", 10)
     known = sets.SETS[name]
     size = "1m" if known.slices else "500k"
-    monkeypatch.setitem(cast(dict, sets.SETS), name, known._replace(sizes={size: 100}))
-    data = qj.datasets.load(f"{name}/{size}")
-    np.testing.assert_array_equal(data.train, mirror.vectors(name, "train")[:100])
-    np.testing.assert_array_equal(data.validation, mirror.vectors(name, "train")[100:110])
-    database = mirror.vectors(name, "database")
-    np.testing.assert_array_equal(data.database, database[:100] if known.slices else database)
-    for asked in server.asked:
-        if "base.1B" in asked.path or "learn" in asked.path or "training_set" in asked.path:
-            row = known.dim * np.dtype(known.dtype).itemsize + 4
-            assert sum(asked.sent) <= 110 * row + 1024
+    patch.setitem(cast(dict, sets.SETS), name, known._replace(sizes={size: 100}))
+    return f"{name}/{size}"
+
+
+def sent(server: servers.Server, word: str) -> int:
+    return sum(sum(asked.sent) for asked in server.asked if word in asked.path)
+
+
+def check_100_rows(data: qj.datasets.Dataset, name: str) -> None:
+    train, database = mirror.vectors(name, "train"), mirror.vectors(name, "database")
+    np.testing.assert_array_equal(data.train, train[:100])
+    np.testing.assert_array_equal(data.validation, train[-10:])
+    slices = sets.SETS[name].slices
+    np.testing.assert_array_equal(data.database, database[:100] if slices else database)
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_slice_fetches_its_rows_alone(
+    name: str, server: servers.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = of_100_rows(name, monkeypatch)
+    known = sets.SETS[name]
+    row = known.dim * np.dtype(known.dtype).itemsize + 4
+    told = qinco("data", "download", where).output
+    check_100_rows(qj.datasets.load(where), name)
+    (train,) = known.files["train"]
+    path = Path(train.path)
+    cut = path.with_name(f"{path.stem}.first100last10{path.suffix}")
+    assert f"{train.source} as {cut}" in told and (official.downloads() / cut).exists()
+    assert f"{cut}  (train" in qinco("data", "info", where).output
+    assert sent(server, path.name) <= 112 * row + 1
+    if known.slices:
+        assert sent(server, "base.1B") <= 101 * row + 1
+    assert str(cut) in qinco("data", "verify", where).output
+
+
+@pytest.mark.parametrize("name", ["bigann1m", "contriever1m"])
+def test_a_slice_of_a_whole_file_is_the_same(
+    name: str, server: servers.Server, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = of_100_rows(name, monkeypatch)
+    (train,) = sets.SETS[name].files["train"]
+    whole = official.downloads() / train.path
+    whole.parent.mkdir(parents=True)
+    whole.write_bytes(files[train.path])
+    check_100_rows(qj.datasets.load(where), name)
+    assert sent(server, whole.name) == 0
+
+
+def test_a_mirror_without_ranges_gives_the_whole_training_file_but_no_whole_database(
+    server: servers.Server, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, slices = of_100_rows("deep1m", monkeypatch), of_100_rows("bigann1b", monkeypatch)
+    server.always = servers.Fault(ranges=False)
+    told = qinco("data", "download", where).output
+    assert "learn10M10k.fvecs as deep1b/learn10M10k.fvecs" in told
+    check_100_rows(qj.datasets.load(where), "deep1m")
+    whole = official.downloads() / "deep1b" / "learn10M10k.fvecs"
+    assert whole.read_bytes() == files["deep1b/learn10M10k.fvecs"]
+    refused = qinco("data", "download", slices)
+    assert refused.exit_code == 2 and "does not send parts of a file" in refused.output
+    assert str(official.downloads() / "bigann" / "base.1B.u8bin") in refused.output
+
+
+def test_a_training_file_that_changes_between_its_pieces_is_begun_anew(
+    server: servers.Server, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = of_100_rows("deep1m", monkeypatch)
+    folder = official.downloads() / "deep1b"
+    partial = folder / ".learn10M10k.first100last10.fvecs.partial"
+    other, row = mirror.vectors("deep1m", "train")[::-1], 4 * 97
+    folder.mkdir(parents=True)
+    partial.write_bytes(files["deep1b/learn10M10k.fvecs"][: 100 * row])
+    partial.with_name(f"{partial.name}.json").write_text(json.dumps({
+        "address": server.at("deep1b/learn10M10k.fvecs"), "version": '"1"', "total": 1500 * row,
+        "cut": [100, 10, row, None],
+    }))  # fmt: skip
+    mirror.write(folder / "other.fvecs", other)
+    server.files["/deep1b/learn10M10k.fvecs"] = (folder / "other.fvecs").read_bytes()
+    server.etag = '"2"'
+    data = qj.datasets.load(where)
+    np.testing.assert_array_equal(data.train, other[:100])
+    np.testing.assert_array_equal(data.validation, other[-10:])
+    asked = [one.range for one in server.asked if "learn10M10k" in one.path]
+    assert asked[1] == f"bytes={1490 * row}-{1500 * row - 1}"
+
+
+def test_what_an_earlier_version_prepared_is_not_taken(
+    server: servers.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(builders.Deep1m, "VERSION", "1.0.0")
+        qj.datasets.load("deep1m/500k")
+    assert (tmp_path / "deep1m" / "500k" / "1.0.0" / "dataset_info.json").exists()
+    assert re.search(r"prepared +no", qinco("data", "info", "deep1m/500k").output)
+    qj.datasets.load("deep1m/500k")
+    assert (tmp_path / "deep1m" / "500k" / "2.0.0" / "dataset_info.json").exists()
 
 
 def test_the_queries_of_bigann_come_by_another_way_too(
@@ -118,10 +203,10 @@ def test_it_is_a_set_of_tfds(server: servers.Server, tmp_path: Path) -> None:
     )
     info = tfds.builder("deep1m/500k", data_dir=tmp_path).info
     assert info.citation and info.homepage
-    written = json.loads((tmp_path / "deep1m/500k/1.0.0/metadata.json").read_text())
+    written = json.loads((tmp_path / "deep1m/500k/2.0.0/metadata.json").read_text())
     facts = {fact["path"]: fact for fact in json.loads(written["files"])}
     assert re.fullmatch("[0-9a-f]{64}", facts["deep1b/base1M.fvecs"]["sha256"])
-    assert (tmp_path / "deep1m/500k/1.0.0/LICENSE").read_text().startswith("CC BY")
+    assert (tmp_path / "deep1m/500k/2.0.0/LICENSE").read_text().startswith("CC BY")
 
 
 def test_make_train_from_the_first_byte_to_the_table(
@@ -147,7 +232,7 @@ def test_info_tells_everything(server: servers.Server, tmp_path: Path) -> None:
     assert not server.asked
     assert "database" in qinco("data", "download", "deep1m").output
     after = qinco("data", "info", "deep1m").output
-    assert "missing" not in after and str(tmp_path / "deep1m/10m/1.0.0") in after
+    assert "missing" not in after and str(tmp_path / "deep1m/10m/2.0.0") in after
     assert "deep1m" in qinco("data", "list").output
     assert "ATTRIBUTION" in qinco("data", "info", "sift-photos").output
 
@@ -170,7 +255,7 @@ def test_verify_finds_what_changed(server: servers.Server, tmp_path: Path) -> No
     bad = qinco("data", "verify", "bigann1m")
     assert bad.exit_code == 2 and "bigann1M.bvecs" in bad.output and "remove" in bad.output
     raw.unlink()
-    record = next((tmp_path / "bigann1m/10m/1.0.0").glob("*train*"))
+    record = next((tmp_path / "bigann1m/10m/2.0.0").glob("*train*"))
     body = bytearray(record.read_bytes())
     body[len(body) // 2] ^= 255
     record.write_bytes(body)
@@ -233,7 +318,7 @@ def test_a_ground_truth_of_other_queries_is_refused(server: servers.Server, tmp_
 def test_two_processes_prepare_a_set_once_and_what_a_kill_left_goes(
     server: servers.Server, tmp_path: Path
 ) -> None:
-    left = tmp_path / "deep1m" / "10m" / "incomplete.XYZ_1.0.0"
+    left = tmp_path / "deep1m" / "10m" / "incomplete.XYZ_2.0.0"
     left.mkdir(parents=True)
     command = [sys.executable, "-m", "qinco_jax", "data", "download", "deep1m"]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -257,7 +342,7 @@ def test_what_came_from_a_mirror_is_not_taken_for_the_published_set(
 
 def test_a_set_that_cannot_be_read_is_named(server: servers.Server, tmp_path: Path) -> None:
     qj.datasets.load("deep1m/500k")
-    info = tmp_path / "deep1m/500k/1.0.0/dataset_info.json"
+    info = tmp_path / "deep1m/500k/2.0.0/dataset_info.json"
     written = info.read_text()
     for damage in (written.replace("array_record", "tfrecord"), written[: len(written) // 2]):
         info.write_text(damage)

@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -37,7 +37,11 @@ class Vectors(  # type: ignore[call-arg]
 ):
     """A set of `sets.SETS`: splits train, validation, database and queries."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.0": "First release.",
+        "2.0.0": "Validation is the last 10,000 rows of the whole training file at every size.",
+    }
     SET: str
 
     def __init_subclass__(cls, of: str, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Makes the beginning of a file of vectors a file of its own."""
+"""Makes rows that were taken out of a file of vectors a file of their own."""
 
 from pathlib import Path
 
@@ -10,35 +10,32 @@ from qinco_jax.errors import InputError
 NPY_HEADER = 1024  # bytes that hold the header of any .npy file of vectors, and more
 
 
-def bytes_for(ending: str, rows: int, dim: int, dtype: str) -> int:
-    """Bytes at the head of a file that hold its first `rows` rows."""
+def row_bytes(ending: str, dim: int, dtype: str) -> int:
+    """Bytes that a row [D] takes in a file."""
     if ending == ".npy":
-        return NPY_HEADER + rows * dim * np.dtype(dtype).itemsize
-    header, dimension_word = (8, 0) if ending.endswith("bin") else (0, 4)
-    return header + rows * (dimension_word + formats.DTYPES[ending].itemsize * dim)
+        return dim * np.dtype(dtype).itemsize
+    return (4 if ending.endswith("vecs") else 0) + formats.DTYPES[ending].itemsize * dim
 
 
-def crop(path: Path, ending: str, rows: int) -> None:
-    """Lets a file that was cut off anywhere behind its header say, and hold, its first whole rows.
+def crop(path: Path, ending: str) -> None:
+    """Lets a file say how many rows it holds, of which some were left out behind its header.
 
     Args:
       path: is changed.
       ending: of its format, whatever it is called for now.
-      rows: at most so many stay.
 
     Raises:
-      InputError: the header is damaged, or there is no whole row.
+      InputError: the header is damaged, or no whole rows follow it.
     """
     size = path.stat().st_size
     with path.open("r+b") as file:
         start = file.read(NPY_HEADER)
         offset, row = _header(path, ending, start)
-        kept = min(rows, (size - offset) // row)
-        if kept < 1:
-            raise InputError(f"{path} holds no whole row; remove it and look at its source")
+        rows, rest = divmod(size - offset, row)
+        if rows < 1 or rest:
+            raise InputError(f"{path} holds no whole rows; remove it and look at its source")
         file.seek(0)
-        file.write(_saying(start[:offset], ending, kept))
-        file.truncate(offset + kept * row)
+        file.write(_saying(start[:offset], ending, rows))
 
 
 def _header(path: Path, ending: str, start: bytes) -> tuple[int, int]:

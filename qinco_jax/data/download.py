@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from qinco_jax.data.transfers import (
     Advance,
+    Cut,
     Transfer,
     check_room,
     explained,
@@ -43,8 +44,7 @@ class Remote(NamedTuple):
         is decompressed.
       size: bytes that the file must have in the end, where known.
       sha256: of the file in the end, where known.
-      span: the only bytes of the remote file to take, `begin` and `end`; a file that is shorter is
-        taken to its end.
+      cut: the only rows of the remote file to take; all are of one version of it.
       finish: runs on the complete file before it is checked and gets its name, for instance to
         mend a header. If that is cut short, a later call runs it on its own result.
     """
@@ -53,7 +53,7 @@ class Remote(NamedTuple):
     addresses: tuple[str, ...]
     size: int | None = None
     sha256: str | None = None
-    span: tuple[int, int] | None = None
+    cut: Cut | None = None
     finish: Callable[[Path], None] | None = None
 
 
@@ -228,8 +228,8 @@ def _transfer(remote: Remote, address: str, target: Path) -> Transfer:
     if _unpacks(remote, address):
         partial, room = _partial(_packed(target)), remote.size or 0
         return Transfer(address, partial, joins=joins, room=room)
-    total = remote.size if remote.span is None and remote.finish is None else None
-    return Transfer(address, _partial(target), remote.span, total, joins)
+    total = remote.size if remote.cut is None and remote.finish is None else None
+    return Transfer(address, _partial(target), remote.cut, total, joins)
 
 
 def _complete(

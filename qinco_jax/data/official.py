@@ -11,10 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from qinco_jax.data import download, formats, sets
-from qinco_jax.data.crop import bytes_for, crop
+from qinco_jax.data.crop import crop, row_bytes
 from qinco_jax.data.download import Missing, Remote
 from qinco_jax.data.sets import File, NamedSet
-from qinco_jax.data.transfers import check_room
+from qinco_jax.data.transfers import Cut, check_room
 from qinco_jax.errors import InputError
 
 
@@ -24,7 +24,7 @@ class Wanted(NamedTuple):
     Attributes:
       part: train, database, queries or groundtruth; `all` for one file of all of them.
       file: as it is published.
-      rows: taken from its head; `None` takes all.
+      rows: taken of it, see `NamedSet.rows`; `None` takes all.
       remote: how it is fetched.
     """
 
@@ -57,8 +57,14 @@ def _forms(known: NamedSet, size: str, place: Path) -> list[list[Wanted]]:
     every = []
     for part, files in known.files.items():
         rows = known.rows(part, size)
-        forms = [Wanted(part, file, rows, _remote(file, rows, known, place)) for file in files]
-        every.append([form for form in forms if is_there(form, place)] or forms)
+        forms = [
+            Wanted(part, file, rows, remote)
+            for file in files
+            for remote in _remotes(file, part, rows, known)
+        ]
+        # The whole of a database can be a thousand times what is wanted; it is never fetched then.
+        fetched = forms[:1] if part == "database" else forms
+        every.append([form for form in forms if is_there(form, place)] or fetched)
     return every
 
 
@@ -122,13 +128,13 @@ def announcement(title: str, missing: Sequence[Missing], place: Path) -> str:
     known = [one.size for one in missing if one.size is not None]
     unknown = len(missing) - len(known)
     more = f" and {unknown} of unknown size" if unknown else ""
-    lines = [f"  {amount(one.size):>10}  {one.address}" for one in missing]
+    lines = [f"  {amount(one.size):>10}  {one.address} as {one.remote.name}" for one in missing]
     head = f"{title}: downloading {amount(sum(known))}{more} to {place}"
     return "\n".join([head, *lines])
 
 
 def parts_of(known: NamedSet, files: list[tuple[Wanted, Path]]) -> dict[str, np.ndarray]:
-    """Memory maps [N, D] by part; the validation rows are the last of the training file.
+    """Memory maps [N, D] by part; the validation rows are the last of the whole training file.
 
     Raises:
       InputError: a file is not what was published.
@@ -139,8 +145,10 @@ def parts_of(known: NamedSet, files: list[tuple[Wanted, Path]]) -> dict[str, np.
         raise InputError(f"{known.files['train'][0].path} holds {len(train)} rows; 2 are needed")
     if truth is not None:
         _check_truth(truth, len(parts["queries"]), len(parts["database"]))
-    begin = len(train) - min(sets.VALIDATION_ROWS, -(-len(train) // 10))
-    parts["train"], parts["validation"] = train[:begin], train[begin:]
+    asked = next(entry.rows for entry, _ in files if entry.part == "train")
+    held = min(sets.VALIDATION_ROWS, -(-len(train) // 10))
+    parts["train"] = train[: min(asked or len(train), len(train)) - held]
+    parts["validation"] = train[-held:]
     return parts
 
 
@@ -157,29 +165,34 @@ def _check_truth(truth: np.ndarray, num_queries: int, num_rows: int) -> None:
         )
 
 
-def _remote(file: File, rows: int | None, known: NamedSet, place: Path) -> Remote:
-    """How a file, or what holds its first `rows` rows, is fetched."""
-    whole = rows is None or (file.rows is not None and rows >= file.rows)
+def _remotes(file: File, part: str, rows: int | None, known: NamedSet) -> list[Remote]:
+    """How a file can be had: by the rows that are wanted, where these are not all; and whole."""
     path = PurePosixPath(file.path)
-    if whole or (place / path).exists():
+    whole = Remote(file.path, (file.source,))
+    if not sets.mirror():
         size = _size(path.suffix, file.rows, known) if file.rows else file.size
-        published = not sets.mirror()
-        return Remote(
-            file.path, (file.source,), size if published else None,
-            file.sha256 if published else None,
-        )  # fmt: skip
-    assert rows is not None
-    return Remote(
-        str(path.with_name(f"{path.stem}.first{rows}{path.suffix}")),
+        whole = whole._replace(size=size, sha256=file.sha256)
+    if rows is None or (file.rows is not None and rows >= file.rows):
+        return [whole]
+    last = sets.VALIDATION_ROWS if part == "train" else 0
+    taken = f"first{rows - last}last{last}" if last else f"first{rows}"
+    cut = Remote(
+        str(path.with_name(f"{path.stem}.{taken}{path.suffix}")),
         (file.source,),
-        span=(0, bytes_for(path.suffix, rows, known.dim, known.dtype)),
-        finish=functools.partial(crop, ending=path.suffix, rows=rows),
-    )
+        cut=Cut(
+            rows - last, last, row_bytes(path.suffix, known.dim, known.dtype),
+            None if sets.mirror() else file.rows,
+        ),
+        finish=functools.partial(crop, ending=path.suffix),
+    )  # fmt: skip
+    return [cut, whole]
 
 
 def _size(ending: str, rows: int, known: NamedSet) -> int | None:
     """Bytes of a whole file; `None` for .npy, whose header has no fixed length."""
-    return None if ending == ".npy" else bytes_for(ending, rows, known.dim, known.dtype)
+    if ending == ".npy":
+        return None
+    return (8 if ending.endswith("bin") else 0) + rows * row_bytes(ending, known.dim, known.dtype)
 
 
 def _fetched(entry: Wanted, place: Path) -> Path:
@@ -212,7 +225,7 @@ def _checked(rows: np.ndarray, path: Path, entry: Wanted, known: NamedSet) -> np
             f"{path} holds {len(rows)} rows, but {expected} are needed; remove it and its .sha256, "
             "and fetch it again"
         )
-    return rows[: entry.rows]
+    return rows if entry.part == "train" else rows[: entry.rows]
 
 
 def verified(files: Sequence[tuple[Wanted, Path]], place: Path) -> list[dict[str, str | int]]:

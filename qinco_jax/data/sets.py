@@ -11,7 +11,7 @@ from qinco_jax.errors import InputError
 MIRROR = "QINCO_DATA_URL"
 """The environment's variable with an address below which all files lie as they lie below the folder
 of downloads; the official sizes, rows and checksums are not asked for then."""
-VALIDATION_ROWS = 10_000  # the last of the training file's rows that are taken (QINCo, Sec. 4.1)
+VALIDATION_ROWS = 10_000  # the last of the whole training file, at every size (QINCo, Sec. 4.1)
 
 _QINCO = "https://dl.fbaipublicfiles.com/QINCo/datasets/"
 _BIG_ANN = "https://dl.fbaipublicfiles.com/billion-scale-ann-benchmarks/bigann/"
@@ -80,7 +80,10 @@ class NamedSet(NamedTuple):
     note: str = ""
 
     def rows(self, part: str, size: str) -> int | None:
-        """Rows to take from the head of a part's file at a size; `None` takes all."""
+        """Rows to take of a part's file at a size; `None` takes all.
+
+        They are the first ones, but for the last `VALIDATION_ROWS` of training.
+        """
         asked = self.sizes[size]
         if part == "database":
             return asked if self.slices else None
@@ -141,7 +144,8 @@ _CUT_NOTE = (
 )
 _SLICE_NOTE = (
     "Only the first rows are fetched. Training takes as many rows as the database has, at most 10 "
-    "million, from the file that the papers train on; the ground truth is computed where needed."
+    "million, from the file that the papers train on, and validation that file's last rows; the "
+    "ground truth is computed where needed."
 )
 
 

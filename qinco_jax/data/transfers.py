@@ -1,6 +1,6 @@
 """A remote file on its way into a partial one, which any later call can go on with.
 
-`.NAME.partial` holds the first bytes of the remote file, or of a span of it, and nothing else;
+`.NAME.partial` holds the first bytes of what is wanted of the remote file, and nothing else;
 `.NAME.partial.json` says where they come from.
 """
 
@@ -26,6 +26,27 @@ Advance = Callable[[int, int | None], Any]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class Cut(NamedTuple):
+    """The rows to take of a remote file of equal rows, behind a header that is shorter than a row.
+
+    Attributes:
+      first: from the head on, with the header.
+      last: up to the end; of a file that has not so many, none is taken twice.
+      row: bytes of each.
+      rows: of the remote file, where known.
+    """
+
+    first: int
+    last: int
+    row: int
+    rows: int | None = None
+
+    def pieces(self, total: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Begin and end of the two pieces to take of a file of `total` bytes."""
+        head = min(total % self.row + self.first * self.row, total)
+        return (0, head), (max(head, total - self.last * self.row), total)
+
+
 class Origin(NamedTuple):
     """Where the bytes of a partial file come from, as its note says.
 
@@ -33,13 +54,13 @@ class Origin(NamedTuple):
       address: of the remote file.
       version: of it, see `transports.Stream`.
       total: bytes of the whole of it, where known.
-      span: begin and end of what is taken of it, or `None` for all.
+      cut: the fields of what is taken of it, or `None` for all.
     """
 
     address: str
     version: str | None
     total: int | None
-    span: list[int] | None
+    cut: list[int | None] | None
 
 
 @dataclasses.dataclass
@@ -49,7 +70,7 @@ class Transfer:
     Attributes:
       address: http, https or ftp.
       partial: the file to write.
-      span: the only bytes to take, or `None` for all.
+      cut: what alone is taken, or `None` for all.
       total: bytes that the remote file must have, where known.
       joins: whether to go on with bytes from another address, since a sum will tell.
       room: bytes that the disk needs besides.
@@ -60,7 +81,7 @@ class Transfer:
 
     address: str
     partial: Path
-    span: tuple[int, int] | None = None
+    cut: Cut | None = None
     total: int | None = None
     joins: bool = False
     room: int = 0
@@ -76,7 +97,8 @@ class Transfer:
           Refused: the address does not give the file.
           InputError: there is no room, or no right to write.
         """
-        transports.patiently(lambda: self._attempt(advance), lambda: self.arrived)
+        while not transports.patiently(lambda: self._attempt(advance), lambda: self.arrived):
+            pass  # the head is there, the end is to come
 
     def find(self) -> int | None:
         """Asks for the bytes that are still to come, `None` if the server does not tell.
@@ -84,20 +106,27 @@ class Transfer:
         Raises:
           Passing, Refused: as `run` does.
         """
-        total = transports.patiently(lambda: transports.size(self.address), lambda: 0)
+        total = transports.patiently(self._ask_total, lambda: 0)
         self._check_total(total)
         wanted = self._wanted(self.total if total is None else total)
         return None if wanted is None else wanted - self._kept()[1]
 
-    def _attempt(self, advance: Advance) -> None:
+    def _ask_total(self) -> int | None:
+        if self.cut is None:
+            return transports.size(self.address)
+        with transports.opened(self.address, 0, 1, None) as stream:  # refused where none can be cut
+            return stream.total
+
+    def _attempt(self, advance: Advance) -> bool:
+        """Takes all, or the one of two pieces that is to come; says whether all is there."""
         origin, kept = self._kept()
         if kept and kept == self._wanted(origin.total):
-            return
-        begin, end = self.span or (0, None)
+            return True
+        begin, end = self._next(kept, origin.total)
         try:
-            with transports.opened(self.address, begin + kept, end, origin.version) as stream:
+            with transports.opened(self.address, begin, end, origin.version) as stream:
                 have, total = self._fit(stream, origin, begin, kept)
-                self._receive(stream.blocks, have, self._wanted(total), advance)
+                return self._receive(stream.blocks, have, total, advance)
         except StartOver as trouble:
             if not kept:
                 raise Refused(str(trouble)) from trouble
@@ -106,10 +135,10 @@ class Transfer:
 
     def _kept(self) -> tuple[Origin, int]:
         """What is known of the remote file, and how many bytes of `partial` are of use."""
-        span = list(self.span) if self.span else None
-        nothing = Origin(self.address, None, None, span), 0
+        cut = list(self.cut) if self.cut else None
+        nothing = Origin(self.address, None, None, cut), 0
         origin, have = read_origin(self.partial), size(self.partial)
-        if origin is None or origin.span != span or have == 0:
+        if origin is None or origin.cut != cut or have == 0:
             return nothing
         if origin.address != self.address:
             if not self.joins:
@@ -120,22 +149,36 @@ class Transfer:
 
     def _wanted(self, total: int | None) -> int | None:
         """Bytes of the complete `partial`, for a remote file of `total` bytes."""
-        if self.span is None:
+        if self.cut is None or total is None:
             return total
-        begin, end = self.span
-        return (end if total is None else min(end, total)) - begin
+        return sum(end - begin for begin, end in self.cut.pieces(total))
+
+    def _next(self, have: int, total: int | None) -> tuple[int, int | None]:
+        """Where the byte after `have` lies in the remote file, and where its piece ends."""
+        if self.cut is None:
+            return have, None
+        if total is None:  # the server will tell it; the header is shorter than a row
+            return have, (self.cut.first + 1) * self.cut.row
+        (_, head), (tail, end) = self.cut.pieces(total)
+        return (have, head) if have < head else (tail + have - head, end)
 
     def _check_total(self, total: int | None) -> None:
         if None not in (total, self.total) and total != self.total:
             raise Refused(f"has {total} bytes, not {self.total}")
+        if self.cut is None:
+            return
+        if total is None:
+            raise Refused("does not tell how long the file is, of which only parts are wanted")
+        if self.cut.rows not in (None, total // self.cut.row):
+            raise Refused(f"has {total // self.cut.row} rows, not {self.cut.rows}")
 
     def _fit(self, stream: Stream, origin: Origin, begin: int, have: int) -> tuple[int, int | None]:
         """Makes `partial` and its note fit a stream; returns the bytes that stay, and the total."""
         self._check_total(stream.total)
         total, version = stream.total, stream.version
-        if stream.begin < begin:
-            raise Refused("does not send parts of a file, and the part wanted is not its head")
-        if stream.begin != begin + have:
+        if stream.begin != begin:
+            if self.cut is not None:
+                raise StartOver("does not send the part of the file that it was asked for")
             self._discard()
             have = 0
         elif have:
@@ -154,21 +197,24 @@ class Transfer:
         return have, total
 
     def _receive(
-        self, blocks: Iterator[bytes], have: int, wanted: int | None, advance: Advance
-    ) -> None:
+        self, blocks: Iterator[bytes], have: int, total: int | None, advance: Advance
+    ) -> bool:
+        wanted, (begin, end) = self._wanted(total), self._next(have, total)
+        stop = wanted if end is None else have + end - begin
         with explained(self.partial, wanted), self.partial.open("ab") as file:
             for block in blocks:
-                part = block if wanted is None else block[: wanted - have]
+                part = block if stop is None else block[: stop - have]
                 file.write(part)
                 if self.digest is not None:
                     self.digest.update(part)
                 have += len(part)
                 self.arrived += len(part)
                 advance(have, wanted)
-                if have == wanted:  # of a span there could be more to come
+                if have == stop:  # where a piece ends, more could come
                     break
-        if wanted is not None and have < wanted:
+        if stop is not None and have < stop:
             raise Passing(f"ended after {have} of {wanted} bytes")
+        return stop == wanted
 
     def _discard(self) -> None:
         self.discarded += size(self.partial) > 0
