@@ -18,6 +18,7 @@ from qinco_jax.models import load, save
 from qinco_jax.network import Step
 from qinco_jax.preselector import fit_preselector
 from qinco_jax.product import Product
+from qinco_jax.programs import export
 from qinco_jax.qinco import Qinco, init
 from qinco_jax.training import RECIPES, Recipe
 from qinco_jax.version import __version__
@@ -36,6 +37,7 @@ __all__ = [
     "datasets",
     "decode",
     "encode",
+    "export",
     "fit_preselector",
     "from_faiss",
     "init",

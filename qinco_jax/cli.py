@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from qinco_jax import checks, codecs, coding, contenders, data_cli, fit, models, rq
+from qinco_jax import checks, codecs, coding, contenders, data_cli, fit, interop_cli, models, rq
 from qinco_jax import codes as code_files
 from qinco_jax.centroids import train_centroids
 from qinco_jax.codec import Codec
@@ -66,6 +66,8 @@ def main() -> None:
 
 
 main.add_command(data_cli.data)
+main.add_command(interop_cli.convert)
+main.add_command(interop_cli.export)
 
 
 def _keep_compilations() -> None:

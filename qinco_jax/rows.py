@@ -14,6 +14,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -32,13 +33,16 @@ Prepare = Callable[[Any], Any]
 Apply = Callable[..., jax.Array]
 Check = Callable[[np.ndarray, int], np.ndarray]
 
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
+
 
 def block_rows(work_per_row: int) -> int:
     """Rows per block, a power of two, for `work_per_row` network evaluations a row.
 
     A block's activations should stay in a CPU's cache, and be many enough to fill an accelerator.
     """
-    budget = 2**11 if jax.default_backend() == "cpu" else 2**18
+    platform = _platform.get() or jax.default_backend()
+    budget = 2**11 if platform == "cpu" else 2**18
     rows = max(1, budget // work_per_row)
     return min(BLOCK_ROWS, 2 ** (rows.bit_length() - 1))
 
@@ -69,7 +73,6 @@ def map_rows(
       [N, ...], a `jax.Array`.
     """
     if is_traced((model, x)):
-        model = jax.tree.map(jnp.asarray, model)  # numpy cannot be indexed by a tracer
         x = jnp.asarray(x)
         sharding = jax.typeof(x).sharding  # known here on a mesh of explicit axes only
         if any(sharding.spec):
@@ -82,6 +85,23 @@ def map_rows(
     return _over_chunks(prepare, apply, model, x, rows, options, check)
 
 
+def on_any_platform(function: Callable[[jax.Array], jax.Array]) -> Callable[..., jax.Array]:
+    """`function` with the blocks that suit the platform on which an exported program will run."""
+
+    def traced_for(platform: str) -> Callable[[jax.Array], jax.Array]:
+        def traced(x: jax.Array) -> jax.Array:
+            token = _platform.set(platform)
+            try:
+                return function(x)
+            finally:
+                _platform.reset(token)
+
+        return traced
+
+    cpu, accelerator = traced_for("cpu"), traced_for("accelerator")
+    return lambda x: lax.platform_dependent(x, cpu=cpu, default=accelerator)
+
+
 def is_traced(tree: Any) -> bool:
     """Whether any leaf of `tree` is abstract, that is, under a transformation of JAX."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
@@ -91,16 +111,24 @@ def _over_blocks(
     prepare: Prepare, apply: Apply, model: Any, x: jax.Array, rows: int, options: tuple[Any, ...]
 ) -> jax.Array:
     """Scans the blocks of `x`. Block i takes every n-th row, so a sharded batch stays sharded."""
-    num_rows = x.shape[0]
-    rows = max(1, min(rows, num_rows))
+    num_rows = x.shape[0]  # `jax.export` may leave it open
+    rows = jax.core.max_dim(1, jax.core.min_dim(rows, num_rows))
     num_blocks = -(-num_rows // rows)
-    prepared = prepare(model)
-    if num_blocks <= 1:
+    prepared = _prepared_early(prepare, model)
+    if isinstance(num_rows, int) and num_blocks <= 1:
         return apply(prepared, x, *options)
     padded = jnp.pad(x, [(0, num_blocks * rows - num_rows)] + [(0, 0)] * (x.ndim - 1))
     blocks = padded.reshape(rows, num_blocks, *x.shape[1:]).swapaxes(0, 1)
     out = lax.map(lambda block: apply(prepared, block, *options), blocks)
     return out.swapaxes(0, 1).reshape(num_blocks * rows, *out.shape[2:])[:num_rows]
+
+
+def _prepared_early(prepare: Prepare, model: Any) -> Any:
+    """What `prepare` gives: a constant of the caller's program where the model is one."""
+    if is_traced(model):
+        return prepare(model)
+    with jax.ensure_compile_time_eval():
+        return _prepared(prepare, model)
 
 
 @functools.partial(jax.jit, static_argnames=("prepare", "apply", "rows", "options", "sharding"))
