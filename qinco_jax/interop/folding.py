@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.network import Step
 from qinco_jax.qinco import Qinco
 
 
@@ -47,7 +46,8 @@ def folded(model: Qinco) -> Qinco:
     bias = np.zeros(concat.shape[-1]) if steps.bias is None else steps.bias
     of_codeword, of_context = np.split(concat, [len(inside)], axis=1)
     of_context = out.T @ of_context @ inside
-    plain = Step(
+    plain = dataclasses.replace(
+        steps,
         codebook=scale * steps.codebook @ out,
         preselect=None if steps.preselect is None else scale * steps.preselect @ out,
         proj_in=None if steps.proj_in is None else out.T @ steps.proj_in,
@@ -56,6 +56,7 @@ def folded(model: Qinco) -> Qinco:
         up=inside.T @ steps.up,
         down=steps.down @ inside,
         proj_out=None if steps.proj_out is None else steps.proj_out @ out,
+        concat_out=None,
     )
     return dataclasses.replace(
         model,
