@@ -72,7 +72,7 @@ def first_program(
       InputError: names what is missing, unknown or of another shape.
     """
     dim, hidden_dim = sizes.dim, sizes.hidden_dim
-    layout = {
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {
         "codebook": ("step{m}.codebook.weight", (sizes.codebook_size, dim)),
         "up": ("step{m}.residual_block{l}.0.weight", (hidden_dim, dim)),
         "down": ("step{m}.residual_block{l}.2.weight", (dim, hidden_dim)),
@@ -96,7 +96,7 @@ def first_program(
         steps=_steps(arrays, layout, sizes),
         form="qinco-lr" if low_rank else "qinco",
         center=False,
-        **({} if coarse is None else {"ivf": True}),
+        ivf=coarse is not None,
     )
 
 
@@ -178,7 +178,7 @@ def second_program(
         form=form,
         num_candidates=num_candidates,
         beam_size=beam_size,
-        **({} if coarse is None else {"ivf": True}),
+        ivf=coarse is not None,
     )
 
 
@@ -186,7 +186,7 @@ def _second_layout(sizes: Sizes, preselect: bool) -> Layout:
     dim, embed_dim, hidden_dim = sizes.dim, sizes.embed_dim, sizes.hidden_dim
     table = (sizes.codebook_size, dim)
     block = "steps.{m}.residual_blocks.{l}."
-    layout = {
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {
         "codebook": ("steps.{m}.codebook.weight", table),
         "concat": ("steps.{m}.concat.mlp.weight", (embed_dim, embed_dim + dim)),
         "bias": ("steps.{m}.concat.mlp.bias", (embed_dim,)),
@@ -258,9 +258,9 @@ def _shapes(layout: Layout, sizes: Sizes) -> dict[str, tuple[int, ...]]:
 
 
 def _steps(arrays: Arrays, layout: Layout, sizes: Sizes) -> Step:
-    fields = {field.name: None for field in dataclasses.fields(Step)}
+    fields: dict[str, Any] = {field.name: None for field in dataclasses.fields(Step)}
     stacked = {field: _stacked(arrays, field, layout, sizes) for field in layout}
-    return Step(**{**fields, **stacked})
+    return Step(**(fields | stacked))
 
 
 def _stacked(arrays: Arrays, field: str, layout: Layout, sizes: Sizes) -> jax.Array:

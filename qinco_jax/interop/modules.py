@@ -49,7 +49,8 @@ class Tree(NamedTuple):
     def children(self) -> dict[str, "Tree"]:
         """The tree below each module of the root."""
         found: dict[str, Tree] = {}
-        for i, part in enumerate(self):
+        parts: tuple[dict[str, Any], ...] = (self.modules, self.arrays, self.plain)
+        for i, part in enumerate(parts):
             for path, value in part.items():
                 head, dot, rest = path.partition(".")
                 if head in self.modules and (dot or part is self.modules):

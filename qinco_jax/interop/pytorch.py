@@ -118,7 +118,7 @@ def _qinco(tree: modules.Tree) -> Qinco:
     sizes, coarse = modules.sizes(tree)
     low_rank = tree.modules[""].name == modules.LOW_RANK
     scale = tree.plain.get("db_scale")
-    if type(scale) not in (int, float):
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
         raise InputError(f"its db_scale is {type(scale).__name__}; expected a number")
     model = layouts.first_program(tree.arrays, sizes, scale, low_rank=low_rank, coarse=coarse)
     modules.check(tree, sizes, coarse)
