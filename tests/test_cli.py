@@ -60,6 +60,28 @@ def test_train_leaves_a_model_a_table_and_a_plot(folder: Path) -> None:
     assert qj.load(run / "model").config.num_steps == 4
 
 
+@pytest.mark.parametrize("variant", ["centroids", "num_parts=2"])
+def test_a_variant_goes_from_files_to_files(folder: Path, tmp_path: Path, variant: str) -> None:
+    settings = ["--set", variant, *SMALL]
+    if variant == "centroids":
+        lists = tmp_path / "lists.npy"
+        assert qinco("centroids", lists, "--dataset", folder, "--num", 20).exit_code == 0
+        assert np.load(lists).shape == (20, 8)
+        settings = ["--centroids", lists, *SMALL]
+    run, codes, vectors = tmp_path / "run", tmp_path / "codes.npy", tmp_path / "x.npy"
+    ran = qinco("train", "--dataset", folder, "--out", run, "--bytes", 2, *settings)
+    assert ran.exit_code == 0, ran.output
+    model = qj.load(run / "model")
+    rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    own = sorted(row["bytes"] for row in rows if "QINCo2" in row["codec"])
+    assert own == ([1.5, 2] if variant == "centroids" else [1, 2])
+    assert qinco("encode", run / "model", folder / "database.npy", codes).exit_code == 0
+    assert np.load(codes).shape == (300, 2)
+    assert qinco("decode", run / "model", codes, vectors).exit_code == 0
+    x = np.load(folder / "database.npy")
+    np.testing.assert_array_equal(np.load(vectors), qj.decode(model, qj.encode(model, x)))
+
+
 def test_the_same_command_again_only_measures(folder: Path) -> None:
     before = (folder / "run" / "metrics.jsonl").read_bytes()
     ran = qinco("train", "--dataset", folder, "--out", folder / "run", *SMALL)
