@@ -34,7 +34,7 @@ CHANGES = {
 
 @scale.command(__doc__, train_rows=TRAIN_ROWS)
 def main(task):
-    scale.variants(task, {name: (PRESET, change) for name, change in CHANGES.items()}, RATE)
+    scale.variants(task, {name: (PRESET, change, RATE) for name, change in CHANGES.items()})
 
 
 if __name__ == "__main__":

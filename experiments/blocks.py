@@ -20,11 +20,11 @@ PRESETS = {"QINCo": "qinco1", "QINCo2": "qinco2-S"}
 def main(task, num_bytes):
     depths = DEPTHS["small" if task.small else "full"]
     every = {
-        f"{name} L={depth}": (preset, [f"num_blocks={depth}"])
+        f"{name} L={depth}": (preset, [f"num_blocks={depth}"], num_bytes)
         for name, preset in PRESETS.items()
         for depth in depths
     }
-    scale.variants(task, every, num_bytes)
+    scale.variants(task, every)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,11 @@ def main(task, num_bytes, preset):
     name = "small" if task.small else "full"
     num_bytes = num_bytes or BYTES[name]
     sizes = [size for size in SIZES[name] if 8 * num_bytes % math.log2(size) == 0]
-    every = {
-        f"K={size} M={8 * num_bytes // round(math.log2(size))}": (preset, [f"codebook_size={size}"])
-        for size in sizes
-    }
-    scale.variants(task, every, num_bytes)
+    every = {}
+    for size in sizes:
+        name = f"K={size} M={8 * num_bytes // round(math.log2(size))}"
+        every[name] = preset, [f"codebook_size={size}"], num_bytes
+    scale.variants(task, every)
 
 
 if __name__ == "__main__":

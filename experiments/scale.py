@@ -113,16 +113,15 @@ def _settings(task, first):
     return ("learning_rate=1e-4",) if slow else ()
 
 
-def variants(task, every, rate):
-    """Models of several settings at one rate, each in a folder of its own, and beside each other.
+def variants(task, every):
+    """Models of several settings, each in a folder of its own, and beside each other.
 
     Args:
       task: to do.
-      every: name -> (specification, settings).
-      rate: bytes per vector.
+      every: name -> (specification, settings, bytes per vector).
     """
     found = {sweep.RESULTS: [], sweep.COSTS: []}
-    for name, (codec, settings) in every.items():
+    for name, (codec, settings, rate) in every.items():
         folder = task.folder / name.replace(" ", "-").replace("/", "-")
         compare(task, [codec], [rate], settings, folder)
         for file, rows in found.items():

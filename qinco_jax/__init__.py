@@ -12,6 +12,8 @@ from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.data import catalog as datasets
 from qinco_jax.errors import InputError
 from qinco_jax.fit import train
+from qinco_jax.interop.faiss_models import from_faiss, to_faiss
+from qinco_jax.interop.pytorch import load_pytorch
 from qinco_jax.models import load, save
 from qinco_jax.network import Step
 from qinco_jax.preselector import fit_preselector
@@ -37,11 +39,14 @@ __all__ = [
     "encode",
     "export",
     "fit_preselector",
+    "from_faiss",
     "init",
     "load",
+    "load_pytorch",
     "prefix",
     "rq",
     "save",
+    "to_faiss",
     "train",
     "train_centroids",
 ]

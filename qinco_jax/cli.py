@@ -75,7 +75,8 @@ def _keep_compilations() -> None:
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not home.startswith("~"):
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "qinco_jax"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _search_options(command: Callable[..., None]) -> Callable[..., None]:

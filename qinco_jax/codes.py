@@ -28,8 +28,10 @@ def code_bytes(num_steps: int, codebook_size: int) -> int:
 def pack(codes: np.ndarray, codebook_size: int) -> np.ndarray:
     """Puts the bits of every row's codes one after the other.
 
-    Code 0 comes first, and of each code the least significant bit, as in Faiss's `pack_bitstrings`;
-    the last byte is filled up with zeros.
+    Code 0 comes first, and of each code the least significant bit; the last byte is filled up with
+    zeros. That is Faiss's layout: of `pack_bitstrings`, of `IndexQINCo` and of its additive
+    quantizers. Those that keep norms put their bits behind the codes, in front of the zeros; of
+    such bytes `faiss.unpack_bitstrings` takes the codes.
 
     Args:
       codes: [N, M] integers from 0 to K - 1, with M >= 1.

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qinco_jax import checkpoint, codecs, fit, models
+from qinco_jax import checkpoint, codecs, fit, models, optional
 from qinco_jax.baselines import through_faiss, unq
 from qinco_jax.codec import Codec
 from qinco_jax.coding import Model
@@ -126,7 +126,7 @@ def _where(spec: Spec, dim: int) -> str:
 
 def _of_baseline(spec: Spec, rates: Sequence[float], dim: int) -> list[Contender]:
     if spec.name in through_faiss.NAMES:
-        through_faiss.package()  # known to be there before hours are spent
+        optional.faiss(through_faiss.NEED_IT)  # known to be there before hours are spent
     exists_at = through_faiss.rates(spec.name, dim) or range(1, dim + 1)
     return [
         Contender(

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 ROOT = Path(__file__).parents[1]
 SCRIPTS = (
     "table1", "multi_rate", "k_m_tradeoff", "ablations", "blocks", "candidates_beam", "times",
-    "costs",
+    "variants", "costs",
 )  # fmt: skip
 TINY = ["hidden_dim=4", "embed_dim=4", "num_blocks=1", "epoch_rows=512"]
 

@@ -18,20 +18,21 @@ PACKAGE = ROOT / "qinco_jax"
 
 LAYERS = [
     {"errors", "version", "files", "codec", "machine"},
-    {"data.stored", "data.sets", "data.transports"},
+    {"optional", "data.stored", "data.sets", "data.transports", "interop.pickles"},
     {"config", "distances", "checks", "folders", "data.formats", "data.batches",
-     "data.synthetic", "data.transfers"},
+     "data.synthetic", "data.transfers", "interop.torch_files"},
     {"data.containers", "data.holdout", "data.crop", "data.download"},
     {"data.shards", "data.official"},
     {"data.convert", "data.builders"},
     {"codes", "rows", "kmeans", "beam", "transform", "checkpoint", "portable", "data.catalog",
      "data.feed", "evaluate.neighbours", "baselines.lookup", "baselines.network",
      "baselines.triplets"},
-    {"rq", "network", "baselines.pq", "evaluate.metrics"},
+    {"rq", "network", "search.pairwise", "baselines.pq", "evaluate.metrics"},
     {"qinco", "baselines.through_faiss", "baselines.unq", "evaluate.report"},
-    {"product", "centroids", "evaluate.sweep", "evaluate.summary", "evaluate.drawing"},
-    {"coding", "evaluate.plots"},
-    {"training", "models", "preselector", "codecs", "programs"},
+    {"product", "centroids", "interop.folding", "interop.layouts",
+     "evaluate.sweep", "evaluate.summary", "evaluate.drawing"},
+    {"coding", "interop.faiss_models", "interop.modules", "evaluate.plots"},
+    {"training", "models", "preselector", "codecs", "programs", "interop.pytorch"},
     {"fit"},
     {"logs", "contenders", "evaluate.page"},
     {"compare", "data_cli", "interop_cli"},
@@ -45,6 +46,7 @@ NO_MODEL = {
     "data.synthetic", "data.transfers", "data.transports",
     "evaluate.neighbours", "evaluate.metrics", "evaluate.report", "evaluate.sweep",
     "evaluate.summary", "evaluate.drawing", "evaluate.plots", "evaluate.page",
+    "interop.pickles", "interop.torch_files",
 }  # fmt: skip
 
 

@@ -128,9 +128,10 @@ def test_a_perfect_codec_finds_everything_and_a_constant_one_what_chance_does() 
 
 def test_usage_counts_bits_and_dead_codewords() -> None:
     codes = np.uint8([[0, 3], [1, 3], [2, 3], [3, 3]])
-    assert usage(codes, 4.0) == (2.0, 3)
+    assert usage(codes, (4, 4)) == (2.0, 3)
+    assert usage(codes, (4, 16)) == (2.0, 15)
     uniform = RNG.permutation(np.repeat(np.arange(256), 4))[:, None]
-    assert usage(uniform, 8.0) == (pytest.approx(8.0), 0)
+    assert usage(uniform, (256,)) == (pytest.approx(8.0), 0)
 
 
 def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qinco_jax import checks
+from qinco_jax import checks, optional
 from qinco_jax.codec import Array, Codec
 from qinco_jax.data.stored import Vectors
 from qinco_jax.errors import InputError
@@ -29,22 +29,7 @@ NAMES = {
     "turboquant": "TurboQuant",
     "sq": "SQ",
 }
-
-
-def package() -> Any:
-    """The module `faiss`.
-
-    Raises:
-      InputError: it is not installed.
-    """
-    try:
-        import faiss
-    except ImportError as error:
-        raise InputError(
-            "PQ, OPQ, RQ, LSQ, RaBitQ, TurboQuant and SQ need Faiss, as do rotations by OPQ; "
-            "pip install 'qinco_jax[faiss]'"
-        ) from error
-    return faiss
+NEED_IT = ", ".join(NAMES.values())
 
 
 def opq_rotation(x: Vectors, num_parts: int, seed: int) -> np.ndarray:
@@ -58,10 +43,11 @@ def opq_rotation(x: Vectors, num_parts: int, seed: int) -> np.ndarray:
     Raises:
       InputError: Faiss is not installed.
     """
+    faiss = optional.faiss("rotations by OPQ")
     rows = sample_rows(x, OPQ_ROWS, seed).astype(np.float32)
-    matrix = package().OPQMatrix(rows.shape[1], num_parts)
+    matrix = faiss.OPQMatrix(rows.shape[1], num_parts)
     matrix.train(rows)
-    return package().vector_to_array(matrix.A).reshape(rows.shape[1], rows.shape[1]).T.copy()
+    return faiss.vector_to_array(matrix.A).reshape(rows.shape[1], rows.shape[1]).T.copy()
 
 
 def rates(name: str, dim: int) -> list[int] | None:
@@ -90,7 +76,7 @@ def train(
     Raises:
       InputError: Faiss is not installed, vectors are unfit, or there is no such rate.
     """
-    faiss = package()
+    faiss = optional.faiss(NEED_IT)
     checks.vectors(x, what="the training vectors")
     exists_at = rates(name, x.shape[1])
     if num_bytes < 1 or (num_bytes not in exists_at if exists_at else num_bytes > x.shape[1]):
