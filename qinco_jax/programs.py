@@ -45,9 +45,10 @@ def export(
 
     Each N is compiled once, at its first call, so a server should call with few different N.
     Nothing is checked there: NaN gives some code, and codes that are none some vector.
-    `program.mlir_module()` is the StableHLO, for other compilers. JAX promises to read programs
-    for 6 months, that is, with a `jax` that is up to 6 months newer than the one that wrote them,
-    or 3 weeks older: keep the model too. `about.json` tells of shapes, search, versions and hashes.
+    `program.mlir_module()` is the StableHLO, for other compilers; its first argument is the number
+    of the platform in `program.platforms`, and N is open in it. JAX promises to run programs with a
+    `jax` that is up to 6 months newer than the one that wrote them, or 3 weeks older: keep the
+    model too. `about.json` tells of shapes, search, versions and hashes.
 
     Args:
       model: to export.

@@ -265,6 +265,12 @@ def test_export_refuses(tmp_path: Path) -> None:
         qj.export(MODEL, tmp_path)
 
 
+def test_a_published_checkpoint_is_converted(tmp_path: Path) -> None:
+    source = Path(__file__).parent / "checkpoints" / "v2_qinco1mode_M4_K16_D16_golden.pt"
+    assert run("convert", source, tmp_path / "model.safetensors")[0] == 0
+    assert_same(qj.load(tmp_path / "model.safetensors"), qj.load_pytorch(source))
+
+
 def run(*args: object) -> tuple[int, str]:
     result = CliRunner().invoke(main, [str(arg) for arg in args])
     return result.exit_code, result.output
