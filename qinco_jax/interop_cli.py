@@ -1,6 +1,5 @@
 """`qinco convert` and `qinco export`: models between formats, and programs that serve them."""
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import click
 from qinco_jax import models, programs
 from qinco_jax.coding import Model
 from qinco_jax.errors import InputError
+from qinco_jax.interop.pytorch import load_pytorch
 
 
 def search_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -64,11 +64,7 @@ def convert(source: str, target: str, centroids: str | None, db_scale: float | N
 
 
 def _load_pytorch(path: str, options: dict[str, Any]) -> Model:
-    try:
-        pytorch = importlib.import_module("qinco_jax.interop.pytorch")
-    except ModuleNotFoundError as error:
-        raise InputError(f"{path} is a file of PyTorch, which this version cannot read") from error
-    found = pytorch.load_pytorch(path, **options)
+    found = load_pytorch(path, **options)
     if not isinstance(found, Model):
         raise InputError(f"{path} holds a {type(found).__name__}, which is no model to convert")
     return found

@@ -58,7 +58,7 @@ def _abstract_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> Mo
         if config.dim is None:
             raise ValueError("dim is missing")
         return abstract(config)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} has a config that no model has ({error})") from error
 
 

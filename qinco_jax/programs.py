@@ -1,5 +1,6 @@
 """Exports a model as two programs, encode and decode, which JAX runs without this package."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -44,9 +45,10 @@ def export(
 
     Each N is compiled once, at its first call, so a server should call with few different N.
     Nothing is checked there: NaN gives some code, and codes that are none some vector.
-    `program.mlir_module()` is the StableHLO, for other compilers. JAX promises to read programs
-    for 6 months, that is, with a `jax` that is up to 6 months newer than the one that wrote them,
-    or 3 weeks older: keep the model too. `about.json` tells of shapes, search, versions and hashes.
+    `program.mlir_module()` is the StableHLO, for other compilers; its first argument is the number
+    of the platform in `program.platforms`, and N is open in it. JAX promises to run programs with a
+    `jax` that is up to 6 months newer than the one that wrote them, or 3 weeks older: keep the
+    model too. `about.json` tells of shapes, search, versions and hashes.
 
     Args:
       model: to export.
@@ -68,10 +70,7 @@ def export(
     model = jax.tree.map(np.asarray, model)  # known while JAX traces, so a constant
 
     def encode(x: jax.Array) -> jax.Array:
-        return coding.encode(
-            model, x, num_candidates=search.num_candidates, beam_size=search.beam_size,
-            joint=search.joint,
-        )  # fmt: skip
+        return coding.encode(model, x, **dataclasses.asdict(search))
 
     def decode(codes: jax.Array) -> jax.Array:
         return coding.decode(model, codes)
@@ -88,7 +87,7 @@ def export(
         "platforms": PLATFORMS,
         "vectors": {"shape": ["N", model.dim], "dtype": "float32"},
         "codes": {"shape": ["N", codes.shape[1]], "dtype": str(codes.dtype)},
-        "search": vars(search),
+        "search": dataclasses.asdict(search),
         "config": model.config.settings,
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in programs.items()},
     }
@@ -100,9 +99,8 @@ def _program(function: Callable[[jax.Array], jax.Array], row: jax.ShapeDtypeStru
     """A function of rows, serialized for any number of rows like `row` [1, ...]."""
     (num_rows,) = jax.export.symbolic_shape("N")
     rows = jax.ShapeDtypeStruct((num_rows, *row.shape[1:]), row.dtype)
-    return bytes(
-        jax.export.export(jax.jit(on_any_platform(function)), platforms=PLATFORMS)(rows).serialize()
-    )
+    program = jax.export.export(jax.jit(on_any_platform(function)), platforms=PLATFORMS)
+    return bytes(program(rows).serialize())
 
 
 def _write_folder(target: Path, files: dict[str, bytes]) -> None:
