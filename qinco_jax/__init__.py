@@ -13,12 +13,12 @@ from qinco_jax.data import catalog as datasets
 from qinco_jax.errors import InputError
 from qinco_jax.fit import train
 from qinco_jax.interop.faiss_models import from_faiss, to_faiss
+from qinco_jax.interop.programs import export
 from qinco_jax.interop.pytorch import load_pytorch
 from qinco_jax.models import load, save
 from qinco_jax.network import Step
 from qinco_jax.preselector import fit_preselector
 from qinco_jax.product import Product
-from qinco_jax.programs import export
 from qinco_jax.qinco import Qinco, init
 from qinco_jax.training import RECIPES, Recipe
 from qinco_jax.version import __version__

@@ -79,24 +79,6 @@ def _keep_compilations() -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _search_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option(
-            "--joint/--each",
-            default=None,
-            help="candidates: the best of all partial codes', or of each [default: the model's]",
-        ),
-        click.option("--beam-size", type=int, help="B, partial codes kept [default: the model's]"),
-        click.option(
-            "--num-candidates",
-            type=int,
-            help="A, candidates per partial code [default: the model's]",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 def _data_options(eval_rows: int | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     def add(command: Callable[..., None]) -> Callable[..., None]:
         for option in (
@@ -206,7 +188,7 @@ def centroids(
 @click.argument("model")
 @click.argument("vectors")
 @click.argument("codes")
-@_search_options
+@interop_cli.search_options
 def encode(model: str, vectors: str, codes: str, **search: Any) -> None:
     """Encodes the file VECTORS with MODEL into the new file CODES (.npy, packed bytes)."""
     codec = models.load(model)
@@ -242,7 +224,7 @@ def decode(model: str, codes: str, vectors: str) -> None:
 @main.command()
 @click.argument("model")
 @_data_options(20_000)
-@_search_options
+@interop_cli.search_options
 @click.option("--out", help="new file of the results, as json lines")
 def evaluate(
     model: str,

@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from qinco_jax import models, programs
+from qinco_jax import models
 from qinco_jax.coding import Model
 from qinco_jax.errors import InputError
+from qinco_jax.interop import programs
 from qinco_jax.interop.pytorch import load_pytorch
 
 
@@ -54,7 +55,7 @@ def convert(source: str, target: str, centroids: str | None, db_scale: float | N
     given = {"centroids": centroids, "db_scale": db_scale}
     options = {name: value for name, value in given.items() if value is not None}
     if Path(source).suffix in models.PYTORCH:
-        model = _load_pytorch(source, options)
+        model = _imported(source, options)
     elif options:
         raise InputError(f"{source} has all that it needs; leave out --centroids and --db-scale")
     else:
@@ -63,7 +64,7 @@ def convert(source: str, target: str, centroids: str | None, db_scale: float | N
     click.echo(f"{target}: {type(model).__name__} of {model.num_steps} steps, {model.dim} dims")
 
 
-def _load_pytorch(path: str, options: dict[str, Any]) -> Model:
+def _imported(path: str, options: dict[str, Any]) -> Model:
     found = load_pytorch(path, **options)
     if not isinstance(found, Model):
         raise InputError(f"{path} holds a {type(found).__name__}, which is no model to convert")
