@@ -3,24 +3,32 @@
 Rows are read chunk by chunk in every iteration, so memory holds the centroids and one chunk.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax import checks
+from qinco_jax.data import formats
 from qinco_jax.data.stored import Rows, Vectors, lazily
 from qinco_jax.distances import nearest
 from qinco_jax.errors import InputError
 from qinco_jax.rows import map_rows
 from qinco_jax.rq import sample_rows
+from qinco_jax.transform import Transform, denormalise, normalise, of_rows
 
 CHUNK_ROWS = 32768
 BLOCK_ROWS = 1024  # whose distances to a block of centroids are held at once
 FLAT = 8192  # centroids that are compared with every row; of more each row sees about a root
+SCALE_ROWS = 65536  # that mean and scale are taken from; distances lose digits without them
+SAMPLED = "the sampled training vectors"
 FAR = 1e15  # where a centroid that fills up a shape is nobody's nearest
 
 Advance = Callable[[int, int], None]
@@ -37,9 +45,10 @@ def train_centroids(
 ) -> np.ndarray:
     """k-means centroids for `train(..., centroids=...)`, on the default device.
 
-    Of more than 8,192, the rows are first dealt to about the root of K_ivf cells, and each cell
-    gets its share of centroids from its own rows: 1,048,576 from 10 million rows compare a row with
-    some thousands, not with a million. Centroids that run empty move to the largest clusters.
+    Of more than 8,192, the rows are first dealt to about the root of K_ivf cells, in a scratch file
+    as large as they are, and each cell gets its share of centroids from its own rows: 1,048,576
+    from 10 million rows compare a row with some thousands, not with a million. Centroids that run
+    empty move to the largest clusters.
 
     Args:
       x: [N, D], any real dtype, N >= K_ivf; a memory map is read chunk by chunk.
@@ -54,42 +63,70 @@ def train_centroids(
 
     Raises:
       InputError: fewer rows than centroids, or rows with NaN or Inf.
+      OSError: there is no room for the scratch file in the folder for temporary files.
     """
     x = lazily(checks.vectors(x, what="the training vectors"))
-    if x.ndim != 2 or not 1 <= num_centroids <= len(x) or num_iters < 1:
+    limit = 256 * num_centroids if max_rows is None else max_rows
+    if x.ndim != 2 or not 1 <= num_centroids <= min(len(x), limit) or num_iters < 1:
         raise InputError(
-            f"got vectors of shape {x.shape}, {num_centroids} centroids and {num_iters} iterations;"
-            " expected [N, D], at most N centroids and at least one iteration"
+            f"got vectors of shape {x.shape}, {num_centroids} centroids, at most {limit} rows and "
+            f"{num_iters} iterations; expected [N, D], at most as many centroids as rows and at "
+            "least one iteration"
         )
-    limit = max_rows or 256 * num_centroids
     rows: Rows = sample_rows(x, limit, seed) if len(x) > limit else x
+    found = of_rows(checks.finite(sample_rows(rows, SCALE_ROWS, seed), what=SAMPLED))
     rng = np.random.default_rng(seed)
-    if num_centroids <= FLAT:
+    if num_centroids > FLAT:
+        centroids = _in_cells(rows, found, num_centroids, rng, num_iters, advance)
+    else:
         total = num_iters * len(rows)
-        return _lloyd(rows, num_centroids, rng, num_iters, lambda seen: advance(seen, total))
-    return _in_cells(rows, num_centroids, rng, num_iters, advance)
+        centroids = _lloyd(
+            rows, found, num_centroids, rng, num_iters, lambda seen: advance(seen, total)
+        )
+    return np.asarray(denormalise(jnp.asarray(centroids), found))
 
 
 def _in_cells(
-    rows: Rows, num_centroids: int, rng: np.random.Generator, num_iters: int, advance: Advance
+    rows: Rows,
+    transform: Transform,
+    num_centroids: int,
+    rng: np.random.Generator,
+    num_iters: int,
+    advance: Advance,
 ) -> np.ndarray:
     """Centroids of cells, each from the rows of its own."""
     num_cells = math.isqrt(num_centroids)
     few = sample_rows(rows, 256 * num_cells, int(rng.integers(2**31)))
-    total = num_iters * (len(few) + len(rows))
-    cells = _lloyd(few, num_cells, rng, num_iters, lambda seen: advance(seen, total))
-    owner = np.asarray(nearest_centroid(jnp.asarray(cells), rows))
-    order = np.argsort(owner, kind="stable")
-    counts = np.bincount(owner, minlength=num_cells)
+    total, seen = num_iters * (len(few) + len(rows)), num_iters * len(few)
+    cells = _lloyd(few, transform, num_cells, rng, num_iters, lambda seen: advance(seen, total))
+    owner = np.asarray(map_rows(
+        _itself, _nearest_of, (jnp.asarray(cells), transform), rows,
+        rows=BLOCK_ROWS, check=checks.finite,
+    ))  # fmt: skip
+    counts, found = np.bincount(owner, minlength=num_cells), []
     shares = _shares(counts, num_centroids).tolist()
-    ends, found, seen = np.cumsum(counts), [], num_iters * len(few)
-    for end, count, share in zip(ends, counts, shares, strict=True):
-        own = np.asarray(rows[order[end - count : end]])
-        if share:
-            found.append(_lloyd(own, share, rng, num_iters, lambda seen: None))
-        seen += num_iters * count
-        advance(int(seen), total)
+    with _sorted_by(owner, rows) as dealt:
+        for end, count, share in zip(np.cumsum(counts), counts, shares, strict=True):
+            if share:
+                own = dealt[end - count : end]
+                found.append(_lloyd(own, transform, share, rng, num_iters, lambda seen: None))
+            seen += num_iters * int(count)
+            advance(seen, total)
     return np.concatenate(found)
+
+
+@contextlib.contextmanager
+def _sorted_by(owner: np.ndarray, rows: Rows) -> Iterator[np.ndarray]:
+    """The rows [N, D] in the order of their owners, in a scratch file written in one pass."""
+    place = np.empty(len(owner), np.int64)
+    place[np.argsort(owner, kind="stable")] = np.arange(len(owner))
+    dtype = rows.dtype if rows.dtype.kind in "iuf" else np.dtype(np.float32)  # bfloat16 is neither
+    with tempfile.TemporaryDirectory(prefix="qinco-centroids-") as folder:
+        file = Path(folder) / "rows.npy"
+        with formats.create(file, rows.shape, dtype) as out:
+            for span in _spans(len(rows)):
+                out[place[span]] = rows[span]
+        yield formats.read(file)
 
 
 def _shares(counts: np.ndarray, num_centroids: int) -> np.ndarray:
@@ -102,18 +139,24 @@ def _shares(counts: np.ndarray, num_centroids: int) -> np.ndarray:
 
 
 def _lloyd(
-    rows: Rows, count: int, rng: np.random.Generator, num_iters: int, advance: Callable[[int], None]
+    rows: Rows,
+    transform: Transform,
+    count: int,
+    rng: np.random.Generator,
+    num_iters: int,
+    advance: Callable[[int], None],
 ) -> np.ndarray:
-    """k-means [count, D] from rows drawn at random; compiles for powers of two alone."""
+    """k-means [count, D] in the normalised space; compiles for powers of two alone."""
     start = np.sort(rng.choice(len(rows), count, replace=False))
-    centroids = checks.finite(rows[start]).astype(np.float32)
+    first = checks.finite(rows[start], what=SAMPLED).astype(np.float32)
+    centroids = (first - np.asarray(transform.mean)) / np.asarray(transform.scale)
     size = 1 << (count - 1).bit_length()
     for iteration in range(num_iters):
         padded = np.pad(centroids, ((0, size - count), (0, 0)), constant_values=FAR)
         sums, counts = jnp.zeros(padded.shape), jnp.zeros(size, jnp.int32)
         for span in _spans(len(rows)):
-            part = checks.finite(rows[span], span.start, "the training vectors")
-            sums, counts = _add(sums, counts, padded, *_chunk(part))
+            part = checks.finite(rows[span], what=SAMPLED)
+            sums, counts = _add(sums, counts, padded, transform, *_chunk(part))
             advance(iteration * len(rows) + span.stop)
         centroids = _means(centroids, np.asarray(sums)[:count], np.asarray(counts)[:count])
     return centroids
@@ -144,23 +187,25 @@ def _chunk(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.partial(jax.jit, donate_argnames=("sums", "counts"))
 def _add(
-    sums: jax.Array, counts: jax.Array, centroids: jax.Array, rows: jax.Array, used: jax.Array
+    sums: jax.Array,
+    counts: jax.Array,
+    centroids: jax.Array,
+    transform: Transform,
+    rows: jax.Array,
+    used: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Sums [K, D] and counts [K] of the rows nearest to each centroid, so far and with a chunk."""
-    x = jnp.where(used[:, None], rows.astype(jnp.float32), 0.0)
+    x = jnp.where(used[:, None], normalise(rows, transform), 0.0)
     blocks = x.reshape(-1, min(BLOCK_ROWS, len(x)), x.shape[1])
     index = jax.lax.map(lambda block: nearest(block, centroids)[1], blocks).reshape(-1)
     return sums.at[index].add(x), counts.at[index].add(used.astype(jnp.int32))
 
 
-def nearest_centroid(centroids: jax.Array, x: Vectors) -> jax.Array:
-    """The number [N] int32 of the centroid [K, D] nearest to each vector [N, D]."""
-    return map_rows(_itself, _index, centroids, x, rows=BLOCK_ROWS, check=checks.finite)
+def _itself(model: Any) -> Any:
+    return model
 
 
-def _itself(centroids: jax.Array) -> jax.Array:
-    return centroids
-
-
-def _index(centroids: jax.Array, rows: jax.Array) -> jax.Array:
-    return nearest(rows.astype(jnp.float32), centroids)[1]
+def _nearest_of(model: tuple[jax.Array, Transform], rows: jax.Array) -> jax.Array:
+    """The number [N] int32 of the centroid [K, D] nearest to each row."""
+    centroids, transform = model
+    return nearest(normalise(rows, transform), centroids)[1]

@@ -120,7 +120,7 @@ def train(
     """
     data = _load(files)
     coarse = None if centroids is None else formats.read(centroids)
-    if coarse is not None:
+    if coarse is not None and not any(text.startswith("num_centroids=") for text in settings):
         settings = (*settings, f"num_centroids={len(coarse)}")
     config, recipe = contenders.sized(preset, num_bytes, settings)
     folder = Path(out or f"runs/{data.name}-{preset}-{num_bytes:g}B")
@@ -168,14 +168,16 @@ def train(
 @click.option("--iterations", default=10, show_default=True, type=click.IntRange(min=1))
 @click.option("--rows", "max_rows", metavar="N", type=click.IntRange(min=2),
               help="train on at most N vectors [default: 256 for each centroid]")  # fmt: skip
+@click.option("--normalize", is_flag=True, help="for models of x / |x| (normalize=true)")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1))
 def centroids(
     centroids: str, dataset: str, num_centroids: int, iterations: int, max_rows: int | None,
-    seed: int,
+    normalize: bool, seed: int,
 ) -> None:  # fmt: skip
     """Trains the coarse codebook of an IVF-QINCo into the new file CENTROIDS (.npy)."""
     data = catalog.load(dataset)
     kept, _ = fit.split(data.train, data.validation, Recipe())
+    kept = fit.approximate(kept, normalize)
     shape, title = (num_centroids, kept.shape[1]), f"{num_centroids:,} centroids of {data.name}"
     with formats.create(centroids, shape, np.float32) as out, stage_bar(title) as advance:
         out[:] = train_centroids(

@@ -102,7 +102,13 @@ def to_rows(codes: np.ndarray, config: QincoConfig) -> np.ndarray:
 
     Packed rows begin with the coarse index, if there is one, in whole bytes, the least significant
     first.
+
+    Raises:
+      InputError: a code is out of its range.
     """
+    coarse_sizes = () if config.num_centroids is None else (config.num_centroids,)
+    columns = config.num_parts * config.num_steps
+    checks.codes_below((*coarse_sizes, *columns * (config.codebook_size,)), codes)
     if not _is_power(config.codebook_size):
         return codes.astype(row_shape(config)[1])
     if config.num_centroids is None:
@@ -132,7 +138,8 @@ def from_rows(rows: np.ndarray, config: QincoConfig) -> np.ndarray:
     rows, first = np.asarray(rows), config.coarse_bits // 8
     if rows.ndim != 2:
         raise InputError(f"packed codes have shape {rows.shape}; expected [N, bytes]")
-    num_steps = num_packed_steps(rows.shape[1] - first, columns, config.codebook_size)
+    width = rows.shape[1] - first
+    num_steps = num_packed_steps(width, columns, config.codebook_size, config.num_parts)
     codes = unpack(rows[:, first:], num_steps, config.codebook_size)
     if not coarse:
         return codes
@@ -141,15 +148,18 @@ def from_rows(rows: np.ndarray, config: QincoConfig) -> np.ndarray:
     return np.concatenate([index.view("<u4"), codes.astype(np.uint32)], axis=1)
 
 
-def num_packed_steps(width: int, num_steps: int, codebook_size: int) -> int:
+def num_packed_steps(width: int, num_steps: int, codebook_size: int, num_parts: int = 1) -> int:
     """How many of a model's M steps packed rows of `width` bytes hold: all, or a prefix.
+
+    Of P parts, `num_steps` is P M, and a prefix has as many steps of each.
 
     Raises:
       InputError: no number of steps takes that many bytes, or several do.
     """
     if width == code_bytes(num_steps, codebook_size):
         return num_steps
-    steps = [m for m in range(1, num_steps) if code_bytes(m, codebook_size) == width]
+    fewer = range(num_parts, num_steps, num_parts)
+    steps = [m for m in fewer if code_bytes(m, codebook_size) == width]
     if len(steps) != 1:
         raise InputError(
             f"codes of {width} bytes a vector are not the model's, whose {num_steps} steps of "

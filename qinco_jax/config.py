@@ -12,6 +12,7 @@ from qinco_jax.errors import InputError
 
 T = TypeVar("T")
 
+MAX_PARTS = 1024
 FORMS = ("qinco", "qinco-lr", "qinco2")
 
 
@@ -128,6 +129,8 @@ class QincoConfig:
             if self.opq:
                 raise InputError("opq rotates for sub-vectors; set num_parts, or rotate instead")
             return
+        if self.num_parts > MAX_PARTS:
+            raise InputError(f"num_parts must be at most {MAX_PARTS}, got {self.num_parts}")
         if self.dim is not None and self.dim % self.num_parts:
             raise InputError(
                 f"{self.dim} dimensions cannot be cut into {self.num_parts} equal sub-vectors; "

@@ -109,8 +109,8 @@ def _of_spec(
     if spec.bytes is not None:
         config, _ = sized(spec.name, spec.bytes, settings)
         fitting = _fitting(config, rates)
-        return [_of_preset(spec, spec.bytes, fitting, settings)] if fitting else []
-    return [_of_preset(spec, rate, (rate,), settings) for rate in rates]
+        return [_of_preset(spec, spec.bytes, fitting, dim, settings)] if fitting else []
+    return [_of_preset(spec, rate, (rate,), dim, settings) for rate in rates]
 
 
 def _where(spec: Spec, dim: int) -> str:
@@ -153,9 +153,12 @@ def _shown(advance: Advance) -> fit.Log:
 
 
 def _of_preset(
-    spec: Spec, num_bytes: float, rates: tuple[float, ...], settings: Sequence[str]
+    spec: Spec, num_bytes: float, rates: tuple[float, ...], dim: int, settings: Sequence[str]
 ) -> Contender:
     config, recipe = sized(spec.name, num_bytes, settings)
+    config.for_dim(dim)  # refuses what does not fit before hours are spent
+    if config.opq:
+        optional.faiss("rotations by OPQ")
 
     def train(x: Vectors, seed: int, place: Path, advance: Advance) -> AtRate:
         model = fit.train(x, config, recipe, seed=seed, run_dir=place, log=_shown(advance))

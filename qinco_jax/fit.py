@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from qinco_jax import checks, coding, folders, models, qinco, rq, training
+from qinco_jax import checks, coding, folders, models, optional, qinco, rq, training
+from qinco_jax.baselines.through_faiss import CODEWORDS as OPQ_CODEWORDS
 from qinco_jax.baselines.through_faiss import opq_rotation
 from qinco_jax.centroids import train_centroids
 from qinco_jax.checkpoint import Checkpoints
@@ -37,6 +38,7 @@ LOG_STEPS = 20
 SAVE_SECONDS = 60.0
 CHECKED_ROWS = 65536  # read at once where all rows are looked at
 FINISHED, CHECKPOINTS, ROTATION = "model", "checkpoints", "rotation.npy"
+CENTROIDS = "centroids.npy"
 
 
 class Interrupted(Exception):
@@ -78,7 +80,8 @@ def train(
         `loss`, learning `rate` and `waiting`, the share of the time since the last record that
         was spent waiting for vectors, while training, or `val_mse` at the end of an epoch.
       centroids: [K_ivf, D], the frozen coarse codebook of an IVF-QINCo, in the space of the
-        vectors; `None` trains the config's `num_centroids`, if any (`train_centroids`).
+        vectors, or of x / |x| if the config normalises; `None` trains the config's
+        `num_centroids`, if any (`train_centroids`).
       **changes: fields of the recipe to replace, such as `num_epochs=0` for the initial model,
         which equals the residual quantizer that it starts from.
 
@@ -100,9 +103,13 @@ def train(
     folder = None if run_dir is None else Path(run_dir)
     if folder is not None:
         identity = _identity(x_train, config, recipe, seed, centroids)
-        folders.claim(folder / "run.json", identity, (FINISHED, CHECKPOINTS, ROTATION))
+        folders.claim(folder / "run.json", identity, (FINISHED, CHECKPOINTS, ROTATION, CENTROIDS))
         if (folder / FINISHED).exists():
             return models.load(folder / FINISHED)
+    if config.num_centroids is not None and centroids is None:
+        centroids = _kept(folder, CENTROIDS, functools.partial(
+            train_centroids, approximate(x_train, config.normalize), config.num_centroids, seed=seed
+        ))  # fmt: skip
     if config.num_parts > 1:
         model: Model = _fit_parts(x_train, x_val, config, recipe, seed, folder, log)
     else:
@@ -126,7 +133,11 @@ def _fit_parts(
     log: Log | None,
 ) -> Product:
     """Trains the models of the sub-vectors one after another, each in a folder of its own."""
-    rotation = _rotation(x_train, config, seed, folder) if config.opq else None
+    rotation = None
+    if config.opq:
+        rotation = _kept(folder, ROTATION, functools.partial(
+            opq_rotation, approximate(x_train, config.normalize), config.num_parts, seed
+        ))  # fmt: skip
     *_, num_steps = training.length(recipe, len(x_train))
     parts: list[Qinco] = []
 
@@ -149,16 +160,20 @@ def _fit_parts(
     return Product(tuple(parts), matrix, config.normalize)
 
 
-def _rotation(x: Rows, config: QincoConfig, seed: int, folder: Path | None) -> np.ndarray:
-    """The rotation for the sub-vectors; a run keeps it, for its parts depend on every digit."""
-    if folder is not None and (folder / ROTATION).exists():
-        return np.asarray(formats.read(folder / ROTATION))
-    approximate = functools.partial(approximated, normalize=config.normalize)
-    rotation = opq_rotation(derived(x, approximate), config.num_parts, seed)
+def _kept(folder: Path | None, name: str, train: Callable[[], np.ndarray]) -> np.ndarray:
+    """What is trained first [R, D] float32; a run keeps it, for all later depends on each digit."""
+    if folder is not None and (folder / name).exists():
+        return np.asarray(formats.read(folder / name))
+    found = train()
     if folder is not None:
-        with formats.create(folder / ROTATION, rotation.shape, np.float32) as out:
-            out[:] = rotation
-    return rotation
+        with formats.create(folder / name, found.shape, np.float32) as out:
+            out[:] = found
+    return found
+
+
+def approximate(x: Rows, normalize: bool) -> Rows:
+    """The rows [N, D] that reconstructions of `x` approximate, read when asked for."""
+    return derived(x, functools.partial(approximated, normalize=True)) if normalize else x
 
 
 def _sub_vectors(
@@ -183,6 +198,11 @@ def _with_centroids(config: QincoConfig, centroids: Vectors) -> tuple[QincoConfi
             "so leave that out or give as many"
         )
     rows = checks.finite(lazily(centroids), what="the centroids").astype(np.float32)
+    if config.normalize and (np.linalg.norm(rows, axis=1) > 1.001).any():
+        raise InputError(
+            "the model divides vectors by their length, but there are centroids longer than 1; "
+            "train them on unit vectors (qinco centroids --normalize)"
+        )
     return dataclasses.replace(config, num_centroids=asked), rows
 
 
@@ -261,9 +281,7 @@ def _initial(x: Rows, config: QincoConfig, seed: int, centroids: np.ndarray | No
     key, sizes = jax.random.key(seed), (config.num_steps, config.codebook_size)
     if config.num_centroids is None:
         return qinco.init(key, config, rq.train(x, *sizes, seed=seed, **config.transform))
-    if centroids is None:
-        approximate = functools.partial(approximated, normalize=config.normalize)
-        centroids = train_centroids(derived(x, approximate), config.num_centroids, seed=seed)
+    assert centroids is not None
     behind = rq.train_behind(centroids, x, *sizes, seed, **config.transform)
     return qinco.init(key, config, *behind)
 
@@ -296,6 +314,18 @@ def _check(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> N
             f"{len(x_train)} training vectors for {config.codebook_size} codewords; give at least "
             "as many vectors as codewords (a tenth is held back), or lower codebook_size"
         )
+    if config.num_centroids is not None and config.num_centroids > len(x_train):
+        raise InputError(
+            f"num_centroids = {config.num_centroids} exceeds the {len(x_train)} training vectors "
+            "(a tenth is held back); lower it or give more vectors"
+        )
+    if config.opq:
+        optional.faiss("rotations by OPQ")
+        if len(x_train) < OPQ_CODEWORDS:
+            raise InputError(
+                f"opq needs {OPQ_CODEWORDS} training vectors, got {len(x_train)}; give more, or "
+                "opq=False"
+            )
     if recipe.num_epochs != 0 and len(x_val) == 0:
         raise InputError("there are no validation vectors; give x_val or more training vectors")
     if config.num_candidates is None and recipe.train_candidates is not None:

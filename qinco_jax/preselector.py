@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qinco_jax import checks, coding, network, qinco
+from qinco_jax import checks, coding, network, product, qinco
+from qinco_jax.coding import M
 from qinco_jax.data.stored import Vectors, lazily
 from qinco_jax.errors import InputError
+from qinco_jax.product import Product
 from qinco_jax.qinco import Qinco
 from qinco_jax.transform import normalise
 
@@ -18,7 +20,7 @@ Array = jax.Array | np.ndarray
 CONTEXTS = 64
 
 
-def fit_preselector(model: Qinco, x: Vectors, *, num_candidates: int = 16) -> Qinco:
+def fit_preselector(model: M, x: Vectors, *, num_candidates: int = 16) -> M:
     """The model with pre-selection codebooks S fitted to the codes that it finds without them.
 
     S_m[i] becomes the mean of the residuals x - x_hat_{m-1} that step m codes as i, which
@@ -27,7 +29,7 @@ def fit_preselector(model: Qinco, x: Vectors, *, num_candidates: int = 16) -> Qi
     no vector takes has a place, too.
 
     Args:
-      model: of K codewords a step; trained with pre-selection or not.
+      model: of K codewords a step; trained with pre-selection or not. Of a `Product`, every part.
       x: [N, D], vectors like those that it will encode; they are encoded by exhaustive greedy
         search. 64 times K are plenty.
       num_candidates: A that the new model encodes with, less than K; the beam stays.
@@ -44,6 +46,13 @@ def fit_preselector(model: Qinco, x: Vectors, *, num_candidates: int = 16) -> Qi
         raise InputError(f"x has shape {x.shape}; expected [N, D] with at least one vector")
     if not 1 <= num_candidates < codebook_size:
         raise InputError(f"num_candidates must be 1 to {codebook_size - 1}, got {num_candidates}")
+    if isinstance(model, Product):
+        subs = product.sub_vectors(jnp.asarray(np.asarray(x)), model)
+        parts = [
+            fit_preselector(part, sub, num_candidates=num_candidates)
+            for part, sub in zip(model.parts, subs, strict=True)
+        ]
+        return dataclasses.replace(model, parts=tuple(parts))
     codes = coding.encode(model, x, num_candidates=codebook_size, beam_size=1)
     steps = dataclasses.replace(
         model.steps, preselect=_means(model, jnp.asarray(np.asarray(x)), codes)

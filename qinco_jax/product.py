@@ -58,11 +58,16 @@ class Product:
         """The sizes, read off the arrays.
 
         Raises:
-          InputError: the parts differ in theirs.
+          InputError: the parts differ in theirs, normalise, or there is only one.
         """
         configs = {part.config for part in self.parts}
         if len(configs) > 1:
             raise InputError(f"the parts of a product differ in their sizes: {configs}")
+        if len(self.parts) < 2 or self.parts[0].normalize:
+            raise InputError(
+                "a product has at least two parts, none of which normalises; take the model of a "
+                "single one, and normalize=True of the product"
+            )
         return dataclasses.replace(
             self.parts[0].config,
             dim=self.dim,

@@ -55,7 +55,7 @@ def test_codes_are_the_oracles(beam_size: int) -> None:
 
     steps = [functools.partial(extend, book=book) for book in books[1:]]
     x = (X[:50] - np.float64(TRAINED.mean)) / np.float64(TRAINED.scale)
-    expected = [oracle.search(row, books[0], steps, beam_size)[0] for row in x]
+    expected = [oracle.search(row, books[0], steps, beam_size, beam_size)[0] for row in x]
     np.testing.assert_array_equal(rq.encode(TRAINED, X[:50], beam_size=beam_size), expected)
 
 

@@ -173,6 +173,30 @@ def test_centroids_are_the_means_of_what_is_nearest(num_centroids: int) -> None:
         np.testing.assert_allclose(centroids, sums / counts[:, None], atol=0.02)
 
 
+@pytest.mark.parametrize("num_centroids", [30, 9000])
+def test_where_vectors_lie_and_how_large_they_are_changes_no_cluster(num_centroids: int) -> None:
+    x = np.float32(RNG.normal(size=(12_000, 4)))
+    near = qj.train_centroids(x, num_centroids, num_iters=3)
+    far = (qj.train_centroids(1e4 * x + 1e6, num_centroids, num_iters=3) - 1e6) / 1e4
+    errors = [np.square(x[:500, None] - c[None]).sum(-1).min(1).mean() for c in (near, far)]
+    np.testing.assert_allclose(errors[1], errors[0], rtol=0.05)
+
+
+def test_a_preselector_is_fitted_to_every_part() -> None:
+    bare = [part.replace(steps=part.steps.replace(preselect=None)) for part in PRODUCT.parts]
+    fitted = qj.fit_preselector(PRODUCT.replace(parts=tuple(bare)), X, num_candidates=8)
+    exact = mse(
+        PRODUCT.replace(parts=tuple(part.replace(num_candidates=16) for part in bare)), X, False
+    )
+    assert mse(fitted, X, False) < 1.2 * exact
+
+
+def test_packed_prefixes_of_sub_vectors_are_known_by_their_width() -> None:
+    some = RNG.integers(16, size=(50, 4)).astype(np.uint8)
+    rows = codes.pack(some, 16)
+    np.testing.assert_array_equal(codes.from_rows(rows, PRODUCT.config), some)
+
+
 def test_empty_clusters_are_refilled() -> None:
     x = np.repeat(np.float32([[0, 0], [9, 9]]), [990, 10], axis=0)
     x[:990] += np.float32(RNG.normal(size=(990, 2)))
@@ -203,7 +227,27 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "centroids of other dimensions": (
         lambda: qj.train(X, small(), centroids=X[:8, :5]), "5 dimensions",
     ),
-    "more centroids than rows": (lambda: qj.train_centroids(X[:5], 6), "at most N centroids"),
+    "more centroids than rows": (lambda: qj.train_centroids(X[:5], 6), "as many centroids as rows"),
+    "fewer rows than centroids": (
+        lambda: qj.train_centroids(X, 50, max_rows=20), "at most 20 rows",
+    ),
+    "more centroids than training vectors": (
+        lambda: qj.train(X[:500], small(num_centroids=600)), "num_centroids = 600 exceeds",
+    ),
+    "centroids of vectors that are divided": (
+        lambda: qj.train(X, small(normalize=True), centroids=9 * X[:20]), "--normalize",
+    ),
+    "a product of one": (lambda: qj.Product(PRODUCT.parts[:1]).config, "at least two parts"),
+    "too many parts": (lambda: small(num_parts=2000), "at most 1024"),
+    "a coarse index that no file holds": (
+        lambda: codes.to_rows(np.array([[300, 0, 0, 0]]), IVF.config), "code 300",
+    ),
+    "a rotation from few vectors": (
+        lambda: qj.train(X[:200], small(num_parts=2, opq=True)), "256 training vectors|Faiss",
+    ),
+    "a codec of unequal parts": (
+        lambda: contenders.contenders(["small"], [8], 127, ["num_parts=2"]), "cannot be cut",
+    ),
     "centroids of NaN": (
         lambda: qj.train(X, small(), centroids=np.full((9, 8), np.nan)), "row 0 of the centroids",
     ),

@@ -116,7 +116,7 @@ class Stored:
         for number in np.unique(owner):
             part = self._parts[number]
             inside = rows[owner == number] - (self._ends[number] - part.shape[0])
-            if isinstance(part, np.ndarray):
+            if isinstance(part, np.ndarray | Derived):
                 found.append(part[inside])
                 continue
             cuts = np.flatnonzero(np.diff(inside // self.block_rows)) + 1
@@ -134,7 +134,7 @@ class Derived:
         none = function(np.asarray(x[:0]))
         self.shape, self.dtype = (len(x), none.shape[1]), none.dtype
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         return self._function(np.asarray(self._x[rows]))
 
 
