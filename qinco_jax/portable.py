@@ -125,7 +125,9 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except InputError:
         raise
-    except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (
+        SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError
+    ) as error:  # fmt: skip
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
             f"{path} is damaged ({reason}); take the model from a backup or train it again"

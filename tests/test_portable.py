@@ -37,6 +37,8 @@ CONFIGS = {
     "coarse codebook": small(num_centroids=11),
     "product": small(num_parts=2, opq=True),
 }
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+PAIRWISE = CHECKPOINTS / "v2_pairwise_decoder_ivf32_M4_K16_D16.pt"
 X = oracle.random_vectors(300, 6)
 
 
@@ -173,7 +175,7 @@ def test_what_is_no_model_is_refused(file: Path, tmp_path: Path) -> None:
     save_file({"x": np.zeros(3)}, path)
     with pytest.raises(qj.InputError, match="holds tensors, but no metadata"):
         qj.load(path)
-    for text in ("[1]", "{}", "no json", '{"sha256": 1}'):
+    for text in ("[1]", "{}", "no json", '{"sha256": 1}', "[" * 100_000):
         save_file({"x": np.zeros(3)}, path, {"qinco_jax": text})
         with pytest.raises(qj.InputError, match="is damaged"):
             qj.load(path)
@@ -266,7 +268,7 @@ def test_export_refuses(tmp_path: Path) -> None:
 
 
 def test_a_published_checkpoint_is_converted(tmp_path: Path) -> None:
-    source = Path(__file__).parent / "checkpoints" / "v2_qinco1mode_M4_K16_D16_golden.pt"
+    source = CHECKPOINTS / "v2_qinco1mode_M4_K16_D16_golden.pt"
     assert run("convert", source, tmp_path / "model.safetensors")[0] == 0
     assert_same(qj.load(tmp_path / "model.safetensors"), qj.load_pytorch(source))
 
@@ -291,6 +293,7 @@ def test_the_command_line_converts_and_exports(file: Path, tmp_path: Path) -> No
     for args, message in {
         ("convert", file, again): "exists",
         ("convert", file, tmp_path / "m.faiss"): "qinco_jax.to_faiss",
+        ("convert", PAIRWISE, tmp_path / "m"): "takes models only",
         ("convert", file, tmp_path / "m", "--db-scale", "2"): "leave out",
         ("export", tmp_path / "none", served): "no saved model",
     }.items():

@@ -83,16 +83,37 @@ def test_a_checkpoint_of_a_training_is_read_with_its_optimizer() -> None:
 
 
 def test_a_pairwise_decoder_gives_the_published_sums() -> None:
-    decoder = qj.load_pytorch(CHECKPOINTS / f"{PAIRWISE}.pt")
+    decoder = qj.load_pytorch(CHECKPOINTS / f"{PAIRWISE}.pt", num_steps=4)
     with np.load(CHECKPOINTS / f"{PAIRWISE}.npz") as file:
         arrays = dict(file)
     x_hat = pairwise.decode(decoder, arrays["codes"])
     np.testing.assert_allclose(x_hat, arrays["x_hat"], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(jax.jit(pairwise.decode)(decoder, arrays["codes"]), x_hat)
-    with pytest.raises(qj.InputError, match="pairs need 5"):
-        pairwise.decode(decoder, arrays["codes"][:, :4])
+    for wrong in (arrays["codes"][:, :4], np.pad(arrays["codes"], ((0, 0), (0, 1)))):
+        for decode in (pairwise.decode, jax.jit(pairwise.decode)):
+            with pytest.raises(qj.InputError, match=r"this decoder takes \[N, 5\]"):
+                decode(decoder, wrong)
     with pytest.raises(qj.InputError, match=r"code 32 in row 0, column 0 is outside 0\.\.31"):
         pairwise.decode(decoder, np.full((1, 5), 32))
+
+
+def test_a_pairwise_decoder_must_be_told_its_number_of_codes(tmp_path: Path) -> None:
+    file = CHECKPOINTS / f"{PAIRWISE}.pt"
+    for wrong, problem in (
+        (None, "pass num_steps="),
+        (0, "integer from 1 to 32767"),
+        (True, "integer from 1 to 32767"),
+        (10**5000, "integer from 1 to 32767"),
+        (3, r"pairs for 3 steps are not all integers in 0\.\.7"),
+    ):
+        with pytest.raises(qj.InputError, match=problem):
+            qj.load_pytorch(file, num_steps=wrong)
+    with pytest.raises(qj.InputError, match="needs no num_steps"):
+        qj.load_pytorch(checkpoint(QINCO), num_steps=4)
+    for name in ("folder", "file.safetensors"):
+        with pytest.raises(qj.InputError, match="cannot be saved; keep the file"):
+            qj.save(qj.load_pytorch(file, num_steps=4), tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_centroids_may_be_in_a_file_of_their_own(tmp_path: Path) -> None:
@@ -114,6 +135,9 @@ def test_centroids_may_be_in_a_file_of_their_own(tmp_path: Path) -> None:
         qj.load_pytorch(checkpoint(QINCO2), centroids=raw)
 
 
+NO_SCALES = (0, 0.0, -2.0, np.nan, np.inf, 1e300, 1e-300, 10**5000, True, "abc", [1.0])
+
+
 @pytest.mark.parametrize("name", [QINCO, "v1_qincolr_M4_K16_D16", "v1_ivfqinco_M4_K16_D16"])
 def test_the_state_of_a_training_on_several_gpus_needs_db_scale(name: str, tmp_path: Path) -> None:
     scheduler = Record("__main__ Scheduler", {"lr": 1e-3, "losses": [0.5]})
@@ -124,8 +148,8 @@ def test_the_state_of_a_training_on_several_gpus_needs_db_scale(name: str, tmp_p
     db_scale = load(name).sizes["db_scale"]
     model = qj.load_pytorch(file, db_scale=db_scale)
     assert_same(model, qj.load_pytorch(checkpoint(name)))
-    for bad in (0.0, np.nan):
-        with pytest.raises(qj.InputError, match="other than 0"):
+    for bad in NO_SCALES:
+        with pytest.raises(qj.InputError, match="db_scale is no number from"):
             qj.load_pytorch(file, db_scale=bad)
     with pytest.raises(qj.InputError, match="needs no db_scale"):
         qj.load_pytorch(checkpoint(name), db_scale=db_scale)
@@ -182,6 +206,9 @@ def below(module: Record, *path: str) -> dict[str, Any]:
 
 FIRST: dict[str, tuple[str, Callable[[Record], Any], str]] = {
     "no db_scale": (QINCO, lambda r: r.state.pop("db_scale"), "db_scale"),
+    "a db_scale of truth": (QINCO, lambda r: r.state.update(db_scale=True), "db_scale is no num"),
+    "a db_scale below 0": (QINCO, lambda r: r.state.update(db_scale=-2.0), "below 0, as of"),
+    "a db_scale beyond float32": (QINCO, lambda r: r.state.update(db_scale=1e300), "to 3.4e"),
     "another K": (QINCO, lambda r: r.state.update(K=17), r"expected \(17, 16\)"),
     "another K below": (QINCO, lambda r: below(r, "step1").update(K=17), "step1.K is 17"),
     "an unknown attribute": (QINCO, lambda r: r.state.update(rate=1), "'rate', unknown in a model"),
@@ -222,6 +249,30 @@ def test_nothing_is_guessed_of_the_first_program(change: str, tmp_path: Path) ->
     apply(found)
     with pytest.raises(qj.InputError, match=problem):
         qj.load_pytorch(tw.save(tmp_path / "model.pt", found))
+
+
+def test_a_product_of_one_part_is_a_model_of_its_own(tmp_path: Path) -> None:
+    found, rotation = contents(OPQ), np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0]
+    part = qj.load_pytorch(checkpoint(OPQ)).parts[0]
+    del found.state["_modules"]["sub_quantizer_1"], found.state["sub_quantizers"][1]
+    x = load(OPQ).arrays["x"][:, :8]
+    for published in (None, np.float32(rotation)):
+        found.state["_parameters"].pop("opq_matrix", None)
+        found.state.pop("opq_matrix", None)
+        if published is None:
+            found.state["opq_matrix"] = None
+        else:
+            found.state["_parameters"]["opq_matrix"] = published
+        model = qj.load_pytorch(tw.save(tmp_path / "model.pt", found))
+        assert type(model) is qj.Qinco
+        turned = np.eye(8, dtype=np.float32) if published is None else published
+        codes = qj.encode(model, x)
+        np.testing.assert_array_equal(codes, qj.encode(part, x @ turned.T))
+        expected = qj.decode(part, codes) @ turned
+        np.testing.assert_allclose(qj.decode(model, codes), expected, rtol=1e-5, atol=1e-5)
+        path = tmp_path / f"{published is None}.safetensors"
+        qj.save(model, path)
+        assert_same(qj.load(path), model)
 
 
 def test_what_is_written_again_is_the_same(tmp_path: Path) -> None:
@@ -366,6 +417,35 @@ def test_a_tensor_must_lie_in_its_storage(name: str, tmp_path: Path) -> None:
         qj.load_pytorch(tw.save(tmp_path / "model.pt", found, writer))
 
 
+def test_tensors_share_no_numbers(tmp_path: Path) -> None:
+    """Else a small file could take much memory: each of them is copied."""
+    found, numbers = contents(QINCO2), np.ones(16, np.float32).tobytes()
+    for second, good in (((8, (8,), (1,)), True), ((7, (9,), (1,)), False)):
+        writer = tw.Writer()
+        storage = writer.storage(numbers, 16)
+        halves = [writer.view(storage, *where) for where in ((0, (8,), (1,)), second)]
+        file = tw.save(tmp_path / "model.pt", {**found, "optimizer": halves}, writer)
+        if good:
+            qj.load_pytorch(file)
+        else:
+            with pytest.raises(qj.InputError, match="tensors that share numbers"):
+                qj.load_pytorch(file)
+
+
+@pytest.mark.parametrize("name", [QINCO, QINCO2])
+def test_a_tensor_has_one_name(name: str, tmp_path: Path) -> None:
+    found, writer, place = contents(name), tw.Writer(), struct.pack("<I", 10**6)
+    table = writer.tensor(np.ones((16, 16), np.float32))
+    twice = tw.Raw(table + b"r" + place), tw.Raw(b"j" + place)
+    for step, same in enumerate(twice, 1):
+        if name == QINCO:
+            below(found, f"step{step}", "codebook")["_parameters"]["weight"] = same
+        else:
+            found["model"][f"steps.{step}.codebook.weight"] = same
+    with pytest.raises(qj.InputError, match="a tensor under several names"):
+        qj.load_pytorch(tw.save(tmp_path / "model.pt", found, writer))
+
+
 @pytest.mark.parametrize(
     ("kind", "size"),
     [("FloatStorage", 15), ("FloatStorage", -16), ("DoubleStorage", 16), ("HalfStorage", 16)],
@@ -453,7 +533,7 @@ def try_to_read(path: Path, data: bytes) -> Any:
     """What a file holds, or `None` where it is refused as it should be."""
     path.write_bytes(data)
     try:
-        return qj.load_pytorch(path)
+        return qj.load_pytorch(path, num_steps=4)
     except qj.InputError:
         return None
 
@@ -464,7 +544,7 @@ def test_a_damaged_file_is_refused_or_the_same(
 ) -> None:
     path = tmp_path_factory.mktemp("damaged") / "a.pt"
     good = (CHECKPOINTS / f"{PAIRWISE}.pt").read_bytes()
-    whole = qj.load_pytorch(CHECKPOINTS / f"{PAIRWISE}.pt")
+    whole = qj.load_pytorch(CHECKPOINTS / f"{PAIRWISE}.pt", num_steps=4)
     assert try_to_read(path, good[: data.draw(st.integers(0, len(good) - 1))]) is None
     bad = bytearray(good)
     for _ in range(data.draw(st.integers(1, 4))):

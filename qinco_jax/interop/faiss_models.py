@@ -45,9 +45,9 @@ def to_faiss(model: Qinco) -> Any:
     Raises:
       InputError: Faiss is not installed, or has no such model; the message says what remains.
     """
-    faiss = optional.faiss("models for Faiss")
     _require_exportable(model)
     plain = jax.tree.map(np.asarray, folded(model))
+    faiss = optional.faiss("models for Faiss")
     sizes, steps = plain.config, plain.steps
     codec = faiss.QINCo(
         sizes.dim, sizes.codebook_size, sizes.num_blocks, sizes.num_steps, sizes.hidden_dim

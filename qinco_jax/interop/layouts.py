@@ -4,6 +4,7 @@ Linear weights are published as [out, in]; ours map the first axis to the second
 """
 
 import dataclasses
+import numbers
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from qinco_jax.qinco import Qinco
 
 SHOWN_NAMES = 12
 MAX_SIZE = 2**20
+LEAST, GREATEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 TABLES = ("codebook", "preselect")  # no linear weights
 
 Arrays = Mapping[str, np.ndarray]
@@ -57,19 +59,20 @@ def positive(name: str, value: Any) -> int:
 
 
 def first_program(
-    arrays: Arrays, sizes: Sizes, scale: float, *, low_rank: bool = False, coarse: int | None = None
+    arrays: Arrays, sizes: Sizes, scale: Any, *, low_rank: bool = False, coarse: int | None = None
 ) -> Qinco:
     """The model of the state dict of a QINCo, a QINCo-LR or an IVF-QINCo.
 
     Args:
       arrays: the published state dict.
       sizes: as published.
-      scale: the `db_scale`, by which vectors are divided.
+      scale: the `db_scale`, by which vectors are divided, as somebody gave it.
       low_rank: whether W is the product of two matrices (QINCo-LR).
       coarse: K_ivf of an IVF-QINCo.
 
     Raises:
-      InputError: names what is missing, unknown or of another shape.
+      InputError: names what is missing, unknown or of another shape; or `scale` is no number above
+        0 that float32 holds.
     """
     dim, hidden_dim = sizes.dim, sizes.hidden_dim
     layout: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -87,8 +90,12 @@ def first_program(
     check(arrays, {
         "codebook0.weight": (coarse or sizes.codebook_size, dim), **_shapes(layout, sizes)
     })  # fmt: skip
-    if not (np.isfinite(scale) and scale):
-        raise InputError(f"its db_scale is {scale}; expected a number other than 0")
+    real = isinstance(scale, numbers.Real) and not isinstance(scale, bool)
+    if not (real and LEAST <= scale <= GREATEST):
+        raise InputError(
+            f"its db_scale is no number from {LEAST:.3g} to {GREATEST:.3g}; one below 0, as of a "
+            "training set without numbers above 0, is not supported: train on other vectors"
+        )
     return Qinco(
         mean=jnp.zeros(dim),
         scale=jnp.float32(scale),
@@ -220,6 +227,12 @@ def check(
             raise InputError(f"its {name} is a {type(array).__name__}; expected a tensor")
         if array.shape != shape:
             raise InputError(f"its {name} has shape {array.shape}; expected {shape}")
+
+
+def require_distinct(arrays: Mapping[str, Any]) -> None:
+    """Raises InputError if an array has two names: copied for each, it could fill the memory."""
+    if len({id(array) for array in arrays.values()}) < len(arrays):
+        raise InputError("it has a tensor under several names, which no model has")
 
 
 def floats(arrays: Arrays, name: str) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.interop.layouts import Sizes, listed, positive
+from qinco_jax.interop.layouts import Sizes, listed, positive, require_distinct
 from qinco_jax.interop.pickles import Record
 
 QINCO, LOW_RANK, IVF, PRODUCT = MODELS = tuple(
@@ -62,7 +62,8 @@ def tree(root: Record) -> Tree:
     """The modules below `root`, which may be anything that a pickle can describe.
 
     Raises:
-      InputError: it is no tree of modules, or one of them has hooks or buffers.
+      InputError: it is no tree of modules, one of them has hooks or buffers, or two have the same
+        parameter.
     """
     found = Tree({}, {}, {})
     waiting, seen = [("", root)], set()
@@ -84,6 +85,7 @@ def tree(root: Record) -> Tree:
                 raise InputError(
                     f"its module {path!a} has {name!a}; hooks and buffers cannot be imported"
                 )
+    require_distinct(found.arrays)
     return found
 
 

@@ -1,5 +1,6 @@
 """Imports what the two published programs of QINCo saved, without PyTorch and without them."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,6 +43,7 @@ def load_pytorch(
     *,
     centroids: str | os.PathLike[str] | np.ndarray | None = None,
     db_scale: float | None = None,
+    num_steps: int | None = None,
 ) -> Imported:
     """Imports a checkpoint of one of QINCo's published programs.
 
@@ -56,6 +58,7 @@ def load_pytorch(
         IVF-QINCo2 that was saved without.
       db_scale: by which vectors are divided, where only a state of the first program's trainings
         is left: it is not in there. That program takes the greatest number of its training set.
+      num_steps: M of the model for whose codes a pairwise decoder is; that is not in its file.
 
     Returns:
       A model that encodes and decodes as the published one does, in float32; or a
@@ -63,21 +66,24 @@ def load_pytorch(
 
     Raises:
       InputError: no such file, another format, damage, or anything in it that is not as expected;
-        `centroids` or `db_scale` are missing, or are not needed.
+        `centroids`, `db_scale` or `num_steps` are missing, or are not needed.
     """
     classes = (*modules.CLASSES, *SCHEDULERS)
     try:
         found = torch_files.read(path, classes)
         kind = _kind(found)
-        needs = {"first state": db_scale, "second": centroids}
-        for name, value in (("db_scale", db_scale), ("centroids", centroids)):
-            if value is not None and needs.get(kind) is not value:
+        for name, value, needs_it in (
+            ("db_scale", db_scale, "first state"),
+            ("centroids", centroids, "second"),
+            ("num_steps", num_steps, "pairwise"),
+        ):
+            if value is not None and kind != needs_it:
                 raise InputError(f"it needs no {name}; leave that out")
         if kind == "first state":
             return _of_first_state(found, db_scale)
         if kind == "second":
             return _of_second(found, centroids)
-        return _of_module(found) if kind == "module" else _pairwise(found)
+        return _of_module(found) if kind == "module" else _pairwise(found, num_steps)
     except InputError as error:
         raise InputError(f"{Path(path)}: {error}") from error
 
@@ -110,7 +116,10 @@ def _of_module(root: Record) -> Qinco | Product:
         if kind != modules.QINCO:
             raise InputError(f"its {name} is a {kind}; expected a QINCo")
     parts = tuple(_qinco(children[name]) for name in names)
-    return _validated(Product(parts, _rotation(tree, sum(len(part.mean) for part in parts), names)))
+    rotation = _rotation(tree, sum(len(part.mean) for part in parts), names)
+    if len(parts) == 1:  # it divides before it rotates, which is the same
+        return _validated(dataclasses.replace(parts[0], rotation=rotation))
+    return _validated(Product(parts, rotation))
 
 
 def _qinco(tree: modules.Tree) -> Qinco:
@@ -118,8 +127,6 @@ def _qinco(tree: modules.Tree) -> Qinco:
     sizes, coarse = modules.sizes(tree)
     low_rank = tree.modules[""].name == modules.LOW_RANK
     scale = tree.plain.get("db_scale")
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise InputError(f"its db_scale is {type(scale).__name__}; expected a number")
     model = layouts.first_program(tree.arrays, sizes, scale, low_rank=low_rank, coarse=coarse)
     modules.check(tree, sizes, coarse)
     return model
@@ -150,7 +157,7 @@ def _of_first_state(found: Mapping[str, Any], db_scale: float | None) -> Qinco:
         )
     sizes, low_rank, coarse = layouts.sizes_of_first_program(arrays)
     return _validated(
-        layouts.first_program(arrays, sizes, float(db_scale), low_rank=low_rank, coarse=coarse)
+        layouts.first_program(arrays, sizes, db_scale, low_rank=low_rank, coarse=coarse)
     )
 
 
@@ -229,9 +236,14 @@ def _centroids(
     return checks.finite(given, what="the centroids").astype(np.float32)
 
 
-def _pairwise(found: Mapping[str, Any]) -> PairwiseDecoder:
+def _pairwise(found: Mapping[str, Any], num_steps: int | None) -> PairwiseDecoder:
     arrays = _arrays(found)
-    return pairwise.checked(*(arrays[name] for name in PAIRWISE_KEYS))
+    if num_steps is None:
+        raise InputError(
+            "it is a pairwise decoder, which does not say for how many codes it is; pass "
+            "num_steps=..., M of their model, to load_pytorch (`qinco convert` takes models only)"
+        )
+    return pairwise.checked(*(arrays[name] for name in PAIRWISE_KEYS), num_steps=num_steps)
 
 
 def _arrays(found: Any) -> layouts.Arrays:
@@ -242,6 +254,7 @@ def _arrays(found: Any) -> layouts.Arrays:
         if type(name) is not str or type(value) is not np.ndarray:
             kind = type(value).__name__
             raise InputError(f"its state dict has {name!a}, a {kind}; expected tensors by name")
+    layouts.require_distinct(found)
     return found
 
 

@@ -148,29 +148,36 @@ def _read(entries: _Entries, classes: Collection[str]) -> Any:
     return value
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class _Storage:
-    """The numbers [n] in which tensors lie."""
+    """The numbers [n] in which tensors lie, and how many of them no tensor took yet.
+
+    Tensors that share numbers would make much memory out of a small file, once they are copied.
+    """
 
     numbers: np.ndarray
+    left: int
 
 
 def _storages(entries: _Entries) -> Callable[[Any], _Storage]:
     """A function from persistent ids to storages, each read once."""
-    known: dict[str, bytes] = {}
+    known: dict[str, _Storage] = {}
 
     def storage(identity: Any) -> _Storage:
         kind, name, key, _, size = of(tuple, identity)
         if of(str, kind) != "storage" or of(Name, name).text not in DTYPES:
             raise ValueError("a persistent id that is no storage")
+        dtype = DTYPES[name.text]
         if of(str, key) not in known:
             if not key.isdecimal() or f"data/{key}" not in entries:
                 raise ValueError("a storage that is not in the archive")
-            known[key] = entries.read(f"data/{key}")
-        data, dtype = known[key], DTYPES[name.text]
-        if len(data) != of(int, size) * dtype.itemsize:
-            raise ValueError(f"a storage of {len(data)} bytes where its size says otherwise")
-        return _Storage(np.frombuffer(data, dtype) if data else np.empty(0, dtype))
+            data = entries.read(f"data/{key}")
+            if len(data) != of(int, size) * dtype.itemsize:
+                raise ValueError(f"a storage of {len(data)} bytes where its size says otherwise")
+            known[key] = _Storage(np.frombuffer(data, dtype) if data else np.empty(0, dtype), size)
+        if known[key].numbers.dtype != dtype or known[key].numbers.size != of(int, size):
+            raise ValueError("a storage of two kinds")
+        return known[key]
 
     return storage
 
@@ -194,6 +201,9 @@ def _tensor(
             last += stride * (size - 1)
     if last >= numbers.size:
         raise ValueError("a tensor that does not lie in its storage")
+    storage.left -= math.prod(shape)
+    if storage.left < 0:
+        raise ValueError("tensors that share numbers")
     steps = [numbers.itemsize * stride for stride in strides]
     return np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps, writeable=False)
 

@@ -5,6 +5,7 @@ Each row belongs to the values of two codes at once, which an ordinary additive 
 
 import functools
 import math
+from typing import NoReturn
 
 import flax.struct
 import jax
@@ -14,6 +15,8 @@ import numpy as np
 from qinco_jax import checks
 from qinco_jax.errors import InputError
 from qinco_jax.rows import block_rows, map_rows
+
+MAX_STEPS = 2**15
 
 Array = jax.Array | np.ndarray
 
@@ -29,25 +32,40 @@ class PairwiseDecoder:
       pairs: [2, T] int32, the two places in the pool that each table is for.
       tables: [T, K * K, D] float32; the row of codes i, j at the first and second place is the cell
         i * K + j.
+      num_steps: M, static.
     """
 
     coarse_codes: jax.Array
     pairs: jax.Array
     tables: jax.Array
+    num_steps: int = flax.struct.field(pytree_node=False)
 
     @property
     def codebook_size(self) -> int:
         """K."""
         return math.isqrt(self.tables.shape[1])
 
+    @property
+    def config(self) -> NoReturn:
+        """It has none, so `qinco_jax.save` refuses it in these words.
 
-def checked(coarse_codes: Array, pairs: Array, tables: Array) -> PairwiseDecoder:
+        Raises:
+          InputError: always.
+        """
+        raise InputError(
+            "a PairwiseDecoder is no model and cannot be saved; keep the file of PyTorch, which "
+            "qinco_jax.load_pytorch reads"
+        )
+
+
+def checked(coarse_codes: Array, pairs: Array, tables: Array, *, num_steps: int) -> PairwiseDecoder:
     """A decoder of arrays that come from elsewhere.
 
     Args:
       coarse_codes: [K_ivf, P] integers.
       pairs: [2, T] integers.
       tables: [T, K * K, D] floats.
+      num_steps: M, which the arrays do not tell.
 
     Raises:
       InputError: shapes, dtypes or values that do not fit each other.
@@ -58,7 +76,13 @@ def checked(coarse_codes: Array, pairs: Array, tables: Array) -> PairwiseDecoder
     size, (num_tables, cells, _) = math.isqrt(tables.shape[1]), tables.shape
     if pairs.shape != (2, num_tables) or size * size != cells:
         raise InputError(f"the shapes {shapes} do not fit: expected [2, T] and [T, K * K, D]")
-    for name, codes, end in (("coarse codes", coarse_codes, size), ("pairs", pairs, 2**15)):
+    if type(num_steps) is not int or not 1 <= num_steps < MAX_STEPS:
+        raise InputError(f"num_steps is no integer from 1 to {MAX_STEPS - 1}; pass M of the codes")
+    pool = num_steps + coarse_codes.shape[1]
+    for name, codes, end in (
+        ("coarse codes", coarse_codes, size),
+        (f"pairs for {num_steps} steps", pairs, pool),
+    ):
         if not np.issubdtype(codes.dtype, np.integer) or codes.min() < 0 or codes.max() >= end:
             raise InputError(f"the {name} are not all integers in 0..{end - 1}")
     if not np.issubdtype(tables.dtype, np.floating) or not np.isfinite(tables).all():
@@ -67,6 +91,7 @@ def checked(coarse_codes: Array, pairs: Array, tables: Array) -> PairwiseDecoder
         jnp.asarray(coarse_codes, jnp.int32),
         jnp.asarray(pairs, jnp.int32),
         jnp.asarray(tables, jnp.float32),
+        num_steps,
     )
 
 
@@ -74,29 +99,20 @@ def decode(decoder: PairwiseDecoder, codes: Array) -> jax.Array:
     """Approximate vectors less their coarse centroids, in the space of the vectors.
 
     Args:
-      decoder: of K_ivf centroids and K codewords.
-      codes: [N, 1 + M] integers, the number of the centroid first; N may be 0. Under `jit` they
-        are not checked.
+      decoder: of K_ivf centroids, M steps and K codewords.
+      codes: [N, 1 + M] integers, the number of the centroid first, all M columns; N may be 0.
+        Under `jit` their values are not checked.
 
     Returns:
       [N, D] float32, the sum over t of `tables[t, pool[a_t] * K + pool[b_t]]`.
 
     Raises:
-      InputError: wrong shape or dtype, fewer columns than the pairs name, or codes outside of
-        0..K_ivf-1 and 0..K-1.
+      InputError: wrong shape or dtype, or codes outside of 0..K_ivf-1 and 0..K-1.
     """
-    num_centroids, small = decoder.coarse_codes.shape
-    codes = checks.codes(codes, 2**15)
-    if codes.ndim != 2:
-        raise InputError(f"codes have shape {codes.shape}; expected [N, 1 + M]")
-    num_steps = codes.shape[1] - 1
-    if not isinstance(decoder.pairs, jax.core.Tracer):
-        needed = int(decoder.pairs.max()) + 1 - small
-        if num_steps < needed:
-            raise InputError(
-                f"codes have {codes.shape[1]} columns; the decoder's pairs need {1 + needed}"
-            )
-    sizes = (num_centroids, *(decoder.codebook_size,) * num_steps)
+    codes, columns = checks.codes(codes, MAX_STEPS), 1 + decoder.num_steps
+    if codes.ndim != 2 or codes.shape[1] != columns:
+        raise InputError(f"codes have shape {codes.shape}; this decoder takes [N, {columns}]")
+    sizes = (len(decoder.coarse_codes), *(decoder.codebook_size,) * decoder.num_steps)
     check = functools.partial(checks.codes_below, sizes)
     rows = block_rows(decoder.pairs.shape[1])
     return map_rows(_itself, _decode_rows, decoder, codes, rows=rows, check=check)
