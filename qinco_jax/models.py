@@ -31,6 +31,8 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
       InputError: `path` exists.
       OSError: it cannot be written; then nothing is left behind.
     """
+    if not isinstance(model, Model):
+        raise InputError(f"a {type(model).__name__} cannot be saved; pass a Qinco or a Product")
     metadata = {"version": __version__, "config": model.config.settings}
     _format(path).write_tree(path, model, metadata)
 

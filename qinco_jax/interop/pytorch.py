@@ -58,7 +58,8 @@ def load_pytorch(
         IVF-QINCo2 that was saved without.
       db_scale: by which vectors are divided, where only a state of the first program's trainings
         is left: it is not in there. That program takes the greatest number of its training set.
-      num_steps: M of the model for whose codes a pairwise decoder is; that is not in its file.
+      num_steps: M of the model for whose codes a pairwise decoder is, which its file does not say;
+        `None` takes half its tables, since the published program fits two for each step.
 
     Returns:
       A model that encodes and decodes as the published one does, in float32; or a
@@ -239,10 +240,12 @@ def _centroids(
 def _pairwise(found: Mapping[str, Any], num_steps: int | None) -> PairwiseDecoder:
     arrays = _arrays(found)
     if num_steps is None:
-        raise InputError(
-            "it is a pairwise decoder, which does not say for how many codes it is; pass "
-            "num_steps=..., M of their model, to load_pytorch (`qinco convert` takes models only)"
-        )
+        num_steps, odd = divmod(len(arrays["codebook_MKD"]), 2)
+        if odd:
+            raise InputError(
+                "it is a pairwise decoder that has not two tables for each step; pass "
+                "num_steps=..., M of the codes"
+            )
     return pairwise.checked(*(arrays[name] for name in PAIRWISE_KEYS), num_steps=num_steps)
 
 

@@ -5,7 +5,6 @@ Each row belongs to the values of two codes at once, which an ordinary additive 
 
 import functools
 import math
-from typing import NoReturn
 
 import flax.struct
 import jax
@@ -44,18 +43,6 @@ class PairwiseDecoder:
     def codebook_size(self) -> int:
         """K."""
         return math.isqrt(self.tables.shape[1])
-
-    @property
-    def config(self) -> NoReturn:
-        """It has none, so `qinco_jax.save` refuses it in these words.
-
-        Raises:
-          InputError: always.
-        """
-        raise InputError(
-            "a PairwiseDecoder is no model and cannot be saved; keep the file of PyTorch, which "
-            "qinco_jax.load_pytorch reads"
-        )
 
 
 def checked(coarse_codes: Array, pairs: Array, tables: Array, *, num_steps: int) -> PairwiseDecoder:
