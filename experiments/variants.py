@@ -9,7 +9,7 @@ and without a rotation. 8 bytes in the steps everywhere, the network and the rec
 The papers compare them at the sizes they are made for: QINCo-LR at D = 768 (Contriever), lists by
 the million, PQ at 16 bytes and more. Here they only show what each costs where it is not needed.
 
-Ours: results/variants.jsonl, -costs.jsonl.
+Ours: README, and results/variants.jsonl with its costs; three epochs on 90,000 rows of sift-photos.
 """
 
 import scale
