@@ -1,6 +1,6 @@
 """The papers' variants of QINCo beside their plain siblings, with what they cost.
 
-    python experiments/variants.py --scale full --set num_epochs=6
+    python experiments/variants.py --scale full --set num_epochs=3
 
 QINCo-LR, whose W is of low rank (for large D); IVF-QINCo and IVF-QINCo2 behind 1,024 frozen
 centroids, which cost 2 bytes of the 10; PQ-QINCo, whose halves of a vector have a model each, with
