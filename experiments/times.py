@@ -37,7 +37,7 @@ def codec_of(task, text, settings):
         return costs.trained(text, costs.BASE["full"], np.asarray(task.data.train, np.float32))
     given = ("num_epochs=0", *settings, *task.settings)
     x = task.data.train
-    (contender,), _ = contenders.contenders([text], [RATE], x.shape[1], given)
+    (contender,) = contenders.contenders([text], [RATE], x.shape[1], given)
     with tempfile.TemporaryDirectory() as place, sweep.silent(text) as advance:
         return contender.train(x, 0, Path(place) / "model", advance)(RATE)
 

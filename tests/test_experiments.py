@@ -67,6 +67,18 @@ def test_models_of_several_settings_stand_beside_each_other(
     assert (folder / "out" / "report.html").exists()
 
 
+def test_times_are_those_of_our_models_and_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    settings = [part for setting in TINY for part in ("--set", setting)]
+    given = ["--dataset", folder, "--out", folder / "out", "--codecs", "pq,small", *settings]
+    assert "small" in run(script("times", monkeypatch), *given)
+    rows = read(folder / "out" / "times.jsonl")
+    assert [row["codec"] for row in rows] == ["pq", "small"]
+    assert all(row["encode_us"] > 0 and row["decode_us"] > 0 for row in rows)
+
+
 def test_costs_are_measured_once_for_each_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
