@@ -113,10 +113,7 @@ def train(
     if config.num_parts > 1:
         model: Model = _fit_parts(x_train, x_val, config, recipe, seed, folder, log)
     else:
-        with contextlib.ExitStack() as stack:
-            kept = None
-            if folder is not None:
-                kept = stack.enter_context(Checkpoints(folder / CHECKPOINTS))
+        with Checkpoints(folder / CHECKPOINTS) if folder else contextlib.nullcontext() as kept:
             model = _fit(x_train, x_val, config, recipe, seed, kept, log, centroids)
     if folder is not None:
         models.save(model, folder / FINISHED)
