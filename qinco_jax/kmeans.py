@@ -11,7 +11,7 @@ from qinco_jax.distances import matmul, smallest, squared_distances
 
 @functools.partial(jax.jit, static_argnames=("num_clusters", "num_iters"))
 def kmeans(key: jax.Array, x: jax.Array, num_clusters: int, num_iters: int = 10) -> jax.Array:
-    """Lloyd's algorithm from randomly chosen rows.
+    """Lloyd's algorithm from randomly chosen rows, drawn towards the mean (`drawn_in`).
 
     Args:
       key: PRNG key.
@@ -33,7 +33,19 @@ def kmeans(key: jax.Array, x: jax.Array, num_clusters: int, num_iters: int = 10)
         rank = jnp.cumsum(empty) - 1
         return jnp.where(empty[:, None], x[worst[rank]], means)
 
-    return lax.fori_loop(0, num_iters, iterate, x[chosen])
+    return lax.fori_loop(0, num_iters, iterate, drawn_in(x[chosen], jnp.mean(x, axis=0)))
+
+
+def drawn_in(rows: jax.Array, mean: jax.Array) -> jax.Array:
+    """Rows [K, D] moved towards the mean [D] of all, to start K centroids from.
+
+    To the share of their distance that ideal codewords of normal vectors have, by the
+    rate-distortion function: sqrt(1 - K^(-2 / D)). Where they are, in many dimensions, all but the
+    few nearest to the mean are too far from every other row and stay alone in their clusters.
+    """
+    num_clusters, dim = rows.shape
+    share = (1 - num_clusters ** (-2 / dim)) ** 0.5
+    return mean[None] + share * (rows - mean[None])
 
 
 def _assign(
