@@ -104,13 +104,15 @@ def _questions(
     for metric in metrics:
         # A ground truth is that of all rows, and of the metric that the set was made for.
         truth = data.groundtruth if len(database) == num_rows and metric == first else None
-        found.append(queries_of(data.queries, database, metric, truth, metric))
+        own = queries_of(data.queries, database, metric, truth, metric)
+        found.append(own._replace(paired=metric != first))
     spread = np.asarray(database[:10_000], np.float64).std(axis=0)
     scale = float(np.sqrt(np.square(spread).mean()))
     for level in noise:
         shape = data.queries.shape
         x = np.asarray(data.queries) + level * scale * np.random.default_rng(0).normal(size=shape)
-        found.append(queries_of(x, database, first, None, f"noise {level:g}, {first}"))
+        noisy = queries_of(x, database, first, None, f"noise {level:g}, {first}")
+        found.append(noisy._replace(paired=True))
     for name, other in shifted.items():
         found.append(queries_of(other, database, first, None, f"{name}, {first}"))
     return found

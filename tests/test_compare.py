@@ -67,11 +67,14 @@ def test_a_comparison_leaves_a_table_plots_and_a_page(folder: Path) -> None:
         assert row["mse_interval"][0] < row["mse"] < row["mse_interval"][1]
         assert row["queries"] == "l2"
         assert set(row["other_queries"]) == {"cosine", "noise 0.5, l2", "other, l2"}
+        paired = {name for name, it in row["other_queries"].items() if "recall@1_loss" in it}
+        assert paired == {"cosine", "noise 0.5, l2"}
         for found in (row, *row["other_queries"].values()):
             for k in ("recall@1", "10-recall@10", "recall@100", "100-recall@100"):
                 low, high = found[f"{k}_interval"]
                 assert 0 <= low <= found[k] <= high <= 1
         assert 0 < row["entropy_bits"] <= row["bits"] == 8 * row["bytes"]
+        assert sum(row["column_entropy_bits"]) == pytest.approx(row["entropy_bits"])
         assert row["versions"]["jax"] and row["machine"] and row["model_bytes"] > 0
         assert row["settings" if "small" in row["codec"] else "codec"]
     costs = [json.loads(line) for line in (folder / "costs.jsonl").read_text().splitlines()]

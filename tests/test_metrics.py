@@ -110,6 +110,26 @@ def test_neighbours_are_exact_wherever_the_vectors_lie(offset: float) -> None:
     assert (found[:, 0] == exact.argmin(axis=1)).mean() > 0.995
 
 
+def test_losses_are_differences_query_by_query() -> None:
+    codec, asked, other = coarse(2.0), QUERIES[:300], QUERIES[300:600]
+    first = queries_of(asked, DATABASE, name="main")
+    noisy = queries_of(asked + 0.1, DATABASE, name="noisy")._replace(paired=True)
+    same = queries_of(asked, DATABASE, name="same")._replace(paired=True)
+    far = queries_of(other, DATABASE, name="far")
+    score = measure(codec, DATABASE, [first, noisy, same, far])
+    assert set(score.losses) == {"noisy", "same"}
+    assert all(loss == (0, 0, 0) for loss in score.losses["same"].values())
+    for name, loss in score.losses["noisy"].items():
+        before, after = score.recall["main"][name], score.recall["noisy"][name]
+        assert loss.value == pytest.approx(before.value - after.value)
+        assert loss.low <= loss.value <= loss.high
+        # Narrower than two sets of other queries would tell.
+        assert loss.high - loss.low <= np.hypot(before.high - before.low, after.high - after.low)
+    row = report.figures(score, [first, noisy, same, far])["other_queries"]
+    assert row["noisy"]["10-recall@10_loss"] == score.losses["noisy"]["10-recall@10"].value
+    assert "recall@1_loss" not in row["far"]
+
+
 def test_a_perfect_codec_finds_everything_and_a_constant_one_what_chance_does() -> None:
     doubled = np.concatenate([DATABASE[:100], DATABASE[:100]])
     asked = [queries_of(QUERIES, doubled)]
@@ -128,10 +148,10 @@ def test_a_perfect_codec_finds_everything_and_a_constant_one_what_chance_does() 
 
 def test_usage_counts_bits_and_dead_codewords() -> None:
     codes = np.uint8([[0, 3], [1, 3], [2, 3], [3, 3]])
-    assert usage(codes, (4, 4)) == (2.0, 3)
-    assert usage(codes, (4, 16)) == (2.0, 15)
+    assert usage(codes, (4, 4)) == ((2.0, 0.0), 3)
+    assert usage(codes, (4, 16)) == ((2.0, 0.0), 15)
     uniform = RNG.permutation(np.repeat(np.arange(256), 4))[:, None]
-    assert usage(uniform, (256,)) == (pytest.approx(8.0), 0)
+    assert usage(uniform, (256,)) == ((pytest.approx(8.0),), 0)
 
 
 def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:

@@ -208,12 +208,18 @@ def test_a_loss_has_the_intervals_of_both_sets() -> None:
     row = {
         "recall@1": 0.6, "recall@1_interval": [0.57, 0.64],
         "other_queries": {
-            "noise": {"recall@1": 0.5, "recall@1_interval": [0.47, 0.54]}, "far": {"recall@10": 1.0}
+            "other": {"recall@1": 0.5, "recall@1_interval": [0.47, 0.54]},
+            "far": {"recall@10": 1.0},
+            "noise": {
+                "recall@1": 0.5, "recall@1_interval": [0.47, 0.54],
+                "recall@1_loss": 0.1, "recall@1_loss_interval": [0.09, 0.11],
+            },
         },
     }  # fmt: skip
-    ((name, (value, ends)),) = summary.shifts(row).items()
-    assert (name, value) == ("noise", pytest.approx(0.1))
+    (name, (value, ends)), paired = summary.shifts(row).items()
+    assert (name, value) == ("other", pytest.approx(0.1))
     np.testing.assert_allclose(ends, [0.1 - 0.05, 0.1 + 0.05])
+    assert paired == ("noise", (0.1, (0.09, 0.11)))
 
 
 @pytest.mark.parametrize(

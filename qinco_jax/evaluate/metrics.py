@@ -53,16 +53,23 @@ class Score(NamedTuple):
       recall: by name of the queries, measure -> estimate with a bootstrap interval over queries.
         "recall@k" is the share of queries that find a nearest neighbour among the k nearest decoded
         rows, "k-recall@k" the share of the k nearest neighbours that are among them.
-      entropy_bits: sum of the entropies of the code's columns, at least what the codes could be
-        packed into.
+      losses: by name of the paired queries, measure -> how much smaller it is than for the main
+        ones (`recall`'s first), with a bootstrap interval of the differences query by query.
+      column_entropy_bits: entropy of each of the code's columns.
       dead_codewords: values of the code's columns that no row uses, in all columns.
     """
 
     mse: Estimate
     relative_error: float
     recall: Mapping[str, Mapping[str, Estimate]]
-    entropy_bits: float
+    losses: Mapping[str, Mapping[str, Estimate]]
+    column_entropy_bits: tuple[float, ...]
     dead_codewords: int
+
+    @property
+    def entropy_bits(self) -> float:
+        """Sum of the columns' entropies, at least what the codes could be packed into."""
+        return sum(self.column_entropy_bits)
 
 
 def measure(
@@ -76,7 +83,7 @@ def measure(
     Args:
       codec: what to measure.
       database: [N, D], read in blocks.
-      questions: sets of queries of this database; queries are not compressed.
+      questions: sets of queries of this database, the main one first; queries are not compressed.
       progress: called with the number of rows done after each block.
     """
     codes, errors, moments = [], [], np.zeros(1 + database.shape[1])
@@ -93,10 +100,16 @@ def measure(
     all_codes, squared = np.concatenate(codes), np.concatenate(errors)
     variance = moments[0] - np.square(moments[1:]).sum()
     mse, spread = squared.mean(), 1.96 * squared.std() / len(squared) ** 0.5
+    found = [_recall(codec, all_codes, database, asked) for asked in questions]
     return Score(
         Estimate(float(mse), float(mse - spread), float(mse + spread)),
         float(mse / variance) if variance > 0 else 0.0,
-        {asked.name: _recall(codec, all_codes, database, asked) for asked in questions},
+        {asked.name: _estimates(own) for asked, own in zip(questions, found, strict=True)},
+        {
+            asked.name: _estimates({name: found[0][name] - own[name] for name in own})
+            for asked, own in zip(questions, found, strict=True)
+            if asked.paired
+        },
         *usage(all_codes, codec.column_sizes or _equal_sizes(all_codes, codec.bits)),
     )
 
@@ -106,20 +119,20 @@ def _equal_sizes(codes: np.ndarray, bits: float) -> tuple[int, ...]:
     return (round(2 ** (bits / codes.shape[1])),) * codes.shape[1]
 
 
-def usage(codes: np.ndarray, column_sizes: tuple[int, ...]) -> tuple[float, int]:
-    """Bits that codes [N, M] really use, column by column, and how many codewords none uses.
+def usage(codes: np.ndarray, column_sizes: tuple[int, ...]) -> tuple[tuple[float, ...], int]:
+    """Bits that each column of codes [N, M] really uses, and how many codewords none uses.
 
     Args:
       codes: integers.
       column_sizes: how many values each column takes.
     """
-    entropy, used = 0.0, 0
+    entropies, used = [], 0
     for column in codes.T:
         counts = np.unique(column, return_counts=True)[1]
         share = counts / len(codes)
-        entropy -= float((share * np.log2(share)).sum())
+        entropies.append(max(0.0, -float((share * np.log2(share)).sum())))
         used += len(counts)
-    return max(entropy, 0.0), sum(column_sizes) - used
+    return tuple(entropies), sum(column_sizes) - used
 
 
 def bootstrap(values: np.ndarray) -> Estimate:
@@ -131,9 +144,14 @@ def bootstrap(values: np.ndarray) -> Estimate:
     return Estimate(float(values.mean()), float(low), float(high))
 
 
+def _estimates(of_queries: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+    return {name: bootstrap(values) for name, values in of_queries.items()}
+
+
 def _recall(
     codec: Codec, codes: np.ndarray, database: Vectors, asked: Queries
-) -> dict[str, Estimate]:
+) -> dict[str, np.ndarray]:
+    """Measure -> its value [Q] for each query."""
     last = [min(k, len(codes)) - 1 for k in RANKS]
     edges = _decoded_reach(codec, codes, asked, last)
     counts = np.zeros((len(edges), len(RANKS), 6), np.int32)
@@ -149,9 +167,9 @@ def _recall(
     for rank, (k, at) in enumerate(zip(RANKS, last, strict=True)):
         before, tied, *right = counts[:, rank].T.astype(np.float64)
         free = at + 1 - before  # places that the tied rows share
-        found[f"recall@{k}"] = bootstrap(_chance_of_any(right[0], right[1], tied, free))
+        found[f"recall@{k}"] = _chance_of_any(right[0], right[1], tied, free)
         if k > 1:
-            found[f"{k}-recall@{k}"] = bootstrap((right[2] + right[3] * free / tied) / (at + 1))
+            found[f"{k}-recall@{k}"] = (right[2] + right[3] * free / tied) / (at + 1)
     return found
 
 

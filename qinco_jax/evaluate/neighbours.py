@@ -48,12 +48,14 @@ class Queries(NamedTuple):
       vectors: [Q, D] float32, `prepared` for the space.
       reach: [Q, R] float32, distance of each query to its k-th neighbour for the k of `RANKS`, or
         to the last one of a smaller database.
+      paired: whether the n-th is the main set's n-th query, disturbed or by another metric.
     """
 
     name: str
     space: Space
     vectors: np.ndarray
     reach: np.ndarray
+    paired: bool = False
 
 
 def queries_of(

@@ -41,7 +41,10 @@ def figures(score: Score, questions: Sequence[Queries]) -> Row:
     found = {
         asked.name: {
             name: value
-            for measure, estimate in score.recall[asked.name].items()
+            for measure, estimate in {
+                **score.recall[asked.name],
+                **{f"{key}_loss": loss for key, loss in score.losses.get(asked.name, {}).items()},
+            }.items()
             for name, value in _spread(measure, estimate).items()
         }
         for asked in questions
@@ -54,6 +57,7 @@ def figures(score: Score, questions: Sequence[Queries]) -> Row:
         **(found.pop(main) if main is not None else {}),
         "other_queries": found,
         "entropy_bits": score.entropy_bits,
+        "column_entropy_bits": score.column_entropy_bits,
         "dead_codewords": score.dead_codewords,
     }
 

@@ -83,12 +83,14 @@ def interval(row: Mapping[str, Any], key: str) -> Interval:
 def shifts(row: Row, key: str = "recall@1") -> dict[str, tuple[float, Interval]]:
     """What a codec loses of a recall on each other set of queries, with an interval.
 
-    The interval takes the errors on both sets as independent: too wide, not too narrow, where the
-    queries are the same ones disturbed.
+    Where the queries are the main ones disturbed, the loss was measured query by query; elsewhere
+    the interval takes the errors on both sets as independent.
     """
     losses = {}
     for name, other in (row.get("other_queries") or {}).items():
-        if key in row and key in other:
+        if f"{key}_loss" in other:
+            losses[name] = other[f"{key}_loss"], interval(other, f"{key}_loss")
+        elif key in row and key in other:
             (main_low, main_high), (low, high) = interval(row, key), interval(other, key)
             value = row[key] - other[key]
             down = math.hypot(row[key] - main_low, high - other[key])
