@@ -163,8 +163,8 @@ def lines(names: Mapping[str, Look]) -> dict[str, Any]:
 def legend_below(axis: "Axes", title: str) -> None:
     """Puts a panel's own legend below it."""
     axis.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.26), title=title, ncols=2, columnspacing=1,
-        handlelength=2.6, title_fontsize=9,
+        loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.5, title=title, ncols=2,
+        columnspacing=1, handlelength=2.6, title_fontsize=9,
     )  # fmt: skip
 
 

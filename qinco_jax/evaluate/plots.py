@@ -203,7 +203,8 @@ def _growth(evaluation: Evaluation, keys: Sequence[str], ylabel: str) -> "Figure
         (codec, key): {**look, "markerfacecolor": "white" if key == "decode_us" else look["color"]}
         for codec, look in codecs.items() for key in keys
     }  # fmt: skip
-    figure, axes = drawing.panels(len(shown), evaluation.title, 3, 3.0, one_scale=True)
+    height = 2.4 + 0.1 * len(variants)  # room for the slopes
+    figure, axes = drawing.panels(len(shown), evaluation.title, 3, height, one_scale=True)
     for axis, name in zip(axes, shown, strict=True):
         for (codec, key), look in variants.items():
             own = _having([row for row in rows if row["axis"] == name], codec, key)
