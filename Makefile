@@ -5,7 +5,7 @@ BYTES ?= 8
 CODECS ?= pq,opq,rq:B=32,lsq,unq,small@16
 RATES ?= 4,8,12,16
 SCALE ?= small
-EXPERIMENTS ?= table1 multi_rate k_m_tradeoff ablations blocks candidates_beam times variants
+EXPERIMENTS ?= table1 multi_rate k_m_tradeoff ablations blocks parts candidates_beam times variants
 ARGS ?=
 WORKERS ?= 2
 

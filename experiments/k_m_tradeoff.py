@@ -2,9 +2,7 @@
 
     python experiments/k_m_tradeoff.py --dataset NAME --scale full
 
-The papers' tables have K = 256 and M = 8 or 16. A product of QINCos trades steps against parts
-instead (FB-ssnpp, 32 bytes, MSE of parts x steps x bits): 2x16x8 42,072, 4x8x8 42,805, 8x4x8
-42,493, 16x2x8 41,409, plain PQ 55,700; there is no such product here.
+The papers' tables have K = 256 and M = 8 or 16. `parts.py` trades steps against parts instead.
 
 Ours: not run yet on the papers' sets. Only sizes K whose bits divide the code's are taken: at 15
 bytes all of them, at 3 bytes not 1024.

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from qinco_jax.baselines import unq
+from qinco_jax.evaluate.metrics import measure
+from qinco_jax.evaluate.neighbours import queries_of
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = (
-    "table1", "multi_rate", "k_m_tradeoff", "ablations", "blocks", "candidates_beam", "times",
-    "variants", "costs",
+    "table1", "multi_rate", "k_m_tradeoff", "parts", "ablations", "blocks", "candidates_beam",
+    "times", "variants", "costs", "unq_search",
 )  # fmt: skip
 TINY = ["hidden_dim=4", "embed_dim=4", "num_blocks=1", "epoch_rows=512"]
 
@@ -77,6 +81,36 @@ def test_times_are_those_of_our_models_and_others(
     rows = read(folder / "out" / "times.jsonl")
     assert [row["codec"] for row in rows] == ["pq", "small"]
     assert all(row["encode_us"] > 0 and row["decode_us"] > 0 for row in rows)
+
+
+def test_parts_stand_beside_a_product_quantizer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    settings = [part for setting in ("hidden_dim=4", *TINY[2:]) for part in ("--set", setting)]
+    module = script("parts", monkeypatch)
+    monkeypatch.setattr(module, "BYTES", {"small": 2})
+    monkeypatch.setattr(module, "PARTS", {"small": (1, 2)})
+    run(module, "--dataset", folder, "--out", folder / "out", *settings)
+    rows = read(folder / "out" / "results.jsonl")
+    assert {row["codec"] for row in rows} == {"1x2x8", "2x1x8", "PQ"}
+
+
+def test_the_shortlist_of_all_rows_finds_what_exhaustive_search_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("unq_search", monkeypatch)
+    monkeypatch.setattr(module, "SHORTLISTS", (100, 150))
+    run(module, "--dataset", folder, "--out", folder / "out", "--bytes", 4, "--epochs", 0)
+    rows = read(folder / "out" / "results.jsonl")
+    assert [row["shortlist"] for row in rows] == [100, 150, 200]
+    parts = (np.load(folder / f"{name}.npy") for name in ("train", "database", "queries"))
+    train, database, queries = parts
+    codec = unq.codec(unq.train(train, 4, num_epochs=0))
+    whole = measure(codec, database, [queries_of(queries, database)]).recall["queries"]
+    for k in (1, 10, 100):
+        assert rows[-1][f"recall@{k}"] == pytest.approx(whole[f"recall@{k}"].value)
+    assert rows[0]["recall@1"] > 0.5
 
 
 def test_costs_are_measured_once_for_each_size(
