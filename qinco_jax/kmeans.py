@@ -39,13 +39,14 @@ def kmeans(key: jax.Array, x: jax.Array, num_clusters: int, num_iters: int = 10)
 def drawn_in(rows: jax.Array, mean: jax.Array) -> jax.Array:
     """Rows [K, D] moved towards the mean [D] of all, to start K centroids from.
 
-    To the share of their distance that ideal codewords of normal vectors have, by the
-    rate-distortion function: sqrt(1 - K^(-2 / D)). Where they are, in many dimensions, all but the
-    few nearest to the mean are too far from every other row and stay alone in their clusters.
+    Where they are, in many dimensions, all but the few nearest to the mean are too far from every
+    other row and stay alone in their clusters. For normal vectors a share 1 - K^(-2 / D) of the
+    variance is left to codewords (the rate-distortion function), and (D + 2) / D times that if each
+    counts once (their density, by Zador); in few dimensions that is all of it.
     """
     num_clusters, dim = rows.shape
-    share = (1 - num_clusters ** (-2 / dim)) ** 0.5
-    return mean[None] + share * (rows - mean[None])
+    share = (1 - num_clusters ** (-2 / dim)) * (dim + 2) / dim
+    return mean[None] + min(1.0, share) ** 0.5 * (rows - mean[None])
 
 
 def _assign(
