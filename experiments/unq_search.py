@@ -36,7 +36,7 @@ def main(task, num_bytes, epochs):
     codes = np.asarray(unq.encode(model, data.database))
     nearest = nearest_neighbours(data.database, data.queries)
     rows, facts = [], machine.facts()
-    for shortlist in (*SHORTLISTS, len(codes)):
+    for shortlist in (*(size for size in SHORTLISTS if size < len(codes)), len(codes)):
         unq.search(model, codes, data.queries, RANKS[-1], shortlist)  # compiles
         begin = time.perf_counter()
         found = unq.search(model, codes, data.queries, RANKS[-1], shortlist)
