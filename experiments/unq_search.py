@@ -6,7 +6,7 @@ The first stage adds up look-up tables, the second orders a shortlist by what th
 it (UNQ, Sec. 3); the shortlist of all rows is the second stage alone, as `make eval` counts recall.
 The paper takes shortlists of 500 rows of a million.
 
-Ours: not run yet beyond its test.
+Ours: results/unq_search.jsonl, 8 bytes on sift-photos, after a third of the recipe (`--epochs 9`).
 """
 
 import time
