@@ -40,6 +40,13 @@ def test_kmeans_centroids_are_the_means_of_their_rows() -> None:
     np.testing.assert_allclose(found, means, atol=1e-4)
 
 
+def test_kmeans_leaves_no_row_alone_in_many_dimensions() -> None:
+    x = np.float32(np.random.default_rng(0).normal(size=(2000, 128)))
+    found = np.asarray(kmeans(jax.random.key(0), x, 128))
+    nearest = np.square(x[:, None] - found).sum(axis=-1).argmin(axis=1)
+    assert np.bincount(nearest, minlength=128).min() > 1
+
+
 def test_training_survives_fewer_distinct_rows_than_codewords() -> None:
     x = np.repeat(X[:3], 20, axis=0)
     model = rq.train(x, 2, K)
