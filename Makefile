@@ -32,7 +32,7 @@ bench: .venv/dev  ## measure speed: ARGS="--grid full --seconds 20"; see experim
 	mkdir -p runs && .venv/bin/python experiments/speed.py --out runs/speed.jsonl $(ARGS)
 
 notebooks: .venv/dev  ## run the notebooks and keep their outputs
-	.venv/bin/python tests/kernels.py notebooks/*.ipynb
+	.venv/bin/python tests/support/kernels.py notebooks/*.ipynb
 
 lint: .venv/dev  ## ruff and mypy
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -10,7 +10,7 @@ import peers
 import timing
 import workload
 
-from qinco_jax import coding, kmeans, rq
+from qinco_jax.quantizers import coding, kmeans, rq
 
 
 def others(grid, seconds):

@@ -28,9 +28,9 @@ import scale
 import timing
 
 import qinco_jax as qj
-from qinco_jax import codecs, machine
-from qinco_jax.codec import Codec
-from qinco_jax.evaluate import page, report, sweep
+from qinco_jax.codecs import ours as codecs
+from qinco_jax.codecs.codec import Codec
+from qinco_jax.evaluate import machine, page, report, sweep
 
 FAISS = {"opq": "OPQ{M},PQ{M}x{bits}", "rq": "RQ{M}x{bits}", "lsq": "LSQ{M}x{bits}"}
 OURS = {"qinco1": {"num_blocks": 2}, "qinco2-S": {}}
@@ -66,7 +66,7 @@ def trained(name, sizes, x):
     if name in FAISS:
         return _of_faiss(name, sizes, x)
     if name == "unq":
-        from qinco_jax.baselines import unq
+        from qinco_jax.codecs.unq import model as unq
 
         return unq.codec(unq.train(x, sizes.M, sizes.K, num_epochs=1))
     searches = name != "qinco1"

@@ -15,9 +15,9 @@ import numpy as np
 import timing
 import workload
 
-from qinco_jax import coding, machine
-from qinco_jax.evaluate import report
+from qinco_jax.evaluate import machine, report
 from qinco_jax.files import replacing
+from qinco_jax.quantizers import coding
 
 BASE = {"dim": 128, "num_steps": 4, "num_blocks": 2, "num_candidates": 4, "beam_size": 4}
 RANGES = {

@@ -39,9 +39,9 @@ import numpy as np
 from absl import flags
 
 import qinco_jax as qj
-from qinco_jax import machine
-from qinco_jax.data import batches, feed
-from qinco_jax.evaluate import report
+from qinco_jax.evaluate import machine, report
+from qinco_jax.training import feed
+from qinco_jax.training import order as batches
 
 BATCH = 1024
 KINDS = {"128 x uint8": (128, np.uint8), "96 x float32": (96, np.float32)}

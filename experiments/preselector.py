@@ -15,8 +15,7 @@ import numpy as np
 import peers
 
 import qinco_jax as qj
-from qinco_jax import machine
-from qinco_jax.evaluate import report
+from qinco_jax.evaluate import machine, report
 
 CONFIG = qj.QincoConfig(form="qinco", num_blocks=2, num_candidates=4, beam_size=1)
 SEARCHES = (

@@ -22,8 +22,10 @@ import jax
 import numpy as np
 
 import qinco_jax as qj
-from qinco_jax import fit, qinco, training
 from qinco_jax.evaluate import report
+from qinco_jax.quantizers import qinco
+from qinco_jax.training import loop as fit
+from qinco_jax.training import step as training
 
 CHOICES = {
     "published": ("qinco2-S", qj.RECIPES["qinco2-S"]),  # AdamW 8e-4, A = 16 and B = 32 throughout

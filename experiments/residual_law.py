@@ -2,10 +2,10 @@
 
     python experiments/residual_law.py --out experiments/results/residual_law
 
-Each of 16 cells holds a circle; `qinco_jax.data.synthetic` turns and scales it from cell to cell,
-not at all at strength 0. Two codes of 4 bits: RQ must find one second codebook for all circles,
-QINCo may make one for each. Every codec starts from a seed whose k-means finds the cells. Writes
-OUT.jsonl, OUT.png and OUT.svg; minutes on two cores.
+Each of 16 cells holds a circle; `qinco_jax.datasets.synthetic` turns and scales it from cell to
+cell, not at all at strength 0. Two codes of 4 bits: RQ must find one second codebook for all
+circles, QINCo may make one for each. Every codec starts from a seed whose k-means finds the cells.
+Writes OUT.jsonl, OUT.png and OUT.svg; minutes on two cores.
 
 Reached, in multiples of the ideal error, at strengths 0, 0.25, 0.5, 0.75 and 1: RQ 1.03, 7.6, 18,
 26 and 28, greedy or beam; QINCo 1.07, 1.02, 1.01, 1.75 and 3.5; QINCo2 0.99, 1.02, 1.01,
@@ -23,10 +23,10 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 import qinco_jax as qj
-from qinco_jax import rq
-from qinco_jax.data import synthetic
+from qinco_jax.datasets import synthetic
 from qinco_jax.evaluate import report
 from qinco_jax.files import replacing
+from qinco_jax.quantizers import rq
 
 DIM, SIZE = 8, 16  # D, and both C and K
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

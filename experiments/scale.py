@@ -13,7 +13,7 @@ import numpy as np
 
 import qinco_jax as qj
 from qinco_jax.evaluate import page, report, sweep
-from qinco_jax.logs import stage_bar
+from qinco_jax.training.logs import stage_bar
 
 NAMES = ("small", "full")
 SMALL_ROWS = {"train": 11_200, "database": 1024, "queries": 500}

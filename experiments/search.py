@@ -29,10 +29,11 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import qinco_jax as qj
-from qinco_jax import beam, qinco, rows
 from qinco_jax.evaluate import report
 from qinco_jax.files import replacing
-from qinco_jax.rq import normalise
+from qinco_jax.quantizers import batching as rows
+from qinco_jax.quantizers import beam, qinco
+from qinco_jax.quantizers.rq import normalise
 
 MARKERS = "os^vDPX"
 

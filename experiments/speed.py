@@ -22,8 +22,9 @@ import numpy as np
 import timing
 import workload
 
-from qinco_jax import coding, machine, qinco, training
-from qinco_jax.evaluate import report
+from qinco_jax.evaluate import machine, report
+from qinco_jax.quantizers import coding, qinco
+from qinco_jax.training import step as training
 
 DTYPES = ("float32", "bfloat16")
 SEARCHES = ((1, 1), (4, 8), (8, 16), (16, 32), (32, 64))

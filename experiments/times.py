@@ -20,8 +20,8 @@ import numpy as np
 import scale
 import timing
 
-from qinco_jax import contenders, machine
-from qinco_jax.evaluate import report, sweep
+from qinco_jax.codecs import named as contenders
+from qinco_jax.evaluate import machine, report, sweep
 
 RATE, TRAIN_ROWS, ROWS = 8, 20_000, {"small": 512, "full": 16_384}
 CODECS = {

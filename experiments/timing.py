@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qinco_jax.distances import matmul
-from qinco_jax.machine import peak_memory, reset_memory
+from qinco_jax.evaluate.machine import peak_memory, reset_memory
+from qinco_jax.quantizers.distances import matmul
 
 PEAK_SHAPES = (
     (2048, 2048, 2048),

@@ -16,9 +16,8 @@ import numpy as np
 import scale
 
 import qinco_jax as qj
-from qinco_jax import machine
-from qinco_jax.baselines import unq
-from qinco_jax.evaluate import report, sweep
+from qinco_jax.codecs.unq import model as unq
+from qinco_jax.evaluate import machine, report, sweep
 from qinco_jax.evaluate.neighbours import RANKS, nearest_neighbours
 
 SHORTLISTS = (100, 200, 500, 1000, 2000)

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qinco_jax import qinco
 from qinco_jax.config import PRESETS, QincoConfig
-from qinco_jax.rows import CHUNK_BLOCKS, CHUNK_ROWS, THREADS, block_rows
-from qinco_jax.rq import RQ
+from qinco_jax.quantizers import qinco
+from qinco_jax.quantizers.batching import CHUNK_BLOCKS, CHUNK_ROWS, THREADS, block_rows
+from qinco_jax.quantizers.rq import RQ
 
 MODELS = {
     "qinco L=2": QincoConfig(form="qinco", num_blocks=2),

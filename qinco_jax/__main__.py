@@ -1,5 +1,5 @@
 """`python -m qinco_jax` is `qinco`."""
 
-from qinco_jax.cli import main
+from qinco_jax.cli.main import main
 
 main()

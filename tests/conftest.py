@@ -9,10 +9,7 @@ import hypothesis
 COMPILED = tempfile.TemporaryDirectory()  # the command line keeps what it compiles; not at home
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)
 
-import jax  # noqa: E402
-
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
+import strict  # noqa: E402, F401
 
 # What a shell runs in the background ignores Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)

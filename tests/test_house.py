@@ -132,10 +132,10 @@ def test_the_embedded_set_is_what_it_says() -> None:
     exact = np.square(queries[:, None, :] - database[None, :4000]).sum(-1).min(1)
     found = np.square(queries - database[data.groundtruth[rows, 0]]).sum(-1)
     assert (found <= exact).all()
-    photographs = (PACKAGE / "data" / "sift-photos-ATTRIBUTION.tsv").read_text().splitlines()
+    photographs = (PACKAGE / "datasets" / "sift-photos-ATTRIBUTION.tsv").read_text().splitlines()
     table = [line.split("\t") for line in photographs if not line.startswith("#")]
     column = table[0].index("train_rows")
     assert sum(int(row[column]) for row in table[1:]) == len(data.train)
     licences = {row[table[0].index("licence")] for row in table[1:]}
     assert all(name.startswith(("CC", "public-domain")) for name in licences)
-    assert (PACKAGE / "data" / "sift-photos.npz").stat().st_size < 14e6
+    assert (PACKAGE / "datasets" / "sift-photos.npz").stat().st_size < 14e6

@@ -7,10 +7,11 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
 
 import qinco_jax as qj
-from qinco_jax.data import feed
+from qinco_jax.training import feed
 
 PROGRAM = textwrap.dedent(
     r"""
@@ -49,7 +50,7 @@ def test_a_million_vectors_take_no_memory_beyond_input_and_output(tmp_path: Path
     x = np.lib.format.open_memmap(file, "w+", np.uint8, (1_000_000, 128))
     x[:] = np.random.default_rng(0).integers(0, 8, x.shape, np.uint8)
     x.flush()
-    here, root = Path(__file__).parent, Path(qj.__file__).parents[1]
+    here, root = Path(oracle.__file__).parent, Path(qj.__file__).parents[1]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{root}{os.pathsep}{here}"}
     command = [sys.executable, "-c", PROGRAM, str(file)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

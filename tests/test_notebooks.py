@@ -38,7 +38,7 @@ def test_a_notebook_runs_and_shows_what_is_kept_of_it(
     monkeypatch.setenv("QINCO_JAX_NOTEBOOK_SCALE", "tiny")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     copy = Path(shutil.copy(path, tmp_path))
-    program = [sys.executable, Path(__file__).with_name("kernels.py"), copy]
+    program = [sys.executable, ROOT / "tests" / "support" / "kernels.py", copy]
     ran = subprocess.run(program, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     shown, kept = ([kinds(cell) for cell in code_cells(file)] for file in (copy, path))

@@ -14,9 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import gammaln
 
-from qinco_jax import checks
-from qinco_jax.codec import Codec
-from qinco_jax.data.stored import Vectors
+from qinco_jax.codecs.codec import Codec
 from qinco_jax.evaluate.neighbours import (
     QUERY_BLOCK,
     RANKS,
@@ -27,7 +25,9 @@ from qinco_jax.evaluate.neighbours import (
     padded,
     prepared,
 )
-from qinco_jax.transform import approximated
+from qinco_jax.quantizers.transform import approximated
+from qinco_jax.vectors import checks
+from qinco_jax.vectors.stored import Vectors
 
 Progress = Callable[[int], Any]
 

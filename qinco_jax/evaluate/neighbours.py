@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qinco_jax import checks
-from qinco_jax.codec import Array
+from qinco_jax.codecs.codec import Array
 from qinco_jax.config import named
-from qinco_jax.data.stored import Vectors
-from qinco_jax.distances import matmul, smallest, squared_distances
 from qinco_jax.errors import InputError
+from qinco_jax.quantizers.distances import matmul, smallest, squared_distances
+from qinco_jax.vectors import checks
+from qinco_jax.vectors.stored import Vectors
 
 BLOCK_ROWS = 8192
 QUERY_BLOCK = 1024

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from qinco_jax.codec import Codec
-from qinco_jax.data.stored import Vectors
+from qinco_jax.codecs.codec import Codec
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate.metrics import Estimate, Progress, Score, measure
 from qinco_jax.evaluate.neighbours import RANKS, Queries
 from qinco_jax.files import replacing
+from qinco_jax.vectors.stored import Vectors
 
 Row = Mapping[str, Any]
 

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
-from qinco_jax import checks, machine
-from qinco_jax.codec import Codec
-from qinco_jax.data.stored import Rows, Vectors
+from qinco_jax.codecs.codec import Codec
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import report
+from qinco_jax.evaluate import machine, report
 from qinco_jax.evaluate.metrics import Progress, Score, measure
 from qinco_jax.evaluate.neighbours import Queries
 from qinco_jax.files import replacing
+from qinco_jax.vectors import checks
+from qinco_jax.vectors.stored import Rows, Vectors
 
 RESULTS, COSTS, MODELS = "results.jsonl", "costs.jsonl", "models"
 TIMED_ROWS = 8192

@@ -1,0 +1,363 @@
+"""The command line, thin over the Python API: train, encode, decode, evaluate, compare, data."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from qinco_jax.cli import data as data_cli
+from qinco_jax.cli import models as interop_cli
+from qinco_jax.codecs import named as contenders
+from qinco_jax.codecs import ours as codecs
+from qinco_jax.codecs.codec import Codec
+from qinco_jax.config import PRESETS
+from qinco_jax.datasets import catalog
+from qinco_jax.errors import InputError
+from qinco_jax.evaluate import plots, report
+from qinco_jax.evaluate.compare import compare as compare_codecs
+from qinco_jax.evaluate.neighbours import queries_of
+from qinco_jax.models import disk as models
+from qinco_jax.quantizers import coding, rq
+from qinco_jax.quantizers import packing as code_files
+from qinco_jax.quantizers.coarse import train_centroids
+from qinco_jax.training import loop as fit
+from qinco_jax.training.logs import run_log, stage_bar
+from qinco_jax.training.step import Recipe
+from qinco_jax.vectors import checks, formats
+from qinco_jax.vectors.shards import read_rows
+from qinco_jax.version import __version__
+
+T = TypeVar("T")
+
+CHUNK_ROWS = 65536
+RQ_BEAM = 32
+RQ_ROWS = 100_000
+FAILURES = {fit.Diverged: 1, fit.Interrupted: 130, InputError: 2}
+
+
+class Commands(click.Group):
+    """Shows a failure that the user can act on as one sentence, without a trace."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command; exits with 2 for what was passed in, 1 for a failed training."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            text, code = "interrupted; the same command goes on from what was saved", 130
+        except OSError as error:
+            reason = f"{error.filename or 'a file'}: {error.strerror or error}"
+            text, code = f"{reason}; check the path, its permissions and the free space", 2
+        except tuple(FAILURES) as error:
+            text = str(error)
+            code = next(FAILURES[kind] for kind in FAILURES if isinstance(error, kind))
+        click.echo(f"qinco: {text}", err=True)
+        ctx.exit(code)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Neural residual quantization: trains QINCo models, encodes, decodes, evaluates.
+
+    Files of vectors are .npy, .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin, .ibin, .hdf5, .parquet
+    or .safetensors, "parts/*.npy" several of them, FILE::NAME the column or dataset NAME of a file;
+    codes are .npy. Compiled programs are kept in ~/.cache/qinco_jax, or where
+    JAX_COMPILATION_CACHE_DIR says.
+    """
+    _keep_compilations()
+
+
+main.add_command(data_cli.data)
+main.add_command(interop_cli.convert)
+main.add_command(interop_cli.export)
+
+
+def _keep_compilations() -> None:
+    """A second process finds what the first compiled (JAX's persistent compilation cache)."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not home.startswith("~"):
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "qinco_jax"))
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _data_options(eval_rows: int | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in (
+            click.option("--eval-rows", default=eval_rows, show_default=True, metavar="N",
+                         type=click.IntRange(min=1), help="measure on the first N database rows"),
+            click.option("--groundtruth", help="file of the queries' true neighbours"),
+            click.option("--queries", help="file of queries"),
+            click.option("--database", help="vectors to measure on"),
+            click.option("--dataset", default="sift-photos", show_default=True,
+                         metavar="NAME|PATH",
+                         help="a named set, a folder with train.* and maybe database.*, queries.* "
+                              "and groundtruth.*, or training vectors: a file or a pattern"),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return add
+
+
+@main.command()
+@_data_options(20_000)
+@click.option("--preset", default="small", show_default=True, help=", ".join(PRESETS))
+@click.option("--bytes", "num_bytes", default=8.0, show_default=True, help="bytes per vector")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1),
+              help="of the start and the data order")  # fmt: skip
+@click.option("--centroids", metavar="FILE", help="coarse centroids, of `qinco centroids`")
+@click.option("--out", help="folder of the run [default: runs/DATASET-PRESET-BYTESB]")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
+              help="another size or recipe setting, such as hidden_dim=512 or num_epochs=40; "
+                   "may be given several times")  # fmt: skip
+def train(
+    preset: str, num_bytes: float, seed: int, centroids: str | None, out: str | None,
+    settings: tuple[str, ...], eval_rows: int, **files: str | None,
+) -> None:  # fmt: skip
+    """Trains a model, then shows its error and recall beside RQ's.
+
+    The run's folder holds the model, checkpoints, metrics, the table and its plot. Run the same
+    command again to go on after an interruption.
+    """
+    data = _load(files)
+    coarse = None if centroids is None else formats.read(centroids)
+    if coarse is not None and not any(text.startswith("num_centroids=") for text in settings):
+        settings = (*settings, f"num_centroids={len(coarse)}")
+    config, recipe = contenders.sized(preset, num_bytes, settings)
+    folder = Path(out or f"runs/{data.name}-{preset}-{num_bytes:g}B")
+    if (folder / fit.FINISHED).exists():
+        click.echo(f"{folder} is a finished run; measuring its model again")
+    else:
+        click.echo(
+            f"training {preset} at {num_bytes:g} bytes on {data.name}, {len(data.train):,} vectors "
+            f"of {data.train.shape[1]} dimensions, in {folder}; first residual k-means"
+        )
+    with run_log(folder) as log:
+        model = fit.train(
+            data.train, config, recipe, seed=seed, x_val=data.validation, run_dir=folder, log=log,
+            centroids=coarse,
+        )  # fmt: skip
+
+    kept, held_back = fit.split(data.train, data.validation, recipe)
+    if len(held_back) == 0:  # the untrained model, which has seen none of them
+        held_back = kept
+    if len(kept) > RQ_ROWS:
+        click.echo(f"training RQ on {RQ_ROWS:,} of the {len(kept):,} rows")
+    width, steps = config.num_parts, codecs.rates(config.num_steps)
+    baseline = rq.train(
+        kept, width * config.num_steps, config.codebook_size,
+        seed=seed, beam_size=5, num_iters=25, max_rows=RQ_ROWS, **config.transform,
+    )  # fmt: skip
+    rows = _measure(
+        [codecs.of_rq(baseline, width * m, config.step_bits / width, RQ_BEAM) for m in steps]
+        + [codecs.of_qinco(model, m) for m in steps],
+        data if data.database is not None else data._replace(database=held_back),
+        eval_rows,
+    )
+    report.write(rows, folder / "results.jsonl")
+    plots.plot_rates(folder / "results.jsonl", folder / "results.png", data.name)
+    click.echo(report.table(rows))
+    click.echo(f"model: {folder / fit.FINISHED}   plot: {folder / 'results.png'}")
+
+
+@main.command()
+@click.argument("centroids")
+@click.option("--dataset", default="sift-photos", show_default=True, metavar="NAME|PATH",
+              help="whose training vectors to take")  # fmt: skip
+@click.option("--num", "num_centroids", required=True, type=click.IntRange(min=2),
+              help="K_ivf, the number of centroids")  # fmt: skip
+@click.option("--iterations", default=10, show_default=True, type=click.IntRange(min=1))
+@click.option("--rows", "max_rows", metavar="N", type=click.IntRange(min=2),
+              help="train on at most N vectors [default: 256 for each centroid]")  # fmt: skip
+@click.option("--normalize", is_flag=True, help="for models of x / |x| (normalize=true)")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1))
+def centroids(
+    centroids: str, dataset: str, num_centroids: int, iterations: int, max_rows: int | None,
+    normalize: bool, seed: int,
+) -> None:  # fmt: skip
+    """Trains the coarse codebook of an IVF-QINCo into the new file CENTROIDS (.npy)."""
+    data = catalog.load(dataset)
+    kept, _ = fit.split(data.train, data.validation, Recipe())
+    kept = fit.approximate(kept, normalize)
+    shape, title = (num_centroids, kept.shape[1]), f"{num_centroids:,} centroids of {data.name}"
+    with formats.create(centroids, shape, np.float32) as out, stage_bar(title) as advance:
+        out[:] = train_centroids(
+            kept, num_centroids,
+            seed=seed, num_iters=iterations, max_rows=max_rows, advance=advance,
+        )  # fmt: skip
+
+
+@main.command()
+@click.argument("model")
+@click.argument("vectors")
+@click.argument("codes")
+@interop_cli.search_options
+def encode(model: str, vectors: str, codes: str, **search: Any) -> None:
+    """Encodes the file VECTORS with MODEL into the new file CODES (.npy, packed bytes)."""
+    codec = models.load(model)
+    x = read_rows(vectors)
+    checks.vectors(x, codec.dim, vectors)
+    width, dtype = code_files.row_shape(codec.config)
+    if Path(codes).suffix != ".npy":
+        raise InputError(f"codes are written as .npy; name the output {codes}.npy")
+    with formats.create(codes, (len(x), width), dtype) as out:
+        for span in _spans(len(x), "encoding"):
+            rows = checks.finite(x[span], span.start, vectors)
+            found = coding.encode(codec, rows, **search)
+            out[span] = code_files.to_rows(np.asarray(found), codec.config)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("codes")
+@click.argument("vectors")
+def decode(model: str, codes: str, vectors: str) -> None:
+    """Decodes the file CODES with MODEL into the new file VECTORS (.npy, .fvecs or .fbin)."""
+    codec = models.load(model)
+    rows = formats.read(codes)
+    config, sizes = codec.config, codec.column_sizes
+    code_files.from_rows(rows[:1], config)  # refuses other widths first
+    with formats.create(vectors, (len(rows), codec.dim), np.float32) as out:
+        for span in _spans(len(rows), "decoding"):
+            found = code_files.from_rows(rows[span], config)
+            found = checks.codes_below(sizes, found, span.start)
+            out[span] = np.asarray(coding.decode(codec, found))
+
+
+@main.command()
+@click.argument("model")
+@_data_options(20_000)
+@interop_cli.search_options
+@click.option("--out", help="new file of the results, as json lines")
+def evaluate(
+    model: str,
+    num_candidates: int | None,
+    beam_size: int | None,
+    joint: bool | None,
+    eval_rows: int,
+    out: str | None,
+    **files: str | None,
+) -> None:
+    """Measures MODEL's error and recall at four rates on a set's database."""
+    codec = models.load(model)
+    data = _load(files)
+    if data.database is None:
+        data = data._replace(database=data.train)
+    checks.vectors(data.train, codec.dim, data.name)
+    if out is not None and (Path(out).exists() or not Path(out).parent.is_dir()):
+        raise InputError(f"{out} exists or has no folder to lie in; choose another name")
+    steps = codecs.rates(codec.num_steps)
+    every = [codecs.of_qinco(codec, m, num_candidates, beam_size, joint) for m in steps]
+    rows = _measure(every, data, eval_rows)
+    if out is not None:
+        report.write(rows, out)
+    click.echo(report.table(rows))
+
+
+@main.command()
+@_data_options(None)
+@click.option(
+    "--codecs",
+    default="pq,opq,rq:B=32,lsq,unq,small@16",
+    show_default=True,
+    help="what to compare, such as opq,rq:B=32,small@16:A=4:B=8,PATH/model",
+)
+@click.option("--rates", default="4,8,12,16", show_default=True, help="bytes per vector")
+@click.option("--seeds", default="0", show_default=True, help="train every codec with each")
+@click.option("--metrics", default="l2", show_default=True, help="of l2, ip and cosine")
+@click.option(
+    "--noise",
+    default="",
+    metavar="S,...",
+    help="further queries with noise of S standard deviations",
+)
+@click.option(
+    "--shifted",
+    multiple=True,
+    metavar="FILE",
+    help="further queries of another distribution; may be given several times",
+)
+@click.option("--out", help="folder of results [default: runs/compare-DATASET]")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="another size or recipe setting of our models; may be given several times",
+)
+def compare(
+    codecs: str, rates: str, seeds: str, metrics: str, noise: str, shifted: tuple[str, ...],
+    out: str | None, settings: tuple[str, ...], eval_rows: int | None, **files: str | None,
+) -> None:  # fmt: skip
+    """Trains and measures codecs beside each other: a table, plots and a page (report.html).
+
+    Run the same command again to go on after an interruption, or with further codecs and rates to
+    add them; several processes may share the folder.
+    """
+    data = _load(files)
+    folder = Path(out or f"runs/compare-{data.name}")
+    rows = compare_codecs(
+        data, _items(codecs, str), _items(rates, float), folder,
+        seeds=_items(seeds, int), metrics=_items(metrics, str), noise=_items(noise, float),
+        shifted={Path(file).stem: read_rows(file) for file in shifted},
+        eval_rows=eval_rows, settings=settings, stage=stage_bar,
+    )  # fmt: skip
+    click.echo(report.table(rows))
+    click.echo(f"page: {folder / 'report.html'}   results: {folder / 'results.jsonl'}")
+
+
+def _items(text: str, kind: Callable[[str], T]) -> list[T]:
+    """The parts of a list with commas.
+
+    Raises:
+      InputError: one of them is no such number.
+    """
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise InputError(f"{text!r} is no list of numbers with commas: {error}") from error
+
+
+def _load(files: dict[str, str | None]) -> catalog.Dataset:
+    given = {name: path for name, path in files.items() if path is not None}
+    return catalog.load(given.pop("dataset"), **given)
+
+
+def _measure(every: list[Codec], data: catalog.Dataset, eval_rows: int) -> list[report.Row]:
+    """Scores codecs on the first rows of a database, with a progress bar.
+
+    Those that normalise keep angles, not lengths, so their queries ask by cosine; a set's ground
+    truth is not known to be that.
+    """
+    assert data.database is not None
+    unit = any(codec.normalize for codec in every)
+    database = data.database[:eval_rows]
+    questions = []
+    if data.queries is not None:
+        truth = data.groundtruth if len(database) == len(data.database) and not unit else None
+        questions.append(queries_of(data.queries, database, "cosine" if unit else "l2", truth))
+    whole = "" if len(database) == len(data.database) else f"the first {len(database):,} of "
+    queries = "no" if data.queries is None else f"{len(data.queries):,}"
+    how = " by cosine; the error is that of unit vectors" if unit else ""
+    click.echo(f"measured on {whole}{len(data.database):,} vectors with {queries} queries{how}")
+    with tqdm(total=len(every) * len(database), unit=" vectors", unit_scale=True) as bar:
+
+        def advance(codec: Codec) -> Callable[[int], Any]:
+            bar.set_description(f"{codec.name} at {codec.bits / 8:g} bytes")
+            return bar.update
+
+        return report.score(every, database, questions, advance)
+
+
+def _spans(num_rows: int, what: str) -> Iterator[slice]:
+    with tqdm(total=num_rows, unit=" vectors", unit_scale=True, desc=what) as bar:
+        for begin in range(0, num_rows, CHUNK_ROWS):
+            span = slice(begin, min(begin + CHUNK_ROWS, num_rows))
+            yield span
+            bar.update(span.stop - span.start)

@@ -1,0 +1,81 @@
+"""`qinco convert` and `qinco export`: models between formats, and programs that serve them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qinco_jax.errors import InputError
+from qinco_jax.models import disk as models
+from qinco_jax.models import export as programs
+from qinco_jax.models.pytorch.load import load_pytorch
+from qinco_jax.quantizers.coding import Model
+
+
+def search_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options A, B and joint of an encoding."""
+    for option in (
+        click.option(
+            "--joint/--each",
+            default=None,
+            help="candidates: the best of all partial codes', or of each [default: the model's]",
+        ),
+        click.option("--beam-size", type=int, help="B, partial codes kept [default: the model's]"),
+        click.option(
+            "--num-candidates",
+            type=int,
+            help="A, candidates per partial code [default: the model's]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target")
+@click.option(
+    "--centroids", metavar="FILE", help="of an IVF-QINCo2 of PyTorch that was saved without"
+)
+@click.option(
+    "--db-scale", type=float, help="divides vectors, for a state of PyTorch saved without"
+)
+def convert(source: str, target: str, centroids: str | None, db_scale: float | None) -> None:
+    """Writes the model SOURCE as the new TARGET.
+
+    SOURCE is a folder or a .safetensors file of ours, or a .pt or .pth file of the published
+    programs. TARGET is a folder, or a file if it ends in .safetensors.
+    """
+    if Path(target).suffix in (*models.PYTORCH, ".faiss", ".index"):
+        raise InputError(
+            f"{target} would be no file of ours; name a folder or a .safetensors file. Faiss "
+            "writes no QINCo to a file: make one in Python by qinco_jax.to_faiss"
+        )
+    given = {"centroids": centroids, "db_scale": db_scale}
+    options = {name: value for name, value in given.items() if value is not None}
+    if Path(source).suffix in models.PYTORCH:
+        model = _imported(source, options)
+    elif options:
+        raise InputError(f"{source} has all that it needs; leave out --centroids and --db-scale")
+    else:
+        model = models.load(source)
+    models.save(model, target)
+    click.echo(f"{target}: {type(model).__name__} of {model.num_steps} steps, {model.dim} dims")
+
+
+def _imported(path: str, options: dict[str, Any]) -> Model:
+    found = load_pytorch(path, **options)
+    if not isinstance(found, Model):
+        raise InputError(f"{path} holds a {type(found).__name__}, which is no model to convert")
+    return found
+
+
+@click.command()
+@click.argument("model")
+@click.argument("folder")
+@search_options
+def export(model: str, folder: str, **search: Any) -> None:
+    """Writes encode and decode of MODEL into the new FOLDER, as programs that JAX alone runs."""
+    programs.export(models.load(model), folder, **search)
+    click.echo(f"{folder}: {', '.join(sorted(path.name for path in Path(folder).iterdir()))}")

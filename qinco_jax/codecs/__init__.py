@@ -1,0 +1,1 @@
+"""Every way to compress vectors behind one interface, and by name."""

@@ -1,0 +1,1 @@
+"""UNQ (Morozov and Babenko, ICCV 2019), a neural baseline."""

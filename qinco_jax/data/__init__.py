@@ -1,1 +1,0 @@
-"""Vectors from files and named sets, and the order in which training reads them."""

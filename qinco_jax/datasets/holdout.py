@@ -1,0 +1,57 @@
+"""Training vectors for sets that have none: some rows of the database, which then lacks them."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from qinco_jax.errors import InputError
+from qinco_jax.vectors.stored import Rows, Stored
+
+
+def cut_training(
+    rows: Rows, groundtruth: np.ndarray | None, every: int = 10
+) -> tuple[Stored, Stored, np.ndarray | None]:
+    """Takes every tenth row of a database for training, and the rest as the database.
+
+    Args:
+      rows: [N, D], the database; nothing of it is read.
+      groundtruth: [Q, k] integers, its rows nearest to each query, nearest first; or `None`.
+      every: row i becomes a training vector if i % `every` is `every` - 1.
+
+    Returns:
+      The training vectors [N // every, D]; the database [S, D] of the rows that are left, with new
+      numbers; and its ground truth [Q, j], without the rows that left and cut to the query for
+      which the fewest remain (`None` if that is none).
+
+    Raises:
+      InputError: there are fewer rows than `every`.
+    """
+    count = len(rows)
+    if count < every:
+        raise InputError(
+            f"every {every}th row of the database should be a training vector, but there are only "
+            f"{count}; give training vectors of their own"
+        )
+    size = getattr(rows, "block_rows", 1)
+    train = _Chosen(rows, count // every, lambda row: row * every + every - 1)
+    rest = _Chosen(rows, count - count // every, lambda row: row + row // (every - 1))
+    parts = Stored([train], -(-size // every)), Stored([rest], max(1, size - size // every))
+    return *parts, None if groundtruth is None else _renumbered(groundtruth, every)
+
+
+class _Chosen:
+    """Rows by a rule: row i is row `number(i)` of others [N, D]."""
+
+    def __init__(self, rows: Rows, count: int, number: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.shape, self.dtype = (count, rows.shape[1]), rows.dtype
+        self._rows, self._number = rows, number
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self._rows[self._number(np.arange(rows.start, rows.stop))]
+
+
+def _renumbered(groundtruth: np.ndarray, every: int) -> np.ndarray | None:
+    stays = groundtruth % every != every - 1
+    order = np.argsort(~stays, axis=1, kind="stable")[:, : stays.sum(axis=1).min()]
+    ids = np.take_along_axis(groundtruth, order, axis=1)
+    return ids - ids // every if ids.shape[1] else None

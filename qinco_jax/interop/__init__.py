@@ -1,1 +1,0 @@
-"""Models from other programs and for them."""

@@ -1,0 +1,93 @@
+"""Finished models on disk: `save` and `load`."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qinco_jax.config import QincoConfig
+from qinco_jax.errors import InputError
+from qinco_jax.models import orbax as checkpoint
+from qinco_jax.models import safetensors as portable
+from qinco_jax.quantizers import qinco
+from qinco_jax.quantizers.coding import Model
+from qinco_jax.quantizers.product import Product
+from qinco_jax.quantizers.qinco import Qinco
+from qinco_jax.quantizers.rq import RQ
+from qinco_jax.version import __version__
+
+PYTORCH = ".pt", ".pth"
+
+
+def save(model: Model, path: str | os.PathLike[str]) -> None:
+    """Saves a model: as the new file `path` if that ends in `.safetensors`, else as a new folder.
+
+    The folder is an Orbax checkpoint with the config beside it. The file is for programs without
+    JAX: `portable` says how to read it.
+
+    Raises:
+      InputError: `path` exists.
+      OSError: it cannot be written; then nothing is left behind.
+    """
+    if not isinstance(model, Model):
+        raise InputError(f"a {type(model).__name__} cannot be saved; pass a Qinco or a Product")
+    metadata = {"version": __version__, "config": model.config.settings}
+    _format(path).write_tree(path, model, metadata)
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Loads a model that `save` wrote, a folder or a `.safetensors` file.
+
+    Raises:
+      InputError: no model there, or a file of it is missing or damaged.
+    """
+    if Path(path).suffix in PYTORCH:
+        raise InputError(
+            f"{path} is a file of PyTorch; load it by qinco_jax.load_pytorch, or convert it by "
+            "`qinco convert`"
+        )
+    room = _format(path)
+    content = room.read_metadata(path)
+    return room.read_tree(path, _abstract_of(content, path))
+
+
+def _abstract_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> Model:
+    """The abstract model of metadata that `save` wrote, whatever somebody else wrote there."""
+    try:
+        config = QincoConfig(**content["config"])
+        if config.dim is None:
+            raise ValueError("dim is missing")
+        return abstract(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} has a config that no model has ({error})") from error
+
+
+def _format(path: str | os.PathLike[str]) -> ModuleType:
+    """The module that writes and reads what a path's ending asks for."""
+    return portable if Path(path).suffix == portable.ENDING else checkpoint
+
+
+def abstract(config: QincoConfig) -> Model:
+    """The model of a config with `jax.ShapeDtypeStruct` for arrays; `config.dim` must be set."""
+    return jax.eval_shape(lambda: _blank(config))
+
+
+def _blank(config: QincoConfig) -> Model:
+    if config.num_parts == 1:
+        return _blank_qinco(config)
+    parts = tuple(_blank_qinco(config.part) for _ in range(config.num_parts))
+    return Product(parts, jnp.eye(config.dim) if config.opq else None, config.normalize)
+
+
+def _blank_qinco(config: QincoConfig) -> Qinco:
+    dim, centroids = config.dim, config.num_centroids
+    assert dim is not None
+    books = jnp.zeros((config.num_steps, config.codebook_size, dim))
+    rotation = jnp.eye(dim) if config.rotate else None
+    rq = RQ(books, jnp.zeros(dim), jnp.ones(()), rotation, config.normalize, config.center)
+    coarse = None if centroids is None else jnp.zeros((centroids, dim))
+    return qinco.init(jax.random.key(0), config, rq, coarse)

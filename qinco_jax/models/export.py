@@ -1,0 +1,114 @@
+"""Exports a model as two programs, encode and decode, which JAX runs without this package."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qinco_jax.errors import InputError
+from qinco_jax.quantizers import coding
+from qinco_jax.quantizers.batching import on_any_platform
+from qinco_jax.quantizers.coding import Model
+from qinco_jax.version import __version__
+
+ABOUT = "about.json"
+PLATFORMS = "cpu", "cuda", "tpu"
+MAX_BYTES = 2**31 - 2**20  # flatbuffers, in which JAX writes a program, end there
+
+
+def export(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    num_candidates: int | None = None,
+    beam_size: int | None = None,
+    joint: bool | None = None,
+) -> None:
+    """Writes encode and decode of a model as the new folder `path`, for programs that serve it.
+
+    In it, `encode.jaxprogram` maps vectors [N, D] float32 to codes, and `decode.jaxprogram` codes,
+    all columns in the dtype that `encode` gives, to vectors [N, D] float32, for any N from 1.
+    Weights and search are inside. They run on CPUs, NVIDIA's GPUs and TPUs, in bounded memory, in a
+    process that has `jax` and its optional `flatbuffers`:
+
+        program = jax.export.deserialize(Path("FOLDER/encode.jaxprogram").read_bytes())
+        encode = jax.jit(program.call)
+        codes = encode(x)
+
+    Each N is compiled once, at its first call, so a server should call with few different N.
+    Nothing is checked there: NaN gives some code, and codes that are none some vector.
+    `program.mlir_module()` is the StableHLO, for other compilers; its first argument is the number
+    of the platform in `program.platforms`, and N is open in it. JAX promises to run programs with a
+    `jax` that is up to 6 months newer than the one that wrote them, or 3 weeks older: keep the
+    model too. `about.json` tells of shapes, search, versions and hashes.
+
+    Args:
+      model: to export.
+      path: of the folder.
+      num_candidates: A, to encode with. `None` means the model's own, here and below.
+      beam_size: B.
+      joint: whether candidates are chosen jointly over the beam.
+
+    Raises:
+      InputError: `path` exists, A or B out of range, or the model is too large for a program.
+      OSError: it cannot be written; then nothing is left behind.
+    """
+    target = Path(path).absolute()
+    if target.exists():
+        raise InputError(f"{target} exists; choose another place or remove it first")
+    search = coding.search_of(model, num_candidates, beam_size, joint)
+    if sum(leaf.nbytes for leaf in jax.tree.leaves(model)) > MAX_BYTES:
+        raise InputError("a program holds at most 2 GB of weights; save the model instead")
+    model = jax.tree.map(np.asarray, model)  # known while JAX traces, so a constant
+
+    def encode(x: jax.Array) -> jax.Array:
+        return coding.encode(model, x, **dataclasses.asdict(search))
+
+    def decode(codes: jax.Array) -> jax.Array:
+        return coding.decode(model, codes)
+
+    vectors = jax.ShapeDtypeStruct((1, model.dim), jnp.float32)
+    codes = jax.eval_shape(encode, vectors)
+    programs = {
+        "encode.jaxprogram": _program(encode, vectors),
+        "decode.jaxprogram": _program(decode, codes),
+    }
+    about = {
+        "version": __version__,
+        "jax": jax.__version__,
+        "platforms": PLATFORMS,
+        "vectors": {"shape": ["N", model.dim], "dtype": "float32"},
+        "codes": {"shape": ["N", codes.shape[1]], "dtype": str(codes.dtype)},
+        "search": dataclasses.asdict(search),
+        "config": model.config.settings,
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in programs.items()},
+    }
+    files = {**programs, ABOUT: (json.dumps(about, indent=2) + "\n").encode()}
+    _write_folder(target, files)
+
+
+def _program(function: Callable[[jax.Array], jax.Array], row: jax.ShapeDtypeStruct) -> bytes:
+    """A function of rows, serialized for any number of rows like `row` [1, ...]."""
+    (num_rows,) = jax.export.symbolic_shape("N")
+    rows = jax.ShapeDtypeStruct((num_rows, *row.shape[1:]), row.dtype)
+    program = jax.export.export(jax.jit(on_any_platform(function)), platforms=PLATFORMS)
+    return bytes(program(rows).serialize())
+
+
+def _write_folder(target: Path, files: dict[str, bytes]) -> None:
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir(parents=True)
+        for name, data in files.items():
+            (partial / name).write_bytes(data)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

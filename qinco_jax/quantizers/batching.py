@@ -1,0 +1,230 @@
+"""Runs a function over the rows of an array of any length in bounded memory.
+
+A function of rows is a pair: `prepare(model)` computes what depends on the model alone, once, and
+`apply(prepared, rows, *options)` maps a block of rows [R, ...] to results [R, ...].
+
+Outside `jit`, rows go through the device in chunks of one fixed shape, so that another number of
+rows compiles nothing; a loop whose length is an argument visits only the blocks that are filled.
+Under the caller's transformations, or for rows that are sharded over a mesh, the blocks are
+scanned in one call and each device keeps its own rows.
+"""
+
+import functools
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from qinco_jax.vectors.stored import Vectors, lazily
+
+BLOCK_ROWS = 8192  # at most
+CHUNK_BLOCKS, CHUNK_ROWS = 16, 4096  # at most, but for a larger block
+THREADS = max(2, min(16, os.cpu_count() or 2))
+
+Prepare = Callable[[Any], Any]
+Apply = Callable[..., jax.Array]
+Check = Callable[[np.ndarray, int], np.ndarray]
+
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
+
+
+def block_rows(work_per_row: int) -> int:
+    """Rows per block, a power of two, for `work_per_row` network evaluations a row.
+
+    A block's activations should stay in a CPU's cache, and be many enough to fill an accelerator.
+    """
+    platform = _platform.get() or jax.default_backend()
+    budget = 2**11 if platform == "cpu" else 2**18
+    rows = max(1, budget // work_per_row)
+    return min(BLOCK_ROWS, 2 ** (rows.bit_length() - 1))
+
+
+def map_rows(
+    prepare: Prepare,
+    apply: Apply,
+    model: Any,
+    x: Vectors,
+    *,
+    rows: int,
+    options: tuple[Any, ...] = (),
+    check: Check | None = None,
+) -> jax.Array:
+    """Applies a function of rows to `x` [N, ...], `rows` rows at a time.
+
+    Args:
+      prepare: model -> what `apply` takes first. Must be hashable, as must `apply` and `options`.
+      apply: (prepared, block [R, ...], *options) -> [R, ...].
+      model: pytree of arrays.
+      x: N rows; an `np.memmap` or a `Stored` is read chunk by chunk.
+      rows: R, rows per block.
+      options: static arguments of `apply`.
+      check: called with each chunk of concrete rows and its offset; refuses bad values and
+        returns the rows as they are computed with.
+
+    Returns:
+      [N, ...], a `jax.Array`.
+    """
+    if is_traced((model, x)):
+        x = jnp.asarray(x)
+        sharding = jax.typeof(x).sharding  # known here on a mesh of explicit axes only
+        if any(sharding.spec):
+            return _over_shards(prepare, apply, model, x, rows, options, sharding)
+        return _over_blocks(prepare, apply, model, x, rows, options)
+    if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
+        if isinstance(x.sharding, NamedSharding):
+            model = jax.device_put(model, NamedSharding(x.sharding.mesh, PartitionSpec()))
+        return _over_shards(prepare, apply, model, x, rows, options, x.sharding)
+    return _over_chunks(prepare, apply, model, x, rows, options, check)
+
+
+def on_any_platform(function: Callable[[jax.Array], jax.Array]) -> Callable[..., jax.Array]:
+    """`function` with the blocks that suit the platform on which an exported program will run."""
+
+    def traced_for(platform: str) -> Callable[[jax.Array], jax.Array]:
+        def traced(x: jax.Array) -> jax.Array:
+            token = _platform.set(platform)
+            try:
+                return function(x)
+            finally:
+                _platform.reset(token)
+
+        return traced
+
+    cpu, accelerator = traced_for("cpu"), traced_for("accelerator")
+    return lambda x: lax.platform_dependent(x, cpu=cpu, default=accelerator)
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether any leaf of `tree` is abstract, that is, under a transformation of JAX."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _over_blocks(
+    prepare: Prepare, apply: Apply, model: Any, x: jax.Array, rows: int, options: tuple[Any, ...]
+) -> jax.Array:
+    """Scans the blocks of `x`. Block i takes every n-th row, so a sharded batch stays sharded."""
+    num_rows = x.shape[0]  # `jax.export` may leave it open
+    rows = jax.core.max_dim(1, jax.core.min_dim(rows, num_rows))
+    num_blocks = -(-num_rows // rows)
+    prepared = _prepared_early(prepare, model)
+    if isinstance(num_rows, int) and num_blocks <= 1:
+        return apply(prepared, x, *options)
+    padded = jnp.pad(x, [(0, num_blocks * rows - num_rows)] + [(0, 0)] * (x.ndim - 1))
+    blocks = padded.reshape(rows, num_blocks, *x.shape[1:]).swapaxes(0, 1)
+    out = lax.map(lambda block: apply(prepared, block, *options), blocks)
+    return out.swapaxes(0, 1).reshape(num_blocks * rows, *out.shape[2:])[:num_rows]
+
+
+def _prepared_early(prepare: Prepare, model: Any) -> Any:
+    """What `prepare` gives: a constant of the caller's program where the model is one."""
+    if is_traced(model):
+        return prepare(model)
+    with jax.ensure_compile_time_eval():
+        return _prepared(prepare, model)
+
+
+@functools.partial(jax.jit, static_argnames=("prepare", "apply", "rows", "options", "sharding"))
+def _over_shards(
+    prepare: Prepare,
+    apply: Apply,
+    model: Any,
+    x: jax.Array,
+    rows: int,
+    options: tuple[Any, ...],
+    sharding: jax.sharding.Sharding,
+) -> jax.Array:
+    """Each device encodes the rows that it holds, whatever the mesh's axis types are."""
+    if not isinstance(sharding, NamedSharding):
+        return _over_blocks(prepare, apply, model, x, rows, options)
+    spec = PartitionSpec(sharding.spec[0] if sharding.spec else None)
+
+    def local(model: Any, x: jax.Array) -> jax.Array:
+        return _over_blocks(prepare, apply, model, x, rows, options)
+
+    shard = jax.shard_map(
+        local, mesh=sharding.mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False
+    )
+    return shard(model, x)
+
+
+def _over_chunks(
+    prepare: Prepare,
+    apply: Apply,
+    model: Any,
+    x: Vectors,
+    rows: int,
+    options: tuple[Any, ...],
+    check: Check | None,
+) -> jax.Array:
+    """Threads feed the device, so that a CPU's cores do not wait for what runs on one of them.
+
+    Everything is compiled in the caller's thread, where the caller's settings of JAX hold.
+    """
+    x, chunk_rows = lazily(x), max(rows, min(CHUNK_BLOCKS * rows, CHUNK_ROWS))
+    prepared = _prepared(prepare, model)
+
+    def read(begin: int) -> np.ndarray:
+        part = np.asarray(x[begin : begin + chunk_rows])
+        return part if check is None else check(part, begin)
+
+    first = read(0)
+    shape = jax.ShapeDtypeStruct((chunk_rows, *x.shape[1:]), first.dtype)
+    compiled = _chunk.lower(prepared, shape, 0, apply, rows, options).compile()
+    info = compiled.out_info
+    out = _aligned_empty((x.shape[0], *info.shape[1:]), info.dtype)
+
+    def run(begin: int) -> None:
+        part = first if begin == 0 else read(begin)
+        chunk = np.zeros(shape.shape, shape.dtype)
+        chunk[: len(part)] = part
+        result = np.asarray(compiled(prepared, chunk, len(part)))
+        out[begin : begin + chunk_rows] = result[: len(part)]
+
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        deque(pool.map(run, range(0, x.shape[0], chunk_rows)), maxlen=0)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return jax.device_put(out)
+
+
+@functools.partial(jax.jit, static_argnames="prepare")
+def _prepared(prepare: Prepare, model: Any) -> Any:
+    return prepare(model)
+
+
+@functools.partial(jax.jit, static_argnames=("apply", "rows", "options"))
+def _chunk(
+    prepared: Any,
+    x: jax.Array,
+    num_rows: jax.Array,
+    apply: Apply,
+    rows: int,
+    options: tuple[Any, ...],
+) -> jax.Array:
+    """Applies to the first `num_rows` of a chunk; a traced loop length needs no new compilation."""
+    blocks = x.reshape(-1, rows, *x.shape[1:])
+    abstract = jax.eval_shape(lambda block: apply(prepared, block, *options), blocks[0])
+
+    def body(i: jax.Array, out: jax.Array) -> jax.Array:
+        return out.at[i].set(apply(prepared, blocks[i], *options))
+
+    out = jnp.zeros((blocks.shape[0], *abstract.shape), abstract.dtype)
+    out = lax.fori_loop(0, (num_rows + rows - 1) // rows, body, out)
+    return out.reshape(-1, *abstract.shape[1:])
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: Any, alignment: int = 64) -> np.ndarray:
+    """An empty array that JAX's CPU backend can take over without a copy."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + alignment, np.uint8)
+    offset = -memory.ctypes.data % alignment
+    return memory[offset : offset + size].view(dtype).reshape(shape)

@@ -1,0 +1,346 @@
+"""QINCo and QINCo2: the model, and encode and decode over the network of a step.
+
+Equations are those of arXiv 2401.14732 (QINCo) and arXiv 2501.03078 (QINCo2).
+"""
+
+import dataclasses
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qinco_jax.config import QincoConfig
+from qinco_jax.errors import InputError
+from qinco_jax.quantizers import beam, network
+from qinco_jax.quantizers.beam import Candidates
+from qinco_jax.quantizers.distances import nearest, smallest, squared_distances
+from qinco_jax.quantizers.network import Part, Step, of_codeword, of_context, part_of
+from qinco_jax.quantizers.packing import code_dtype
+from qinco_jax.quantizers.rq import RQ
+from qinco_jax.quantizers.transform import Transform, denormalise, normalise
+
+Array = jax.Array | np.ndarray
+
+
+@flax.struct.dataclass
+class Qinco:
+    """A model: a pytree of arrays, and the search that it encodes with by default.
+
+    Attributes:
+      mean: [D] float32, subtracted from every vector.
+      scale: [] float32, divides it after that.
+      codebook: [K, D], the plain codebook of step 1; or, with `ivf`, the frozen coarse codebook
+        [K_ivf, D], in the normalised space.
+      steps: `Step` of arrays with a leading axis of M - 1; with `ivf` of M.
+      form: "qinco", "qinco-lr" or "qinco2", static.
+      num_candidates: A, static; `None` means all K.
+      beam_size: B, static.
+      joint: whether candidates are chosen jointly over the beam, static.
+      rotation: [D, D] float32, by which vectors are multiplied last (`Transform`); `None` is the
+        identity.
+      normalize: whether vectors are divided by their length before all, static; then the model
+        approximates x / |x|.
+      center: whether `mean` is the training vectors', static; else it is 0.
+      ivf: whether a coarse codebook precedes the M steps, static (IVF-QINCo): column 0 of a code is
+        then the nearest centroid's number, no part of the beam, and columns 1 to M follow.
+    """
+
+    mean: jax.Array
+    scale: jax.Array
+    codebook: jax.Array
+    steps: Step
+    form: str = flax.struct.field(pytree_node=False, default="qinco2")
+    num_candidates: int | None = flax.struct.field(pytree_node=False, default=None)
+    beam_size: int = flax.struct.field(pytree_node=False, default=1)
+    joint: bool = flax.struct.field(pytree_node=False, default=False)
+    rotation: jax.Array | None = None
+    normalize: bool = flax.struct.field(pytree_node=False, default=False)
+    center: bool = flax.struct.field(pytree_node=False, default=True)
+    ivf: bool = flax.struct.field(pytree_node=False, default=False)
+
+    @property
+    def transform(self) -> Transform:
+        """From vectors to the normalised space, in which the network works."""
+        return Transform(self.mean, self.scale, self.rotation, self.normalize)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.codebook.shape[-1]
+
+    @property
+    def num_steps(self) -> int:
+        """M."""
+        return self.steps.codebook.shape[0] + (not self.ivf)
+
+    @property
+    def codebook_size(self) -> int:
+        """K."""
+        return self.steps.codebook.shape[1]
+
+    @property
+    def column_sizes(self) -> tuple[int, ...]:
+        """For each column of a code how many values it takes."""
+        num_steps, codebook_size, _ = self.steps.codebook.shape
+        return self.codebook.shape[0], *(codebook_size for _ in range(num_steps))
+
+    @property
+    def config(self) -> QincoConfig:
+        """The sizes, read off the arrays."""
+        _, num_blocks, embed_dim, hidden_dim = self.steps.up.shape
+        return QincoConfig(
+            dim=self.dim,
+            num_steps=self.num_steps,
+            codebook_size=self.codebook_size,
+            embed_dim=embed_dim,
+            hidden_dim=hidden_dim,
+            num_blocks=num_blocks,
+            num_candidates=self.num_candidates,
+            beam_size=self.beam_size,
+            joint=self.joint,
+            form=self.form,
+            projections=self.form != "qinco2" or self.steps.proj_in is not None,
+            normalize=self.normalize,
+            center=self.center,
+            rotate=self.rotation is not None,
+            num_centroids=self.codebook.shape[0] if self.ivf else None,
+        )
+
+
+def init(key: jax.Array, config: QincoConfig, rq: RQ, coarse: jax.Array | None = None) -> Qinco:
+    """The untrained model, which encodes and decodes exactly as the residual quantizer `rq`.
+
+    W, b and, without projections, V start at zero, P_out as well: then f = c. Of two factors of W
+    the second is zero. The remaining matrices are He-uniform, V at a tenth of it.
+
+    Args:
+      key: PRNG key of the matrices.
+      config: sizes and transform; M, K, D and the transform must be those of `rq`.
+      rq: codebooks [M, K, D] and transform to start from.
+      coarse: [K_ivf, D] centroids in the normalised space, where `config` has them: `rq` is then
+        of what they leave over.
+
+    Raises:
+      InputError: `config` and `rq` or `coarse` differ in M, K, D, K_ivf or transform.
+    """
+    num_steps, codebook_size, dim = rq.codebooks.shape
+    config = config.for_dim(dim)
+    embed_dim, hidden_dim, num_blocks = config.embed_dim, config.hidden_dim, config.num_blocks
+    assert embed_dim is not None
+    if (num_steps, codebook_size) != (config.num_steps, config.codebook_size):
+        raise InputError(
+            f"the residual quantizer has {num_steps} steps of {codebook_size} codewords, the "
+            f"config {config.num_steps} of {config.codebook_size}"
+        )
+    centroids = None if coarse is None else coarse.shape[0]
+    if centroids != config.num_centroids:
+        raise InputError(f"got {centroids} centroids, the config has {config.num_centroids}")
+    first, books = rq.codebooks[0], rq.codebooks[1:]
+    if coarse is not None:
+        first, books = coarse, rq.codebooks
+    rest = books.shape[0]
+    transform = {
+        "normalize": rq.normalize, "center": rq.center, "rotate": rq.rotation is not None
+    }  # fmt: skip
+    if transform != config.transform:
+        raise InputError(
+            f"the residual quantizer transforms vectors with {transform}, the config with "
+            f"{config.transform}"
+        )
+    keys = jax.random.split(key, 4)
+
+    def he_uniform(key: jax.Array, *shape: int) -> jax.Array:
+        bound = np.sqrt(6.0 / shape[-2])
+        return jax.random.uniform(key, (rest, *shape), jnp.float32, -bound, bound)
+
+    projected, low_rank = config.has_projections, config.form == "qinco-lr"
+    inputs, down_scale = embed_dim + dim, 0.1 if projected else 0.0
+    steps = Step(
+        codebook=books,
+        preselect=None if config.num_candidates is None else books,
+        proj_in=he_uniform(keys[0], dim, embed_dim) if projected else None,
+        concat=he_uniform(keys[3], inputs, hidden_dim)
+        if low_rank
+        else jnp.zeros((rest, inputs, embed_dim)),
+        bias=None if low_rank else jnp.zeros((rest, embed_dim)),
+        up=he_uniform(keys[1], num_blocks, embed_dim, hidden_dim),
+        down=down_scale * he_uniform(keys[2], num_blocks, hidden_dim, embed_dim),
+        proj_out=jnp.zeros((rest, embed_dim, dim)) if projected else None,
+        concat_out=jnp.zeros((rest, hidden_dim, embed_dim)) if low_rank else None,
+    )
+    return Qinco(
+        rq.mean, rq.scale, first, steps,
+        config.form, config.num_candidates, config.beam_size, config.joint,
+        rq.rotation, rq.normalize, rq.center, coarse is not None,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How codes are looked for: A, B, and whether the A B candidates are chosen jointly."""
+
+    num_candidates: int
+    beam_size: int
+    joint: bool
+
+
+def first_columns(model: Qinco, num_columns: int) -> Qinco:
+    """The model of the first columns of its codes, 1 to all."""
+    steps = jax.tree.map(lambda leaf: leaf[: num_columns - 1], model.steps)
+    return dataclasses.replace(model, steps=steps)
+
+
+def reconstructions(model: Qinco, codes: jax.Array) -> jax.Array:
+    """All prefix reconstructions x_hat_1 .. x_hat_M in the normalised space, differentiably.
+
+    Args:
+      model: of M steps.
+      codes: [N, M] integers, with a coarse codebook [N, 1 + M].
+
+    Returns:
+      [M, N, D] float32, with a coarse codebook [1 + M, N, D], the centroids first.
+    """
+    columns = codes.astype(jnp.int32).T
+
+    def body(x_hat: jax.Array, inputs: tuple[Step, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        step, index = inputs
+        codeword = step.codebook[index]  # without tables: a batch may be smaller than K
+        inside = part_of(step, of_codeword(step, codeword) + of_context(step, x_hat))
+        x_hat = x_hat + network.evaluate(model.form, step, codeword, inside)
+        return x_hat, x_hat
+
+    first = model.codebook[columns[0]]
+    _, rest = jax.lax.scan(body, first, (model.steps, columns[1:]))
+    return jnp.concatenate([first[None], rest])
+
+
+def _tables(model: Qinco) -> Part:
+    """The parts of all codewords of all steps with context: [M - 1, K, E] and [M - 1, K, H]."""
+
+    def of_step(step: Step) -> Part:
+        return part_of(step, of_codeword(step, step.codebook))
+
+    return jax.vmap(of_step)(model.steps)
+
+
+def _preselect(
+    step: Step, residual: jax.Array, absent: jax.Array, search: Search
+) -> tuple[jax.Array, jax.Array]:
+    """Entry and codeword [C] of the candidates that go through the network."""
+    beam_size, codebook_size = len(residual), step.codebook.shape[0]
+    if search.num_candidates == codebook_size:
+        return jnp.divmod(jnp.arange(beam_size * codebook_size), codebook_size)
+    assert step.preselect is not None
+    scores = squared_distances(residual, step.preselect)
+    if search.joint:
+        scores = jnp.where(absent[:, None], jnp.inf, scores).reshape(-1)
+        _, flat = smallest(scores, beam_size * search.num_candidates)
+        return jnp.divmod(flat, codebook_size)
+    _, index = smallest(scores, search.num_candidates)
+    return jnp.repeat(jnp.arange(beam_size), search.num_candidates), index.reshape(-1)
+
+
+def _propose(
+    form: str, search: Search, inputs: tuple[Step, Part], x: jax.Array, entries: beam.Beam
+) -> Candidates:
+    """The codewords that S finds nearest to the residuals (all K without S), by true distance."""
+    step, tables = inputs
+    residual = x[None] - entries.x_hat
+    parent, index = _preselect(step, residual, jnp.isinf(entries.error), search)
+    context = part_of(step, of_context(step, entries.x_hat))
+    inside = jax.tree.map(lambda table, of_entry: table[index] + of_entry[parent], tables, context)
+    f = network.evaluate(form, step, step.codebook[index], inside)
+    error = jnp.sum(jnp.square(residual[parent] - f), axis=-1)
+    return Candidates(parent, index, error, lambda best: entries.x_hat[parent[best]] + f[best])
+
+
+Prepared = tuple[Qinco, Part]
+
+
+def prepare(model: Qinco) -> Prepared:
+    """What depends on the model alone: itself, and the parts of its codewords."""
+    return model, _tables(model)
+
+
+def encode_rows(prepared: Prepared, rows: jax.Array, search: Search) -> jax.Array:
+    """Codes of a block of vectors [N, D]."""
+    model, _ = prepared
+    found = beams(prepared, rows, search)
+    return found.codes[:, 0].astype(jnp.uint32 if model.ivf else code_dtype(model.codebook_size))
+
+
+def beams(prepared: Prepared, rows: jax.Array, search: Search) -> beam.Beam:
+    """The whole final beam of each row [N, D]: arrays [N, B, ...]."""
+    model, tables = prepared
+    steps, propose = (model.steps, tables), functools.partial(_propose, model.form, search)
+    x = normalise(rows, model.transform)
+    if model.ivf:
+        first = _behind_centroids(prepared, x, search)
+        steps = jax.tree.map(lambda leaf: leaf[1:], steps)
+    else:
+        begin = functools.partial(beam.start, beam_size=search.beam_size)
+        first = jax.vmap(lambda x: begin(x, model.codebook, model.num_steps))(x)
+    return jax.vmap(lambda x, first: beam.search(x, first, steps, propose))(x, first)
+
+
+def _behind_centroids(prepared: Prepared, x: jax.Array, search: Search) -> beam.Beam:
+    """The beams of normalised vectors [N, D] after the coarse index and step 1 (QINCo2, Sec. 3.3).
+
+    One entry has to fill the beam, so it proposes max(A, B) candidates.
+    """
+    model, tables = prepared
+    most = min(max(search.num_candidates, search.beam_size), model.codebook_size)
+    wide = Search(most, 1, joint=False)
+    inputs = jax.tree.map(lambda leaf: leaf[0], (model.steps, tables))
+    _, centroid = nearest(x, model.codebook)
+
+    def one(x: jax.Array, centroid: jax.Array) -> beam.Beam:
+        root = beam.root(model.codebook[centroid], len(model.column_sizes))
+        root = dataclasses.replace(root, codes=root.codes.at[0, 0].set(centroid))
+        return beam.expand(root, _propose(model.form, wide, inputs, x, root), 1, search.beam_size)
+
+    return jax.vmap(one)(x, centroid)
+
+
+def decode_rows(prepared: Prepared, codes: jax.Array) -> jax.Array:
+    """Reconstructions [N, D] of a block of codes with a column for each step of the model."""
+    model, tables = prepared
+    columns = codes.astype(jnp.int32).T
+
+    def body(x_hat: jax.Array, inputs: tuple[Step, Part, jax.Array]) -> tuple[jax.Array, None]:
+        step, tables, index = inputs
+        context = part_of(step, of_context(step, x_hat))
+        inside = jax.tree.map(lambda table, part: table[index] + part, tables, context)
+        return x_hat + network.evaluate(model.form, step, step.codebook[index], inside), None
+
+    first = model.codebook[columns[0]]
+    x_hat, _ = jax.lax.scan(body, first, (model.steps, tables, columns[1:]))
+    return denormalise(x_hat, model.transform)
+
+
+Parameters = tuple[jax.Array | None, Step]
+
+
+def parameters(model: Qinco) -> Parameters:
+    """The trainable part of a model; its transform and a coarse codebook are frozen."""
+    return None if model.ivf else model.codebook, model.steps
+
+
+def with_parameters(model: Qinco, parameters: Parameters) -> Qinco:
+    """The model with another trainable part."""
+    codebook, steps = parameters
+    codebook = model.codebook if codebook is None else codebook
+    return dataclasses.replace(model, codebook=codebook, steps=steps)
+
+
+def network_dtype(model: Qinco, dtype: jnp.dtype) -> Qinco:
+    """The model with its network's matrices in `dtype`, in which their products are computed.
+
+    Codebooks, sums and distances stay float32.
+    """
+    names = ("proj_in", "concat", "concat_out", "up", "down", "proj_out")
+    matrices = {name: getattr(model.steps, name) for name in names}
+    cast = jax.tree.map(lambda w: w.astype(dtype), matrices)
+    return dataclasses.replace(model, steps=dataclasses.replace(model.steps, **cast))

@@ -1,0 +1,265 @@
+"""Residual quantization: train, beam encode, decode. QINCo's initialiser and its baseline."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qinco_jax.errors import InputError
+from qinco_jax.quantizers import beam
+from qinco_jax.quantizers.batching import block_rows, map_rows
+from qinco_jax.quantizers.beam import Beam, Candidates
+from qinco_jax.quantizers.distances import nearest, squared_distances
+from qinco_jax.quantizers.kmeans import kmeans
+from qinco_jax.quantizers.packing import code_dtype
+from qinco_jax.quantizers.transform import Transform, denormalise, normalise, of_rows
+from qinco_jax.vectors import checks
+from qinco_jax.vectors.stored import Vectors
+
+Array = jax.Array | np.ndarray
+
+
+@flax.struct.dataclass
+class RQ:
+    """A residual quantizer; x is approximated by mean + scale * (sum_m codebooks[m, i_m]) R^T.
+
+    Attributes:
+      codebooks: [M, K, D] float32, in the normalised space.
+      mean: [D] float32.
+      scale: [] float32.
+      rotation: R [D, D] float32 (`Transform`); `None` is the identity.
+      normalize: whether vectors are divided by their length first, static; then x / |x| is what is
+        approximated.
+      center: whether `mean` is the vectors', static; else it is 0.
+    """
+
+    codebooks: jax.Array
+    mean: jax.Array
+    scale: jax.Array
+    rotation: jax.Array | None = None
+    normalize: bool = flax.struct.field(pytree_node=False, default=False)
+    center: bool = flax.struct.field(pytree_node=False, default=True)
+
+    @property
+    def transform(self) -> Transform:
+        """From vectors to the normalised space."""
+        return Transform(self.mean, self.scale, self.rotation, self.normalize)
+
+
+def train(
+    x: Vectors,
+    num_steps: int = 8,
+    codebook_size: int = 256,
+    *,
+    seed: int = 0,
+    beam_size: int = 1,
+    num_iters: int = 10,
+    max_rows: int | None = None,
+    normalize: bool = False,
+    center: bool = True,
+    rotate: bool = False,
+) -> RQ:
+    """Trains codebooks step by step by k-means on what the earlier steps leave over.
+
+    Args:
+      x: [N, D], any real dtype; a memory map or a `Stored` is sampled, not read whole.
+      num_steps: M.
+      codebook_size: K, at most N.
+      seed: of the sample and the k-means.
+      beam_size: B of the encoding between the steps; the residuals of a row's beam take turns in
+        the k-means of the next step, so that the codebooks suit a beam search.
+      num_iters: Lloyd iterations a step.
+      max_rows: rows used at most; `None` means 256 for each codeword.
+      normalize: divide vectors by their length; the quantizer approximates x / |x|.
+      center: subtract the mean.
+      rotate: rotate to the principal components, greatest variance first.
+
+    Returns:
+      The quantizer, with the transform that the sample asks for (`transform.of_rows`).
+
+    Raises:
+      InputError: fewer rows than codewords, or rows with NaN or Inf.
+    """
+    x = checks.vectors(x, what="the training vectors")
+    if x.ndim != 2 or min(num_steps, codebook_size, beam_size, num_iters) < 1:
+        raise InputError(
+            f"got training vectors of shape {x.shape}, num_steps {num_steps}, codebook_size "
+            f"{codebook_size}, beam_size {beam_size}, num_iters {num_iters}; expected [N, D] and "
+            "numbers from 1"
+        )
+    rows = _training_rows(x, codebook_size, max_rows, seed)
+    found = of_rows(rows, normalize=normalize, center=center, rotate=rotate)
+    target = normalise(jnp.asarray(rows), found)
+    books = codebooks(target, num_steps, codebook_size, seed, beam_size, num_iters)
+    return RQ(books, found.mean, found.scale, found.rotation, normalize, center)
+
+
+def train_behind(
+    centroids: np.ndarray,
+    x: Vectors,
+    num_steps: int,
+    codebook_size: int,
+    seed: int,
+    **transform: bool,
+) -> tuple[RQ, jax.Array]:
+    """Trains codebooks on what the nearest of coarse centroids leave over (IVF).
+
+    Args:
+      centroids: [K_ivf, D] float32, in the space of the vectors.
+      x: [N, D] training vectors, of which 256 for each codeword are used.
+      num_steps: M.
+      codebook_size: K, at most N.
+      seed: of the sample and the k-means.
+      **transform: `normalize`, `center` and `rotate` as of `train`.
+
+    Returns:
+      The quantizer of the residuals, and the centroids in its normalised space.
+    """
+    rows = _training_rows(x, codebook_size, None, seed)
+    found = of_rows(rows, **transform)
+    coarse = normalise(jnp.asarray(centroids), dataclasses.replace(found, normalize=False))
+    target = map_rows(
+        _itself, _left_over, coarse, normalise(jnp.asarray(rows), found), rows=block_rows(1)
+    )
+    books = codebooks(target, num_steps, codebook_size, seed, beam_size=1, num_iters=10)
+    options = transform["normalize"], transform["center"]
+    return RQ(books, found.mean, found.scale, found.rotation, *options), coarse
+
+
+def _left_over(centroids: jax.Array, rows: jax.Array) -> jax.Array:
+    return rows - centroids[nearest(rows, centroids)[1]]
+
+
+def _training_rows(x: Vectors, codebook_size: int, max_rows: int | None, seed: int) -> np.ndarray:
+    rows = sample_rows(x, max_rows or 256 * codebook_size, seed)
+    rows = checks.finite(rows, what="the sampled training vectors")
+    if len(rows) < codebook_size:
+        raise InputError(
+            f"{len(rows)} training vectors for {codebook_size} codewords; give at least as many "
+            "vectors as codewords, or lower codebook_size"
+        )
+    return rows
+
+
+def codebooks(
+    target: jax.Array, num_steps: int, codebook_size: int, seed: int, beam_size: int, num_iters: int
+) -> jax.Array:
+    """Codebooks [M, K, D] of normalised vectors [N, D]; the arguments are those of `train`."""
+    residual, books = target, []
+    for step in range(num_steps):
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        books.append(kmeans(key, residual, codebook_size, num_iters))
+        if step + 1 < num_steps:
+            so_far = RQ(jnp.stack(books), jnp.zeros_like(target[0]), jnp.float32(1))
+            residual = map_rows(
+                _itself, _residual_rows, so_far, target,
+                rows=block_rows(beam_size), options=(beam_size,),
+            )  # fmt: skip
+    return jnp.stack(books)
+
+
+def encode(model: RQ, x: Vectors, *, beam_size: int = 32) -> jax.Array:
+    """Codes of vectors, by beam search.
+
+    Args:
+      model: of M steps and K codewords each.
+      x: [N, D] or [D], any real dtype.
+      beam_size: B; 1 is greedy.
+
+    Returns:
+      [N, M] or [M], uint8 for K <= 256, else uint16.
+
+    Raises:
+      InputError: wrong shape, dtype or beam size, NaN or Inf (outside `jit`).
+    """
+    x = checks.vectors(x, model.mean.shape[-1])
+    if beam_size < 1:
+        raise InputError(f"beam_size must be at least 1, got {beam_size}")
+    if x.ndim == 1:
+        return encode(model, x[None], beam_size=beam_size)[0]
+    return map_rows(
+        _itself, _encode_rows, model, x,
+        rows=block_rows(beam_size * max(1, model.codebooks.shape[1] // 256)),
+        options=(beam_size,), check=checks.finite,
+    )  # fmt: skip
+
+
+def decode(model: RQ, codes: Array) -> jax.Array:
+    """Reconstructions [N, D] or [D] float32 of codes [N, m] or [m], 1 <= m <= M.
+
+    With `normalize` they approximate x / |x|: codes do not keep the lengths of vectors.
+
+    Raises:
+      InputError: wrong shape or dtype, or codes outside 0..K-1 (outside `jit`).
+    """
+    num_steps, codebook_size, _ = model.codebooks.shape
+    codes = checks.codes(codes, num_steps)
+    if codes.ndim == 1:
+        return decode(model, codes[None])[0]
+    check = functools.partial(checks.codes_below, codebook_size)
+    return map_rows(_itself, _decode_rows, model, codes, rows=block_rows(1), check=check)
+
+
+def prefix(model: RQ, num_steps: int) -> RQ:
+    """The quantizer of the first `num_steps` steps, a lower rate.
+
+    Raises:
+      InputError: `num_steps` is not in 1..M.
+    """
+    if not 1 <= num_steps <= len(model.codebooks):
+        raise InputError(f"num_steps must be 1 to {len(model.codebooks)}, got {num_steps}")
+    return dataclasses.replace(model, codebooks=model.codebooks[:num_steps])
+
+
+def sample_rows(x: Vectors, max_rows: int, seed: int) -> np.ndarray:
+    """At most `max_rows` rows of `x` [N, D] as numpy, drawn without replacement, in file order."""
+    if x.shape[0] <= max_rows:
+        return np.asarray(x)
+    chosen = np.random.default_rng(seed).choice(x.shape[0], max_rows, replace=False)
+    return np.asarray(x[np.sort(chosen)])
+
+
+def propose(codebook: jax.Array, x: jax.Array, entries: Beam) -> Candidates:
+    """All K codewords [K, D] for each entry of the beam of a vector x [D]."""
+    error = squared_distances(x[None] - entries.x_hat, codebook)
+    parent, index = jnp.divmod(jnp.arange(error.size), codebook.shape[0])
+    return Candidates(
+        parent, index, error.reshape(-1),
+        lambda best: entries.x_hat[parent[best]] + codebook[index[best]],
+    )  # fmt: skip
+
+
+def _itself(model: Any) -> Any:
+    return model
+
+
+def _search(model: RQ, rows: jax.Array, beam_size: int) -> Beam:
+    first, rest = model.codebooks[0], model.codebooks[1:]
+
+    def one(x: jax.Array) -> Beam:
+        start = beam.start(x, first, len(model.codebooks), beam_size)
+        return beam.search(x, start, rest, propose)
+
+    return jax.vmap(one)(normalise(rows, model.transform))
+
+
+def _encode_rows(model: RQ, rows: jax.Array, beam_size: int) -> jax.Array:
+    return _search(model, rows, beam_size).codes[:, 0].astype(code_dtype(model.codebooks.shape[1]))
+
+
+def _residual_rows(model: RQ, rows: jax.Array, beam_size: int) -> jax.Array:
+    """What is left of each row by one of the entries of its beam, entries taken in turn."""
+    found = _search(model, rows, beam_size)
+    entry = jnp.arange(rows.shape[0]) % beam_size
+    entry = jnp.where(jnp.isinf(found.error[jnp.arange(rows.shape[0]), entry]), 0, entry)
+    return rows - jnp.take_along_axis(found.x_hat, entry[:, None, None], axis=1)[:, 0]
+
+
+def _decode_rows(model: RQ, codes: jax.Array) -> jax.Array:
+    steps = jnp.arange(codes.shape[-1])
+    x_hat = jnp.sum(model.codebooks[steps[None], codes.astype(jnp.int32)], axis=-2)
+    return denormalise(x_hat, model.transform)

@@ -1,0 +1,99 @@
+"""From vectors to the normalised space in which codewords are added up, and back."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qinco_jax.quantizers.distances import along_last, matmul
+
+Array = jax.Array | np.ndarray
+
+COVARIANCE_ROWS = 8192
+
+
+@flax.struct.dataclass
+class Transform:
+    """z = (u - mean) / scale, then z R; u is the vector x, or x / |x|.
+
+    Attributes:
+      mean: [D] float32.
+      scale: [] float32.
+      rotation: R [D, D] float32, orthogonal; `None` is the identity.
+      normalize: whether u = x / |x|, static; a vector of zeros stays one.
+    """
+
+    mean: jax.Array
+    scale: jax.Array
+    rotation: jax.Array | None = None
+    normalize: bool = flax.struct.field(pytree_node=False, default=False)
+
+
+def normalise(x: jax.Array, transform: Transform) -> jax.Array:
+    """Vectors [..., D] of any real dtype in the normalised space, float32."""
+    x = x.astype(jnp.float32)
+    if transform.normalize:
+        x = unit(x)
+    z = (x - along_last(transform.mean, x)) / transform.scale
+    return z if transform.rotation is None else matmul(z, transform.rotation)
+
+
+def denormalise(z: jax.Array, transform: Transform) -> jax.Array:
+    """The u [..., D] of z [..., D] float32: undoes `normalise`, but for the lengths of vectors."""
+    if transform.rotation is not None:
+        z = matmul(z, transform.rotation.T)
+    return z * transform.scale + along_last(transform.mean, z)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors [..., D] float32 divided by their length, whatever it is; zeros stay zeros."""
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    x = x / jnp.where(largest > 0, largest, 1.0)  # else the squares of 1e20 and 1e-30 are lost
+    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
+
+
+def approximated(x: Array, normalize: bool) -> np.ndarray:
+    """What a codec's reconstructions of vectors [N, D] approximate: x, or x / |x|, float32."""
+    x = np.asarray(x, np.float32)
+    return np.asarray(unit(jnp.asarray(x))) if normalize else x
+
+
+def of_rows(
+    rows: np.ndarray, *, normalize: bool = False, center: bool = True, rotate: bool = False
+) -> Transform:
+    """The transform that training vectors [N, D] ask for.
+
+    Args:
+      rows: of any real dtype.
+      normalize: divide vectors by their length.
+      center: take `mean` from the rows; else it is 0.
+      rotate: take R from the rows' PCA: its columns are the principal components, greatest
+        variance first, each with its greatest entry positive.
+
+    Returns:
+      The transform. Its scale is the standard deviation of all numbers from the mean, or from 0
+      without one (QINCo2, Sec. 4); 1 where all are the same.
+    """
+    rows = approximated(rows, normalize) if normalize else rows
+    middle = rows.mean(axis=0, dtype=np.float64)
+    mean = middle if center else np.zeros_like(middle)
+    variance = np.square(rows - mean).mean()
+    scale = np.sqrt(variance) if variance > 0 else 1.0
+    return Transform(
+        jnp.asarray(mean, jnp.float32),
+        jnp.asarray(scale, jnp.float32),
+        jnp.asarray(_components(rows, middle), jnp.float32) if rotate else None,
+        normalize,
+    )
+
+
+def _components(rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """The principal components of rows [N, D], as columns [D, D] float64."""
+    scatter = np.zeros((len(mean), len(mean)))
+    for begin in range(0, len(rows), COVARIANCE_ROWS):
+        part = rows[begin : begin + COVARIANCE_ROWS] - mean
+        scatter += part.T @ part
+    columns = np.linalg.eigh(scatter)[1][:, ::-1]
+    greatest = np.abs(columns).argmax(axis=0)
+    return columns * np.sign(columns[greatest, np.arange(len(mean))])

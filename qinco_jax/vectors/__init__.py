@@ -1,0 +1,1 @@
+"""Files of vectors: formats, containers, shards, and rows that are read when asked for."""

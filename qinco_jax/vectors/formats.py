@@ -1,0 +1,313 @@
+"""Files of vectors: memory-mapped reading, and writing that leaves a whole file or none.
+
+The format follows from the ending. `.npy`: NumPy's; bfloat16 as NumPy writes it, as two bytes
+without a meaning. `.fvecs`, `.ivecs`, `.bvecs`: every row is its
+dimension as an int32 and then its numbers. `.fbin`, `.ibin`, `.i8bin`, `.u8bin`: rows and columns
+as two uint32, then the numbers. `.bin`, read only: big-ann's ground truth, queries and k as two
+uint32, then the ids [q, k] int32 and their distances [q, k] float32.
+"""
+
+import contextlib
+import errno
+import io
+import mmap
+import operator
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from qinco_jax.errors import InputError
+from qinco_jax.vectors.stored import mapped
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+DTYPES: dict[str, np.dtype] = {
+    ".fvecs": np.dtype("<f4"),
+    ".ivecs": np.dtype("<i4"),
+    ".bvecs": np.dtype("u1"),
+    ".fbin": np.dtype("<f4"),
+    ".ibin": np.dtype("<i4"),
+    ".i8bin": np.dtype("i1"),
+    ".u8bin": np.dtype("u1"),
+    ".bin": np.dtype("<i4"),
+}
+ENDINGS = (".npy", *DTYPES)
+NEW_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".bin")
+MAX_DIM = 10**6  # a file that says more is taken for damaged, or for something else
+
+
+def read(path: str | os.PathLike[str]) -> np.ndarray:
+    """Maps a file of vectors, or of a ground truth's ids, into memory.
+
+    The sizes are checked, and in the *vecs formats the dimension of every row; the numbers are not
+    read.
+
+    Args:
+      path: a file with one of `ENDINGS`.
+
+    Returns:
+      [N, D] with N >= 1 and 1 <= D <= 10^6, a read-only view of the file; its dtype is the file's,
+      an integer or a float. `.npy` with numbers of two bytes without a meaning are bfloat16.
+
+    Raises:
+      InputError: there is no such file, its ending is unknown, or it is empty, cut off or damaged.
+    """
+    path = Path(path)
+    try:
+        size = check_file(path, ENDINGS)
+        offset, rows, columns, dtype = _read_header(path, size)
+        check_shape(path, rows, columns)
+        record = _record(path, columns, dtype)
+        distances = 4 * rows * columns if path.suffix == ".bin" else 0
+        expected = offset + rows * record.itemsize + distances
+        if size != expected:
+            raise InputError(
+                f"{path} has {size} bytes, but {rows} rows of {columns} columns take {expected}; "
+                "it is cut off or damaged, so fetch or write it again"
+            )
+        records = np.memmap(path, record, "r", offset, (rows,))
+        if _is_vecs(path):
+            _check_dims(path, records["dim"], columns)
+        return records["row"]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); mend that first") from error
+
+
+@contextlib.contextmanager
+def create(
+    path: str | os.PathLike[str], shape: tuple[int, int], dtype: npt.DTypeLike
+) -> Iterator[np.ndarray]:
+    """Makes a new file of vectors in a `with` block, which fills the rows.
+
+    The file is written beside its place, with its whole space reserved on entry, and takes its name
+    at the end of the block; an exception in the block removes it.
+
+    Args:
+      path: a new file with one of `ENDINGS` but `.bin`, in a folder that exists.
+      shape: (N, D) with N >= 1 and 1 <= D <= 10^6.
+      dtype: of the numbers; `.npy` takes any integer or float, the others one dtype each.
+
+    Yields:
+      [N, D], a writable map of the file, zero at first.
+
+    Raises:
+      InputError: on entry, where `path` exists, cannot be written or has too little space, or where
+        its format cannot hold such rows.
+    """
+    path, dtype = Path(path), np.dtype(dtype)
+    rows, columns = _check_new(path, shape, dtype)
+    header, record = _new_header(path, rows, columns, dtype), _record(path, columns, dtype)
+    with new_map(path, header, record, rows) as records:
+        if _is_vecs(path):
+            records["dim"] = columns
+        yield records["row"]
+
+
+@contextlib.contextmanager
+def new_map(path: Path, header: bytes, record: np.dtype, rows: int) -> Iterator[np.ndarray]:
+    """Makes a new file of a header and records in a `with` block, which fills the records [N].
+
+    Raises:
+      InputError: on entry, where `path` cannot be written or has too little space.
+    """
+    size = len(header) + rows * record.itemsize
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with _explained(path, size):
+            with partial.open("xb") as file:
+                _reserve(file, partial.parent, size)
+                file.write(header)
+            records = np.memmap(partial, record, "r+", len(header), (rows,))
+        yield records
+        with _explained(path, size):
+            records.flush()
+            with partial.open("r+b") as file:
+                os.fsync(file.fileno())
+            partial.rename(path)
+    finally:
+        with contextlib.suppress(OSError):  # most often, that it is gone: it has its name
+            partial.unlink()
+
+
+def check_file(path: Path, endings: tuple[str, ...]) -> int:
+    """The size of a file that is to be read; refuses what is no file, empty or of another kind."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file of vectors in it")
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; check its name and folder")
+    _check_ending(path, endings)
+    size = path.stat().st_size
+    if size == 0:
+        raise InputError(f"{path} is empty; fetch or write it again")
+    return size
+
+
+def check_shape(path: str | Path, rows: int, columns: int) -> None:
+    """Refuses a shape [N, D] that a file cannot mean."""
+    if rows < 1 or not 1 <= columns <= MAX_DIM:
+        raise InputError(
+            f"{path} says that it holds {rows} rows of {columns} columns; it is damaged or of "
+            "another format than its ending says, so fetch or write it again"
+        )
+
+
+def check_dtype(path: str | Path, dtype: np.dtype) -> None:
+    """Refuses numbers that are no integers or floats as this computer holds them."""
+    if dtype == BFLOAT16:
+        return
+    if dtype.kind not in "iuf" or dtype.itemsize > 8 or not dtype.isnative:
+        raise InputError(
+            f"the numbers of {path} are {dtype!r}; convert them to integers or floats of at most "
+            "64 bits in this computer's byte order"
+        )
+
+
+def check_new(path: Path, endings: tuple[str, ...]) -> None:
+    """Refuses a place where no new file of one of `endings` can be."""
+    _check_ending(path, endings)
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} for {path.name}; make it first")
+    if os.path.lexists(path):
+        raise InputError(f"{path} exists; choose another place or remove it first")
+
+
+def let_go(x: np.ndarray) -> None:
+    """Drops the pages of a memory map that were read, which count as this process's memory.
+
+    They stay in the system's cache while there is room, and are read again when they are needed.
+
+    Args:
+      x: [N, D], a view of a map that `read` made; of other arrays nothing is dropped.
+    """
+    mapping, *_ = mapped(x, 0, len(x))
+    if mapping is not None and hasattr(mapping, "madvise"):  # Windows has none
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _is_vecs(path: Path) -> bool:
+    return path.suffix.endswith("vecs")
+
+
+def _record(path: Path, columns: int, dtype: np.dtype) -> np.dtype:
+    """A row as it is stored; its field `row` is a view that steps over the dimension words."""
+    dim = [("dim", "<i4")] if _is_vecs(path) else []
+    return np.dtype([*dim, ("row", dtype, (columns,))])
+
+
+def _read_header(path: Path, size: int) -> tuple[int, int, int, np.dtype]:
+    """Where the rows begin, and how many rows and columns of which dtype a file claims to hold."""
+    if path.suffix == ".npy":
+        return read_npy_header(path)
+    dtype = DTYPES[path.suffix]
+    with path.open("rb") as file:
+        start = file.read(8).ljust(8, b"\0")  # what is too short fails the check of the size
+    if _is_vecs(path):
+        dim = int.from_bytes(start[:4], "little", signed=True)
+        row_bytes = 4 + max(dim, 0) * dtype.itemsize
+        return 0, -(-size // row_bytes), dim, dtype
+    rows, columns = np.frombuffer(start, "<u4").tolist()
+    return 8, rows, columns, dtype
+
+
+def read_npy_header(path: Path) -> tuple[int, int, int, np.dtype]:
+    """Where the rows of a .npy file begin, how many and how long they are, and of which dtype."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    with path.open("rb") as file:
+        try:
+            shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
+        except Exception as error:  # NumPy raises many kinds
+            raise InputError(
+                f"the header of {path} is damaged, or it is no .npy file; fetch or write it again"
+            ) from error
+        offset = file.tell()
+    if len(shape) != 2:
+        raise InputError(f"{path} holds an array of shape {shape}; save vectors as [N, D]")
+    if fortran:
+        raise InputError(
+            f"{path} is in Fortran order, which scatters each vector; save it again with "
+            "np.save(path, np.ascontiguousarray(x))"
+        )
+    dtype = BFLOAT16 if dtype == np.dtype("V2") else dtype
+    check_dtype(path, dtype)
+    return offset, *shape, dtype
+
+
+def _check_dims(path: Path, dims: np.ndarray, dim: int) -> None:
+    for begin in range(0, len(dims), 2**20):  # in parts, to bound the memory that this takes
+        bad = dims[begin : begin + 2**20] != dim
+        if bad.any():
+            row = begin + int(bad.argmax())
+            raise InputError(
+                f"row {row} of {path} has dimension {dims[row]}, but row 0 has {dim}; the file is "
+                "damaged, so fetch or write it again"
+            )
+        let_go(dims)
+
+
+def _check_ending(path: Path, known: tuple[str, ...]) -> None:
+    if path.suffix not in known:
+        raise InputError(f"{path} has an unfit ending; it must be one of {', '.join(known)}")
+
+
+def _check_new(path: Path, shape: tuple[int, int], dtype: np.dtype) -> tuple[int, int]:
+    """Refuses what cannot become a file; returns the shape as Python's integers."""
+    check_new(path, NEW_ENDINGS)
+    check_dtype(path, dtype)
+    if dtype != DTYPES.get(path.suffix, dtype):
+        raise InputError(
+            f"{path} can hold {DTYPES[path.suffix]}, not {dtype}; convert the numbers or choose "
+            "the ending .npy"
+        )
+    if len(shape) != 2 or min(shape) < 1 or shape[1] > MAX_DIM:
+        raise InputError(
+            f"{path} cannot have shape {shape}; give [N, D] with N >= 1 and 1 <= D <= {MAX_DIM}"
+        )
+    if path.suffix.endswith("bin") and shape[0] >= 2**32:
+        raise InputError(f"{path} cannot have {shape[0]} rows; choose the ending .npy")
+    return operator.index(shape[0]), operator.index(shape[1])
+
+
+def _new_header(path: Path, rows: int, columns: int, dtype: np.dtype) -> bytes:
+    if path.suffix == ".npy":
+        header = io.BytesIO()
+        descr = np.lib.format.dtype_to_descr(dtype)
+        fields = {"descr": descr, "fortran_order": False, "shape": (rows, columns)}
+        np.lib.format.write_array_header_1_0(header, fields)
+        return header.getvalue()
+    return b"" if _is_vecs(path) else np.array([rows, columns], "<u4").tobytes()
+
+
+def _reserve(file: BinaryIO, folder: Path, size: int) -> None:
+    """Gives a file its size and its space; a map of a file that meets a full disk kills Python."""
+    usage = shutil.disk_usage(folder)
+    if usage.total and usage.free < size:  # some network filesystems say 0 of 0
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    file.truncate(size)
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+
+
+@contextlib.contextmanager
+def _explained(path: Path, size: int) -> Iterator[None]:
+    """Turns what the system says about writing into a sentence for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: it takes {size} bytes in the folder {path.parent} "
+            f"({error.strerror}); mend that or choose another folder"
+        ) from error

@@ -1,0 +1,322 @@
+"""The command line as a user meets it: a small run from files to table, and bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+import qinco_jax as qj
+from qinco_jax.cli import main as cli
+from qinco_jax.quantizers.packing import from_rows, unpack
+from qinco_jax.vectors import formats
+
+SMALL = [
+    "--bytes",
+    "2",
+    "--set",
+    "codebook_size=16",
+    "--set",
+    "hidden_dim=16",
+    "--set",
+    "num_epochs=2",
+]
+
+
+def qinco(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of vectors and a finished run on them."""
+    folder = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    for name, num_rows in (("train", 1000), ("database", 300), ("queries", 40)):
+        rows = rng.normal(size=(num_rows, 8)) * np.linspace(1, 3, 8)
+        np.save(folder / f"{name}.npy", np.float16(rows))
+    ran = qinco("train", "--dataset", folder, "--out", folder / "run", *SMALL)
+    assert ran.exit_code == 0, ran.output
+    return folder
+
+
+def test_train_leaves_a_model_a_table_and_a_plot(folder: Path) -> None:
+    run = folder / "run"
+    rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    assert [row["bytes"] for row in rows] == [0.5, 1, 1.5, 2] * 2
+    assert {row["codec"] for row in rows} == {"RQ B=32", "QINCo2 A=2 B=32 joint"}
+    for row in rows:
+        assert 0 <= row["recall@1"] <= row["recall@10"] <= row["recall@100"] <= 1
+    assert (run / "results.png").read_bytes().startswith(b"\x89PNG")
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in metrics if "val_mse" in record] == [0, 1, 2]
+    assert list((run / "tensorboard").glob("events*"))
+    assert qj.load(run / "model").config.num_steps == 4
+
+
+@pytest.mark.parametrize("variant", ["centroids", "num_parts=2"])
+def test_a_variant_goes_from_files_to_files(folder: Path, tmp_path: Path, variant: str) -> None:
+    settings = ["--set", variant, *SMALL]
+    if variant == "centroids":
+        lists = tmp_path / "lists.npy"
+        assert qinco("centroids", lists, "--dataset", folder, "--num", 20).exit_code == 0
+        assert np.load(lists).shape == (20, 8)
+        settings = ["--centroids", lists, *SMALL]
+    run, codes, vectors = tmp_path / "run", tmp_path / "codes.npy", tmp_path / "x.npy"
+    ran = qinco("train", "--dataset", folder, "--out", run, "--bytes", 2, *settings)
+    assert ran.exit_code == 0, ran.output
+    model = qj.load(run / "model")
+    rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    own = sorted(row["bytes"] for row in rows if "QINCo2" in row["codec"])
+    assert own == ([1.5, 2] if variant == "centroids" else [1, 2])
+    assert qinco("encode", run / "model", folder / "database.npy", codes).exit_code == 0
+    assert np.load(codes).shape == (300, 2)
+    assert qinco("decode", run / "model", codes, vectors).exit_code == 0
+    x = np.load(folder / "database.npy")
+    np.testing.assert_array_equal(np.load(vectors), qj.decode(model, qj.encode(model, x)))
+
+
+def test_the_same_command_again_only_measures(folder: Path) -> None:
+    before = (folder / "run" / "metrics.jsonl").read_bytes()
+    ran = qinco("train", "--dataset", folder, "--out", folder / "run", *SMALL)
+    assert ran.exit_code == 0 and "is a finished run" in ran.output
+    assert (folder / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_files_go_through_encode_and_decode(folder: Path) -> None:
+    model, codes, vectors = folder / "run" / "model", folder / "codes.npy", folder / "x.fvecs"
+    assert qinco("encode", model, folder / "database.npy", codes).exit_code == 0
+    assert qinco("decode", model, codes, vectors).exit_code == 0
+    x = np.load(folder / "database.npy")
+    expected = np.asarray(qj.encode(qj.load(model), x))
+    packed = np.load(codes, mmap_mode="r")
+    assert packed.shape == (300, 2)
+    np.testing.assert_array_equal(unpack(packed, 4, 16), expected)
+    np.testing.assert_allclose(
+        formats.read(vectors), qj.decode(qj.load(model), expected), rtol=1e-5, atol=1e-5
+    )
+    prefix = folder / "prefix.npy"
+    np.save(prefix, packed[:, :1])
+    assert qinco("decode", model, prefix, folder / "prefix.fbin").exit_code == 2  # 1 or 2 steps
+
+
+def test_vectors_in_shards_are_encoded_as_in_one_file(folder: Path, tmp_path: Path) -> None:
+    model, codes = folder / "run" / "model", tmp_path / "codes.npy"
+    for i, part in enumerate(np.split(np.load(folder / "database.npy"), 3)):
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), 8)
+        pq.write_table(pa.table({"emb": lists}), tmp_path / f"x{i}.parquet", row_group_size=30)
+    assert qinco("encode", model, tmp_path / "x*.parquet", codes).exit_code == 0
+    expected = np.asarray(qj.encode(qj.load(model), np.load(folder / "database.npy")))
+    np.testing.assert_array_equal(unpack(np.load(codes), 4, 16), expected)
+
+
+def test_codes_of_any_codebook_size_are_kept(folder: Path) -> None:
+    model = qj.train(np.load(folder / "train.npy"), qj.QincoConfig(
+        num_steps=2, codebook_size=12, hidden_dim=4, num_candidates=3, beam_size=2), num_epochs=0,
+    )  # fmt: skip
+    qj.save(model, folder / "twelve")
+    codes = folder / "twelve.npy"
+    assert qinco("encode", folder / "twelve", folder / "queries.npy", codes).exit_code == 0
+    assert qinco("decode", folder / "twelve", codes, folder / "twelve.fbin").exit_code == 0
+    np.save(folder / "beyond.npy", np.load(codes) + np.uint8(12))
+    ran = qinco("decode", folder / "twelve", folder / "beyond.npy", folder / "beyond.fbin")
+    assert ran.exit_code == 2 and "row 0, column 0 is outside 0..11" in ran.output
+    assert not (folder / "beyond.fbin").exists()
+
+
+def test_a_folder_named_like_a_known_set_is_another_set(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "sift-photos").symlink_to(folder)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "sift-photos").mkdir()
+    np.save(tmp_path / "other" / "sift-photos" / "train.npy", np.load(folder / "train.npy"))
+    places = ("sift-photos", tmp_path / "sift-photos", tmp_path / "other" / "sift-photos")
+    assert len({qj.datasets.load(place).name for place in places}) == 3
+
+
+def test_evaluate_prints_and_writes_the_table(folder: Path) -> None:
+    out = folder / "results.jsonl"
+    ran = qinco(
+        "evaluate", folder / "run" / "model", "--dataset", folder, "--beam-size", 4,
+        "--num-candidates", 16, "--eval-rows", 200, "--out", out,
+    )  # fmt: skip
+    assert ran.exit_code == 0, ran.output
+    assert "first 200 of 300" in ran.output and "| QINCo2 A=16 B=4 |" in ran.output
+    assert len(out.read_text().splitlines()) == 4
+
+
+def damaged(folder: Path, name: str, change: object) -> Path:
+    """A copy of the model with one of its files changed, or removed where `change` is None."""
+    model = folder / name
+    subprocess.run(["cp", "-r", folder / "run" / "model", model], check=True)
+    files = sorted(model.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    target = model / "model.json" if name == "config" else files[-1]
+    if change is None:
+        target.unlink()
+    else:
+        assert callable(change)
+        target.write_bytes(change(target.read_bytes()))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("missing", None),
+        ("truncated", lambda content: content[:-50]),
+        ("empty", lambda content: b""),
+        ("flipped", lambda content: content[:900] + bytes([content[900] ^ 64]) + content[901:]),
+        ("config", lambda content: content[:40]),
+    ],
+)
+def test_a_damaged_model_is_named(folder: Path, name: str, change: object) -> None:
+    model = damaged(folder, name, change)
+    ran = qinco("encode", model, folder / "database.npy", folder / "never.npy")
+    assert ran.exit_code == 2
+    assert str(model) in ran.output
+    assert ("missing" if change is None else "damaged") in ran.output
+    assert not (folder / "never.npy").exists()
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    x = np.load(folder / "database.npy").astype(np.float32)
+    path = {name: folder / f"bad-{name}.npy" for name in ("dim", "nan", "empty", "text", "codes")}
+    np.save(path["dim"], x[:, :5])
+    np.save(path["nan"], np.where(np.arange(300)[:, None] == 250, np.nan, x))
+    np.save(path["empty"], x[:0])
+    np.save(path["text"], np.array([["a", "b"]]))
+    np.save(path["codes"], np.full((3, 2), 255, np.uint8)[:, :1].repeat(3, axis=1))
+    path["truncated"] = folder / "bad.fvecs"
+    words = np.column_stack([np.full(300, 8, np.int32), x.view(np.int32)])
+    path["truncated"].write_bytes(words.tobytes()[:-6])
+    path["header"] = folder / "bad.fbin"
+    path["header"].write_bytes(np.array([301, 8], np.uint32).tobytes() + x.tobytes())
+    path["absent"] = folder / "absent.npy"
+    path["ending"] = folder / "x.txt"
+    path["ending"].write_text("1 2 3")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dim", "5 dimensions a vector; the model has 8"),
+        ("nan", "bad-nan.npy holds NaN or Inf"),
+        ("empty", "no rows|has 0 rows|empty"),
+        ("text", "dtype"),
+        ("truncated", "cut off|truncated"),
+        ("header", "9608 bytes, but 301 rows of 8 columns take 9640"),
+        ("absent", "no file"),
+        ("ending", "ending"),
+    ],
+)
+def test_bad_vectors_leave_no_codes(folder: Path, name: str, message: str) -> None:
+    path, out = bad_files(folder)[name], folder / "out.npy"
+    before = sorted(os.listdir(folder))
+    ran = qinco("encode", folder / "run" / "model", path, out)
+    assert ran.exit_code == 2, ran.output
+    assert len(ran.output.strip().split("qinco: ")) == 2, "one sentence"
+    assert any(part in ran.output for part in message.split("|")), ran.output
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_bad_codes_are_refused(folder: Path) -> None:
+    model, out = folder / "run" / "model", folder / "out.npy"
+    wide = bad_files(folder)["codes"]
+    ran = qinco("decode", model, wide, out)
+    assert ran.exit_code == 2 and "3 bytes a vector are not the model's" in ran.output
+    assert not out.exists()
+
+
+def test_bad_arguments_are_refused_before_anything_is_made(folder: Path, tmp_path: Path) -> None:
+    model, x = folder / "run" / "model", folder / "database.npy"
+    out = tmp_path / "out"
+    for arguments, message in (
+        (["encode", model, x, model], "name the output"),
+        (["encode", model, x, folder / "train.npy"], "exists"),
+        (["encode", model, x, tmp_path / "no" / "codes.npy"], "folder"),
+        (["encode", tmp_path, x, tmp_path / "codes.npy"], "is no saved model"),
+        (["encode", model, x, tmp_path / "c.npy", "--num-candidates", 99], "1 to 16, got 99"),
+        (["train", "--dataset", "deep2m", "--out", out], "there are the sets sift-photos"),
+        (["train", "--dataset", tmp_path, "--out", out], "holds no training vectors"),
+        (["train", "--dataset", x, "--out", out, "--preset", "larg"], "small, qinco1"),
+        (["train", "--dataset", x, "--out", out, "--set", "hiden_dim=3"], "'hidden_dim'"),
+        (["train", "--dataset", x, "--out", out, "--bytes", "0.3"], "no whole number of steps"),
+        (["train", "--dataset", x, "--out", out, "--set", "codebook_size=512", "--bytes", "9"],
+         "270 training vectors for 512 codewords"),
+        (["train", "--dataset", x, "--out", "/proc/no/run", *SMALL], "/proc/no"),
+    ):  # fmt: skip
+        ran = qinco(*arguments)
+        assert ran.exit_code == 2, (arguments, ran.output, ran.exception)
+        assert message in ran.output, (arguments, ran.output)
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    """A limit on the size of files is the disk that is full."""
+    big = tmp_path / "in"
+    big.mkdir()
+    np.save(big / "x.npy", np.zeros((100_000, 8), np.uint8))
+    model = folder / "run" / "model"
+    command = f"{sys.executable} -m qinco_jax encode {model} in/x.npy out.npy"
+    ran = subprocess.run(
+        f"ulimit -f 10; cd {tmp_path}; {command}",
+        shell=True, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 2, ran.stderr
+    assert "qinco: " in ran.stderr and "200,128 bytes" in ran.stderr.replace("200128", "200,128")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_disk_that_fills_up_while_training_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = (
+        f"{sys.executable} -m qinco_jax train --dataset {folder} --out {out} {' '.join(SMALL)}"
+    )
+    ran = subprocess.run(
+        f"ulimit -f 10; {command}", shell=True, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 2, ran.stderr
+    last = ran.stderr.strip().splitlines()[-1]  # Orbax's threads may have said more before it
+    assert last.startswith(f"qinco: cannot write to {out}/checkpoints")
+    again = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_encode_searches_as_asked(folder: Path, tmp_path: Path, joint: bool) -> None:
+    model, x = qj.load(folder / "run" / "model"), np.load(folder / "database.npy")
+    codes = tmp_path / "codes.npy"
+    ran = qinco(
+        "encode", folder / "run" / "model", folder / "database.npy", codes,
+        "--num-candidates", 3, "--beam-size", 4, "--joint" if joint else "--each",
+    )  # fmt: skip
+    assert ran.exit_code == 0, ran.output
+    expected = qj.encode(model, x, num_candidates=3, beam_size=4, joint=joint)
+    np.testing.assert_array_equal(from_rows(np.load(codes), model.config), expected)
+
+
+def test_a_second_process_compiles_nothing(folder: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "cache" / "qinco_jax"
+    every = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # how long it takes varies
+    env = {**os.environ, **every, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    del env["JAX_COMPILATION_CACHE_DIR"]
+
+    def encode() -> tuple[set[str], bytes]:
+        codes = tmp_path / "codes.npy"
+        codes.unlink(missing_ok=True)
+        arguments = "encode", folder / "run" / "model", folder / "database.npy", codes
+        subprocess.run([sys.executable, "-m", "qinco_jax", *arguments], env=env, check=True)
+        return {path.name for path in kept.glob("*-cache")}, codes.read_bytes()
+
+    first, codes = encode()
+    assert any("chunk" in name for name in first)
+    assert encode() == (first, codes)
+    for entry in kept.glob("*-cache"):
+        entry.write_bytes(entry.read_bytes()[:100])
+    assert encode()[1] == codes  # damage costs a compilation, no more

@@ -1,0 +1,6 @@
+"""Importing this makes JAX refuse to promote dtypes and ranks silently."""
+
+import jax
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
