@@ -28,7 +28,7 @@ import scale
 import timing
 
 import qinco_jax as qj
-from qinco_jax.codecs import ours as codecs
+from qinco_jax.codecs import ours
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.evaluate import machine, page, report, sweep
 
@@ -66,7 +66,7 @@ def trained(name, sizes, x):
     if name in FAISS:
         return _of_faiss(name, sizes, x)
     if name == "unq":
-        from qinco_jax.codecs.unq import model as unq
+        from qinco_jax.codecs.unq import unq
 
         return unq.codec(unq.train(x, sizes.M, sizes.K, num_epochs=1))
     searches = name != "qinco1"
@@ -78,7 +78,7 @@ def trained(name, sizes, x):
     model = qj.train(
         x, config, qj.RECIPES[name], num_epochs=1, epoch_rows=len(x), batch_size=256, **changes
     )
-    return codecs.of_qinco(model, sizes.M)
+    return ours.of_qinco(model, sizes.M)
 
 
 def _of_faiss(name, sizes, x):

@@ -31,8 +31,7 @@ from tqdm import tqdm
 import qinco_jax as qj
 from qinco_jax.evaluate import report
 from qinco_jax.files import replacing
-from qinco_jax.quantizers import batching as rows
-from qinco_jax.quantizers import beam, qinco
+from qinco_jax.quantizers import batching, beam, qinco
 from qinco_jax.quantizers.rq import normalise
 
 MARKERS = "os^vDPX"
@@ -93,7 +92,7 @@ def encode(model, x, way):
     model = qinco.network_dtype(model, jnp.dtype(way.dtype))
     prepared = jax.jit(qinco.prepare)(model)
     work = max(a * b for a, b in zip(way.candidates, way.beams, strict=False))
-    size = rows.block_rows(work)
+    size = batching.block_rows(work)
     blocks = [np.resize(x[i : i + size], (size, x.shape[1])) for i in range(0, len(x), size)]
 
     def run(block):
@@ -101,7 +100,7 @@ def encode(model, x, way):
 
     run(blocks[0])
     begin = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor(rows.THREADS) as pool:
+    with concurrent.futures.ThreadPoolExecutor(batching.THREADS) as pool:
         codes = np.concatenate(list(pool.map(run, blocks)))[: len(x)]
     return codes, time.perf_counter() - begin
 

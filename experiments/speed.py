@@ -24,7 +24,7 @@ import workload
 
 from qinco_jax.evaluate import machine, report
 from qinco_jax.quantizers import coding, qinco
-from qinco_jax.training import step as training
+from qinco_jax.training import step
 
 DTYPES = ("float32", "bfloat16")
 SEARCHES = ((1, 1), (4, 8), (8, 16), (16, 32), (32, 64))
@@ -99,9 +99,9 @@ def bfloat16_error(model, num_rows=1024):
 def train(grid, seconds):
     del grid
     for name in ("small", "qinco2-S"):
-        config, recipe = workload.sized(name), training.RECIPES[name]
+        config, recipe = workload.sized(name), step.RECIPES[name]
         batch = jnp.asarray(workload.vectors(config.dim)[: recipe.batch_size])
-        run = stepping(training.start(workload.random_model(config), recipe), recipe)
+        run = stepping(step.start(workload.random_model(config), recipe), recipe)
         found = timing.measure(run, batch, seconds, start=len(batch))
         found["ms"] = 1000 * len(batch) / found["vectors_per_s"]
         search = {
@@ -116,7 +116,7 @@ def stepping(state, recipe):
 
     def run(batch):
         nonlocal state
-        state, loss = training.train_step(state, batch, recipe, 10_000)
+        state, loss = step.train_step(state, batch, recipe, 10_000)
         return loss
 
     return run

@@ -20,7 +20,7 @@ import numpy as np
 import scale
 import timing
 
-from qinco_jax.codecs import named as contenders
+from qinco_jax.codecs import named
 from qinco_jax.evaluate import machine, report, sweep
 
 RATE, TRAIN_ROWS, ROWS = 8, 20_000, {"small": 512, "full": 16_384}
@@ -37,7 +37,7 @@ def codec_of(task, text, settings):
         return costs.trained(text, costs.BASE["full"], np.asarray(task.data.train, np.float32))
     given = ("num_epochs=0", *settings, *task.settings)
     x = task.data.train
-    (contender,) = contenders.contenders([text], [RATE], x.shape[1], given)
+    (contender,) = named.contenders([text], [RATE], x.shape[1], given)
     with tempfile.TemporaryDirectory() as place, sweep.silent(text) as advance:
         return contender.train(x, 0, Path(place) / "model", advance)(RATE)
 

@@ -16,7 +16,7 @@ import numpy as np
 import scale
 
 import qinco_jax as qj
-from qinco_jax.codecs.unq import model as unq
+from qinco_jax.codecs.unq import unq
 from qinco_jax.evaluate import machine, report, sweep
 from qinco_jax.evaluate.neighbours import RANKS, nearest_neighbours
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from qinco_jax.codecs.unq import model as unq
+from qinco_jax.codecs.unq import unq
 from qinco_jax.evaluate.metrics import measure
 from qinco_jax.evaluate.neighbours import queries_of
 

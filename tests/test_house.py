@@ -1,6 +1,7 @@
 """The house itself: which module may import which, what is public, what the README promises."""
 
 import ast
+import graphlib
 import inspect
 import re
 import subprocess
@@ -16,39 +17,18 @@ import qinco_jax as qj
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qinco_jax"
 
-LAYERS = [
-    {"errors", "version", "files", "codec", "machine"},
-    {"optional", "data.stored", "data.sets", "data.transports", "interop.pickles"},
-    {"config", "distances", "checks", "folders", "data.formats", "data.batches",
-     "data.synthetic", "data.transfers", "interop.torch_files"},
-    {"data.containers", "data.holdout", "data.crop", "data.download"},
-    {"data.shards", "data.official"},
-    {"data.convert", "data.builders"},
-    {"codes", "rows", "kmeans", "beam", "transform", "checkpoint", "portable", "data.catalog",
-     "data.feed", "evaluate.neighbours", "baselines.lookup", "baselines.network",
-     "baselines.triplets"},
-    {"rq", "network", "search.pairwise", "baselines.pq", "evaluate.metrics"},
-    {"qinco", "baselines.through_faiss", "baselines.unq", "evaluate.report"},
-    {"product", "centroids", "interop.folding", "interop.layouts",
-     "evaluate.sweep", "evaluate.summary", "evaluate.drawing"},
-    {"coding", "interop.faiss_models", "interop.modules", "evaluate.plots"},
-    {"training", "models", "preselector", "codecs", "interop.programs",
-     "interop.pytorch"},
-    {"fit"},
-    {"logs", "contenders", "evaluate.page"},
-    {"compare", "data_cli", "interop_cli"},
+FLOORS = [
+    {"errors", "version", "files", "config", "optional"},
+    {"vectors"},
+    {"datasets"},
+    {"quantizers"},
+    {"models"},
+    {"training"},
+    {"codecs"},
+    {"evaluate"},
     {"cli"},
-]  # fmt: skip
-"""Modules import from the layers above their own in this list."""
-NO_MODEL = {
-    "checkpoint", "portable", "data.formats", "data.batches", "data.builders", "data.catalog",
-    "data.containers", "data.convert", "data.crop", "data.download", "data.feed",
-    "data.holdout", "data.official", "data.sets", "data.shards", "data.stored",
-    "data.synthetic", "data.transfers", "data.transports",
-    "evaluate.neighbours", "evaluate.metrics", "evaluate.report", "evaluate.sweep",
-    "evaluate.summary", "evaluate.drawing", "evaluate.plots", "evaluate.page",
-    "interop.pickles", "interop.torch_files",
-}  # fmt: skip
+]
+"""The packages and the modules beside them, lowest first: imports point down."""
 
 
 def modules() -> dict[str, ast.Module]:
@@ -68,14 +48,28 @@ def imports(tree: ast.Module, known: set[str]) -> set[str]:
     return found
 
 
-def test_imports_point_one_way() -> None:
+def floor_of(module: str) -> int:
+    (floor,) = (n for n, floor in enumerate(FLOORS) if module.partition(".")[0] in floor)
+    return floor
+
+
+def test_imports_point_down() -> None:
     trees = modules()
-    level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-    assert level.keys() == trees.keys()
-    for name, tree in trees.items():
-        for other in imports(tree, set(trees)):
-            assert level[other] < level[name], f"{name} imports {other}"
-            assert name not in NO_MODEL or level[other] < level["rq"] or other in NO_MODEL
+    arrows = {name: imports(tree, set(trees)) for name, tree in trees.items()}
+    for name, others in arrows.items():
+        for other in others - {""}:  # the public names, which the command line may use
+            if other.partition(".")[0] != name.partition(".")[0] or floor_of(name) == 0:
+                below = floor_of(other) < floor_of(name) or other == "errors"
+                assert below, f"{name} imports {other}, which is not on a lower floor"
+    assert not arrows["errors"]
+    order = graphlib.TopologicalSorter({name: arrows[name] - {""} for name in arrows})
+    order.prepare()  # raises CycleError where modules import each other in a circle
+
+
+def test_the_tests_mirror_the_packages() -> None:
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = path.relative_to(ROOT / "tests").parent
+        assert (PACKAGE / folder).is_dir(), f"{path} is a test of no package"
 
 
 def test_importing_the_package_loads_nothing_optional() -> None:

@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from qinco_jax.cli import data as data_cli
 from qinco_jax.cli import models as interop_cli
-from qinco_jax.codecs import named as contenders
-from qinco_jax.codecs import ours as codecs
+from qinco_jax.codecs import named, ours
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.config import PRESETS
 from qinco_jax.datasets import catalog
@@ -21,11 +20,10 @@ from qinco_jax.errors import InputError
 from qinco_jax.evaluate import plots, report
 from qinco_jax.evaluate.compare import compare as compare_codecs
 from qinco_jax.evaluate.neighbours import queries_of
-from qinco_jax.models import disk as models
-from qinco_jax.quantizers import coding, rq
-from qinco_jax.quantizers import packing as code_files
+from qinco_jax.models import disk
+from qinco_jax.quantizers import coding, packing, rq
 from qinco_jax.quantizers.coarse import train_centroids
-from qinco_jax.training import loop as fit
+from qinco_jax.training import loop
 from qinco_jax.training.logs import run_log, stage_bar
 from qinco_jax.training.step import Recipe
 from qinco_jax.vectors import checks, formats
@@ -37,7 +35,7 @@ T = TypeVar("T")
 CHUNK_ROWS = 65536
 RQ_BEAM = 32
 RQ_ROWS = 100_000
-FAILURES = {fit.Diverged: 1, fit.Interrupted: 130, InputError: 2}
+FAILURES = {loop.Diverged: 1, loop.Interrupted: 130, InputError: 2}
 
 
 class Commands(click.Group):
@@ -129,9 +127,9 @@ def train(
     coarse = None if centroids is None else formats.read(centroids)
     if coarse is not None and not any(text.startswith("num_centroids=") for text in settings):
         settings = (*settings, f"num_centroids={len(coarse)}")
-    config, recipe = contenders.sized(preset, num_bytes, settings)
+    config, recipe = named.sized(preset, num_bytes, settings)
     folder = Path(out or f"runs/{data.name}-{preset}-{num_bytes:g}B")
-    if (folder / fit.FINISHED).exists():
+    if (folder / loop.FINISHED).exists():
         click.echo(f"{folder} is a finished run; measuring its model again")
     else:
         click.echo(
@@ -139,31 +137,31 @@ def train(
             f"of {data.train.shape[1]} dimensions, in {folder}; first residual k-means"
         )
     with run_log(folder) as log:
-        model = fit.train(
+        model = loop.train(
             data.train, config, recipe, seed=seed, x_val=data.validation, run_dir=folder, log=log,
             centroids=coarse,
         )  # fmt: skip
 
-    kept, held_back = fit.split(data.train, data.validation, recipe)
+    kept, held_back = loop.split(data.train, data.validation, recipe)
     if len(held_back) == 0:  # the untrained model, which has seen none of them
         held_back = kept
     if len(kept) > RQ_ROWS:
         click.echo(f"training RQ on {RQ_ROWS:,} of the {len(kept):,} rows")
-    width, steps = config.num_parts, codecs.rates(config.num_steps)
+    width, steps = config.num_parts, ours.rates(config.num_steps)
     baseline = rq.train(
         kept, width * config.num_steps, config.codebook_size,
         seed=seed, beam_size=5, num_iters=25, max_rows=RQ_ROWS, **config.transform,
     )  # fmt: skip
     rows = _measure(
-        [codecs.of_rq(baseline, width * m, config.step_bits / width, RQ_BEAM) for m in steps]
-        + [codecs.of_qinco(model, m) for m in steps],
+        [ours.of_rq(baseline, width * m, config.step_bits / width, RQ_BEAM) for m in steps]
+        + [ours.of_qinco(model, m) for m in steps],
         data if data.database is not None else data._replace(database=held_back),
         eval_rows,
     )
     report.write(rows, folder / "results.jsonl")
     plots.plot_rates(folder / "results.jsonl", folder / "results.png", data.name)
     click.echo(report.table(rows))
-    click.echo(f"model: {folder / fit.FINISHED}   plot: {folder / 'results.png'}")
+    click.echo(f"model: {folder / loop.FINISHED}   plot: {folder / 'results.png'}")
 
 
 @main.command()
@@ -183,8 +181,8 @@ def centroids(
 ) -> None:  # fmt: skip
     """Trains the coarse codebook of an IVF-QINCo into the new file CENTROIDS (.npy)."""
     data = catalog.load(dataset)
-    kept, _ = fit.split(data.train, data.validation, Recipe())
-    kept = fit.approximate(kept, normalize)
+    kept, _ = loop.split(data.train, data.validation, Recipe())
+    kept = loop.approximate(kept, normalize)
     shape, title = (num_centroids, kept.shape[1]), f"{num_centroids:,} centroids of {data.name}"
     with formats.create(centroids, shape, np.float32) as out, stage_bar(title) as advance:
         out[:] = train_centroids(
@@ -200,17 +198,17 @@ def centroids(
 @interop_cli.search_options
 def encode(model: str, vectors: str, codes: str, **search: Any) -> None:
     """Encodes the file VECTORS with MODEL into the new file CODES (.npy, packed bytes)."""
-    codec = models.load(model)
+    codec = disk.load(model)
     x = read_rows(vectors)
     checks.vectors(x, codec.dim, vectors)
-    width, dtype = code_files.row_shape(codec.config)
+    width, dtype = packing.row_shape(codec.config)
     if Path(codes).suffix != ".npy":
         raise InputError(f"codes are written as .npy; name the output {codes}.npy")
     with formats.create(codes, (len(x), width), dtype) as out:
         for span in _spans(len(x), "encoding"):
             rows = checks.finite(x[span], span.start, vectors)
             found = coding.encode(codec, rows, **search)
-            out[span] = code_files.to_rows(np.asarray(found), codec.config)
+            out[span] = packing.to_rows(np.asarray(found), codec.config)
 
 
 @main.command()
@@ -219,13 +217,13 @@ def encode(model: str, vectors: str, codes: str, **search: Any) -> None:
 @click.argument("vectors")
 def decode(model: str, codes: str, vectors: str) -> None:
     """Decodes the file CODES with MODEL into the new file VECTORS (.npy, .fvecs or .fbin)."""
-    codec = models.load(model)
+    codec = disk.load(model)
     rows = formats.read(codes)
     config, sizes = codec.config, codec.column_sizes
-    code_files.from_rows(rows[:1], config)  # refuses other widths first
+    packing.from_rows(rows[:1], config)  # refuses other widths first
     with formats.create(vectors, (len(rows), codec.dim), np.float32) as out:
         for span in _spans(len(rows), "decoding"):
-            found = code_files.from_rows(rows[span], config)
+            found = packing.from_rows(rows[span], config)
             found = checks.codes_below(sizes, found, span.start)
             out[span] = np.asarray(coding.decode(codec, found))
 
@@ -245,15 +243,15 @@ def evaluate(
     **files: str | None,
 ) -> None:
     """Measures MODEL's error and recall at four rates on a set's database."""
-    codec = models.load(model)
+    codec = disk.load(model)
     data = _load(files)
     if data.database is None:
         data = data._replace(database=data.train)
     checks.vectors(data.train, codec.dim, data.name)
     if out is not None and (Path(out).exists() or not Path(out).parent.is_dir()):
         raise InputError(f"{out} exists or has no folder to lie in; choose another name")
-    steps = codecs.rates(codec.num_steps)
-    every = [codecs.of_qinco(codec, m, num_candidates, beam_size, joint) for m in steps]
+    steps = ours.rates(codec.num_steps)
+    every = [ours.of_qinco(codec, m, num_candidates, beam_size, joint) for m in steps]
     rows = _measure(every, data, eval_rows)
     if out is not None:
         report.write(rows, out)

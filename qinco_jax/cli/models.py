@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qinco_jax.errors import InputError
-from qinco_jax.models import disk as models
+from qinco_jax.models import disk
 from qinco_jax.models import export as programs
 from qinco_jax.models.pytorch.load import load_pytorch
 from qinco_jax.quantizers.coding import Model
@@ -47,20 +47,20 @@ def convert(source: str, target: str, centroids: str | None, db_scale: float | N
     SOURCE is a folder or a .safetensors file of ours, or a .pt or .pth file of the published
     programs. TARGET is a folder, or a file if it ends in .safetensors.
     """
-    if Path(target).suffix in (*models.PYTORCH, ".faiss", ".index"):
+    if Path(target).suffix in (*disk.PYTORCH, ".faiss", ".index"):
         raise InputError(
             f"{target} would be no file of ours; name a folder or a .safetensors file. Faiss "
             "writes no QINCo to a file: make one in Python by qinco_jax.to_faiss"
         )
     given = {"centroids": centroids, "db_scale": db_scale}
     options = {name: value for name, value in given.items() if value is not None}
-    if Path(source).suffix in models.PYTORCH:
+    if Path(source).suffix in disk.PYTORCH:
         model = _imported(source, options)
     elif options:
         raise InputError(f"{source} has all that it needs; leave out --centroids and --db-scale")
     else:
-        model = models.load(source)
-    models.save(model, target)
+        model = disk.load(source)
+    disk.save(model, target)
     click.echo(f"{target}: {type(model).__name__} of {model.num_steps} steps, {model.dim} dims")
 
 
@@ -77,5 +77,5 @@ def _imported(path: str, options: dict[str, Any]) -> Model:
 @search_options
 def export(model: str, folder: str, **search: Any) -> None:
     """Writes encode and decode of MODEL into the new FOLDER, as programs that JAX alone runs."""
-    programs.export(models.load(model), folder, **search)
+    programs.export(disk.load(model), folder, **search)
     click.echo(f"{folder}: {', '.join(sorted(path.name for path in Path(folder).iterdir()))}")

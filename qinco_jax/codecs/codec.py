@@ -1,10 +1,13 @@
-"""What every way to compress vectors is: a pair of pure functions, and what they cost."""
+"""What every way to compress vectors is: a pair of pure functions, made by training."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from qinco_jax.vectors.stored import Vectors
 
 Array = jax.Array | np.ndarray
 
@@ -30,3 +33,28 @@ class Codec(NamedTuple):
     size: int = 0
     normalize: bool = False
     column_sizes: tuple[int, ...] | None = None
+
+
+AtRate = Callable[[float], Codec]
+Advance = Callable[[float, float], Any]
+"""Shows progress: what is done, of how much."""
+
+
+class Contender(NamedTuple):
+    """A codec to train once and to measure at one rate or several.
+
+    Attributes:
+      codec: as it was asked for, such as "small@16:A=4:B=8".
+      family: the same without its search, "small@16".
+      bytes: the rate that it is trained for.
+      rates: bytes at which it is measured, at most `bytes`.
+      facts: more to stand in its rows; json.
+      train: (vectors, seed, folder for its checkpoints, progress) -> the codec at a rate.
+    """
+
+    codec: str
+    family: str
+    bytes: float
+    rates: tuple[float, ...]
+    facts: Mapping[str, Any]
+    train: Callable[[Vectors, int, Path, Advance], AtRate]

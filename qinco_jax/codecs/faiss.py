@@ -18,7 +18,6 @@ from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Vectors
 
 MAX_TRAIN_ROWS = 500_000
-OPQ_ROWS = 65_536
 CODEWORDS = 256
 NORM_BYTES = 4
 NAMES = {
@@ -31,24 +30,6 @@ NAMES = {
     "sq": "SQ",
 }
 NEED_IT = ", ".join(NAMES.values())
-
-
-def opq_rotation(x: Vectors, num_parts: int, seed: int) -> np.ndarray:
-    """The rotation R [D, D] float32 of optimized product quantization: x R is cut into sub-vectors.
-
-    Args:
-      x: [N, D] training vectors; at most 65,536 are used, as Faiss does.
-      num_parts: of equal length.
-      seed: of the sample.
-
-    Raises:
-      InputError: Faiss is not installed.
-    """
-    faiss = optional.faiss("rotations by OPQ")
-    rows = sample_rows(x, OPQ_ROWS, seed).astype(np.float32)
-    matrix = faiss.OPQMatrix(rows.shape[1], num_parts)
-    matrix.train(rows)
-    return faiss.vector_to_array(matrix.A).reshape(rows.shape[1], rows.shape[1]).T.copy()
 
 
 def rates(name: str, dim: int) -> list[int] | None:

@@ -15,16 +15,14 @@ from typing import Any, NamedTuple
 
 from qinco_jax import optional
 from qinco_jax.codecs import faiss as through_faiss
-from qinco_jax.codecs import ours as codecs
-from qinco_jax.codecs.codec import Codec
-from qinco_jax.codecs.unq import model as unq
+from qinco_jax.codecs import ours
+from qinco_jax.codecs.codec import Advance, AtRate, Codec, Contender
+from qinco_jax.codecs.unq import unq
 from qinco_jax.config import PRESETS, QincoConfig, named
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate.sweep import Advance, AtRate, Contender
-from qinco_jax.models import disk as models
-from qinco_jax.models import orbax as checkpoint
+from qinco_jax.models import disk, orbax
 from qinco_jax.quantizers.coding import Model
-from qinco_jax.training import loop as fit
+from qinco_jax.training import loop
 from qinco_jax.training.step import RECIPES, Recipe
 from qinco_jax.vectors.stored import Vectors
 
@@ -77,7 +75,7 @@ def parse(text: str) -> Spec:
     """
     family, *options = text.split(":")
     name, at, size = family.partition("@")
-    if name not in NAMES and not (Path(name) / checkpoint.METADATA).exists():
+    if name not in NAMES and not (Path(name) / orbax.METADATA).exists():
         near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
         raise InputError(
             f"there is no codec {name!r}; did you mean {near!r}? There are {', '.join(NAMES)}, and "
@@ -125,7 +123,7 @@ def _where(spec: Spec, dim: int) -> str:
         return ", ".join(map(str, fixed))
     if _is_baseline(spec.name):
         return f"1 to {dim} whole"
-    most = models.load(spec.name).config.bits / 8 if spec.bytes is None else spec.bytes
+    most = disk.load(spec.name).config.bits / 8 if spec.bytes is None else spec.bytes
     return f"whole steps up to {most:g}"
 
 
@@ -152,7 +150,7 @@ def _train_baseline(
     return lambda rate: codec
 
 
-def _shown(advance: Advance) -> fit.Log:
+def _shown(advance: Advance) -> loop.Log:
     """A training's log as progress."""
     return lambda record: advance(record["vectors"], record["num_vectors"])
 
@@ -166,7 +164,7 @@ def _of_preset(
         optional.faiss("rotations by OPQ")
 
     def train(x: Vectors, seed: int, place: Path, advance: Advance) -> AtRate:
-        model = fit.train(x, config, recipe, seed=seed, run_dir=place, log=_shown(advance))
+        model = loop.train(x, config, recipe, seed=seed, run_dir=place, log=_shown(advance))
         return functools.partial(_at_rate, model, spec.search)
 
     facts = {
@@ -177,7 +175,7 @@ def _of_preset(
 
 
 def _of_model(spec: Spec, rates: Sequence[float], dim: int) -> list[Contender]:
-    model = models.load(spec.name)
+    model = disk.load(spec.name)
     config = model.config
     if config.dim != dim:
         raise InputError(
@@ -214,7 +212,7 @@ def _search_facts(config: QincoConfig, search: Mapping[str, Any]) -> dict[str, A
 
 
 def _at_rate(model: Model, search: Mapping[str, Any], rate: float) -> Codec:
-    return codecs.of_qinco(model, _steps_at(model.config, rate), **search)
+    return ours.of_qinco(model, _steps_at(model.config, rate), **search)
 
 
 def sized(preset: str, num_bytes: float, settings: Sequence[str]) -> tuple[QincoConfig, Recipe]:

@@ -3,8 +3,8 @@
 `import qinco_jax.datasets.builders` registers them, so that `tfds.data_source("deep1m/500k")`,
 `tfds build deep1m --imports qinco_jax.datasets.builders` and `TFDS_DATA_DIR` work as for other
 sets. An example is a block of neighbouring rows. They derive from `ShardBasedBuilder`, which writes
-each shard as it is read; `GeneratorBasedBuilder` collects a whole split first, in memory up to 1 GB and
-with TensorFlow beyond.
+each shard as it is read; `GeneratorBasedBuilder` collects a whole split first, in memory up to 1 GB
+and with TensorFlow beyond.
 """
 
 import functools

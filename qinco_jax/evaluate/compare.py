@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from qinco_jax.codecs import named as contenders
+from qinco_jax.codecs import named
 from qinco_jax.datasets.catalog import Dataset
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import page, report, sweep
 from qinco_jax.evaluate.neighbours import Queries, blocks, queries_of
-from qinco_jax.training import loop as fit
-from qinco_jax.training import runs as folders
+from qinco_jax.training import loop, runs
 from qinco_jax.training.step import Recipe
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily
@@ -66,8 +65,8 @@ def compare(
     if not codecs or not rates or not seeds or not metrics:
         raise InputError("name at least one codec, one rate, one seed and one metric")
     rates = [float(rate) for rate in rates]
-    entries = contenders.contenders(codecs, rates, data.train.shape[1], settings)
-    x_train, held_back = fit.split(data.train, data.validation, Recipe())
+    entries = named.contenders(codecs, rates, data.train.shape[1], settings)
+    x_train, held_back = loop.split(data.train, data.validation, Recipe())
     whole = held_back if data.database is None else data.database
     database = whole[:eval_rows]
     for block in blocks(len(database)):  # now, not after hours of training
@@ -75,15 +74,15 @@ def compare(
     extra = shifted or {}
     identity = {
         "dataset": data.name,
-        "train": folders.fingerprint(x_train),
-        "database": folders.fingerprint(database),
-        "queries": None if data.queries is None else folders.fingerprint(data.queries),
+        "train": runs.fingerprint(x_train),
+        "database": runs.fingerprint(database),
+        "queries": None if data.queries is None else runs.fingerprint(data.queries),
         "metrics": list(metrics),
         "noise": list(noise),
-        "shifted": {name: folders.fingerprint(lazily(x)) for name, x in extra.items()},
+        "shifted": {name: runs.fingerprint(lazily(x)) for name, x in extra.items()},
     }
     questions = _questions(data, database, len(whole), metrics, noise, extra)
-    folders.claim(folder / IDENTITY, identity, (sweep.RESULTS, sweep.COSTS))
+    runs.claim(folder / IDENTITY, identity, (sweep.RESULTS, sweep.COSTS))
     field = sweep.Field(data.name, x_train, database, questions)
     sweep.run(entries, field, folder, seeds, stage)
     page.write_page(folder)

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
-from qinco_jax.codecs.codec import Codec
+from qinco_jax.codecs.codec import Advance, AtRate, Codec, Contender
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import machine, report
 from qinco_jax.evaluate.metrics import Progress, Score, measure
 from qinco_jax.evaluate.neighbours import Queries
 from qinco_jax.files import replacing
 from qinco_jax.vectors import checks
-from qinco_jax.vectors.stored import Rows, Vectors
+from qinco_jax.vectors.stored import Rows
 
 RESULTS, COSTS, MODELS = "results.jsonl", "costs.jsonl", "models"
 TIMED_ROWS = 8192
@@ -31,30 +31,8 @@ WAIT_SECONDS = 2.0
 KEY = ("codec", "bytes", "seed")
 
 Key = tuple[str, float, int]
-AtRate = Callable[[float], Codec]
-Advance = Callable[[float, float], Any]
 Stage = Callable[[str], contextlib.AbstractContextManager[Advance]]
 """Shows one piece of work: a title -> a function of what is done, of how much."""
-
-
-class Contender(NamedTuple):
-    """A codec to train once and to measure at one rate or several.
-
-    Attributes:
-      codec: as it was asked for, such as "small@16:A=4:B=8".
-      family: the same without its search, "small@16".
-      bytes: the rate that it is trained for.
-      rates: bytes at which it is measured, at most `bytes`.
-      facts: more to stand in its rows; json.
-      train: (vectors, seed, folder for its checkpoints, progress) -> the codec at a rate.
-    """
-
-    codec: str
-    family: str
-    bytes: float
-    rates: tuple[float, ...]
-    facts: Mapping[str, Any]
-    train: Callable[[Vectors, int, Path, Advance], AtRate]
 
 
 class Field(NamedTuple):

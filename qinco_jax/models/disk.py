@@ -11,8 +11,7 @@ import jax.numpy as jnp
 
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
-from qinco_jax.models import orbax as checkpoint
-from qinco_jax.models import safetensors as portable
+from qinco_jax.models import orbax, safetensors
 from qinco_jax.quantizers import qinco
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.product import Product
@@ -68,7 +67,7 @@ def _abstract_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> Mo
 
 def _format(path: str | os.PathLike[str]) -> ModuleType:
     """The module that writes and reads what a path's ending asks for."""
-    return portable if Path(path).suffix == portable.ENDING else checkpoint
+    return safetensors if Path(path).suffix == safetensors.ENDING else orbax
 
 
 def abstract(config: QincoConfig) -> Model:

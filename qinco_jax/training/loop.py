@@ -17,19 +17,17 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from qinco_jax import optional
-from qinco_jax.codecs.faiss import CODEWORDS as OPQ_CODEWORDS
-from qinco_jax.codecs.faiss import opq_rotation
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
-from qinco_jax.models import disk as models
+from qinco_jax.models import disk
 from qinco_jax.models.orbax import Checkpoints
-from qinco_jax.quantizers import coding, qinco, rq
+from qinco_jax.quantizers import coding, opq, qinco, rq
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import approximated
-from qinco_jax.training import runs as folders
+from qinco_jax.training import runs
 from qinco_jax.training import step as training
 from qinco_jax.training.feed import Feed
 from qinco_jax.training.step import Recipe, State
@@ -107,9 +105,9 @@ def train(
     folder = None if run_dir is None else Path(run_dir)
     if folder is not None:
         identity = _identity(x_train, config, recipe, seed, centroids)
-        folders.claim(folder / "run.json", identity, (FINISHED, CHECKPOINTS, ROTATION, CENTROIDS))
+        runs.claim(folder / "run.json", identity, (FINISHED, CHECKPOINTS, ROTATION, CENTROIDS))
         if (folder / FINISHED).exists():
-            return models.load(folder / FINISHED)
+            return disk.load(folder / FINISHED)
     if config.num_centroids is not None and centroids is None:
         centroids = _kept(folder, CENTROIDS, functools.partial(
             train_centroids, approximate(x_train, config.normalize), config.num_centroids, seed=seed
@@ -120,7 +118,7 @@ def train(
         with Checkpoints(folder / CHECKPOINTS) if folder else contextlib.nullcontext() as kept:
             model = _fit(x_train, x_val, config, recipe, seed, kept, log, centroids)
     if folder is not None:
-        models.save(model, folder / FINISHED)
+        disk.save(model, folder / FINISHED)
     return model
 
 
@@ -137,7 +135,7 @@ def _fit_parts(
     rotation = None
     if config.opq:
         rotation = _kept(folder, ROTATION, functools.partial(
-            opq_rotation, approximate(x_train, config.normalize), config.num_parts, seed
+            opq.opq_rotation, approximate(x_train, config.normalize), config.num_parts, seed
         ))  # fmt: skip
     *_, num_steps = training.length(recipe, len(x_train))
     parts: list[Qinco] = []
@@ -322,9 +320,9 @@ def _check(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> N
         )
     if config.opq:
         optional.faiss("rotations by OPQ")
-        if len(x_train) < OPQ_CODEWORDS:
+        if len(x_train) < opq.MIN_ROWS:
             raise InputError(
-                f"opq needs {OPQ_CODEWORDS} training vectors, got {len(x_train)}; give more, or "
+                f"opq needs {opq.MIN_ROWS} training vectors, got {len(x_train)}; give more, or "
                 "opq=False"
             )
     if recipe.num_epochs != 0 and len(x_val) == 0:
@@ -353,7 +351,7 @@ def _restore(checkpoints: Checkpoints | None, config: QincoConfig, recipe: Recip
     if checkpoints is None:
         return None
     begin = functools.partial(training.start, recipe=recipe)
-    return checkpoints.restore_latest(jax.eval_shape(begin, models.abstract(config)))
+    return checkpoints.restore_latest(jax.eval_shape(begin, disk.abstract(config)))
 
 
 def _validate(model: Qinco, x_val: Rows, recipe: Recipe) -> float:
@@ -414,11 +412,11 @@ def _identity(
     x: Rows, config: QincoConfig, recipe: Recipe, seed: int, centroids: np.ndarray | None
 ) -> dict[str, Any]:
     """What makes a run this run and no other."""
-    given = {} if centroids is None else {"centroids": folders.fingerprint(centroids)}
+    given = {} if centroids is None else {"centroids": runs.fingerprint(centroids)}
     return {
         "seed": seed,
         "config": config.settings,
         "recipe": dataclasses.asdict(recipe),
-        "data": folders.fingerprint(x),
+        "data": runs.fingerprint(x),
         **given,
     }

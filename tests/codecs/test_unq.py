@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import qinco_jax as qj
-from qinco_jax.codecs.unq import lookup, triplets
-from qinco_jax.codecs.unq import model as unq
+from qinco_jax.codecs.unq import lookup, triplets, unq
 from qinco_jax.codecs.unq.network import EPSILON, Network
 
 M, K, D = 3, 16, 8

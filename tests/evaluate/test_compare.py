@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import qinco_jax as qj
 from qinco_jax.cli import main as cli
 from qinco_jax.codecs import faiss as through_faiss
-from qinco_jax.codecs import named as contenders
+from qinco_jax.codecs import named
 from qinco_jax.evaluate.metrics import measure
 
 CODECS = "pq,rq:B=4,small@2,small@2:A=2:B=2"
@@ -191,9 +191,9 @@ def test_faiss_codecs_compress_to_the_bytes_that_they_say(name: str) -> None:
 
 
 def test_prefixes_of_a_model_are_measured_at_their_rates() -> None:
-    spec = contenders.parse("small@16:A=4:B=8:each")
+    spec = named.parse("small@16:A=4:B=8:each")
     assert (spec.name, spec.family, spec.bytes) == ("small", "small@16", 16.0)
     assert spec.search == {"num_candidates": 4, "beam_size": 8, "joint": False}
-    (one,) = contenders.contenders([spec.text], [4, 8, 4.5, 20], 128)
+    (one,) = named.contenders([spec.text], [4, 8, 4.5, 20], 128)
     assert (one.bytes, one.rates) == (16.0, (4, 8))
     assert (one.facts["num_candidates"], one.facts["joint"]) == (4, False)

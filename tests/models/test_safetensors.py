@@ -22,8 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 import qinco_jax as qj
 from qinco_jax.cli.main import main
-from qinco_jax.models import disk as models
-from qinco_jax.models import safetensors as portable
+from qinco_jax.models import disk, safetensors
 
 small = functools.partial(
     qj.QincoConfig, dim=6, num_steps=3, codebook_size=16, hidden_dim=8, num_candidates=5,
@@ -49,7 +48,7 @@ def random_model(config: qj.QincoConfig) -> Any:
     def random(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         return jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype)
 
-    return jax.tree.map(random, models.abstract(config))
+    return jax.tree.map(random, disk.abstract(config))
 
 
 MODELS = {name: random_model(config) for name, config in CONFIGS.items()}
@@ -164,7 +163,7 @@ def test_a_file_that_others_wrote_must_fit_its_config(
     contents = load_file(file), dict(MODEL.config.settings)
     change(contents)
     path = tmp_path / "model.safetensors"
-    portable.write_tree(path, contents[0], {"version": "0", "config": contents[1]})
+    safetensors.write_tree(path, contents[0], {"version": "0", "config": contents[1]})
     with pytest.raises(qj.InputError, match=re.escape(message)):
         qj.load(path)
 

@@ -11,7 +11,7 @@ import qinco_jax as qj
 from qinco_jax.quantizers import qinco
 from qinco_jax.quantizers.beam import Beam
 from qinco_jax.quantizers.transform import denormalise, normalise
-from qinco_jax.training import step as training
+from qinco_jax.training import step
 from qinco_jax.training.step import Recipe
 
 every_file = pytest.mark.parametrize("name", golden.NAMES)
@@ -85,7 +85,7 @@ def test_losses_and_all_gradients_are_equal(name: str) -> None:
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(parameters: object) -> tuple[jax.Array, jax.Array]:
-        return training.loss(qinco.with_parameters(model, parameters), x, file.codes)
+        return step.loss(qinco.with_parameters(model, parameters), x, file.codes)
 
     (total, x_hat), gradient = loss(qinco.parameters(model))
     assert_close(total, file.arrays["train_total_loss"] - file.coarse_loss)
@@ -99,9 +99,9 @@ def test_losses_and_all_gradients_are_equal(name: str) -> None:
 def test_five_steps_of_training_are_equal(name: str) -> None:
     file = load(name)
     recipe, losses = recipe_of(file), []
-    state = training.start(file.model, recipe)
+    state = step.start(file.model, recipe)
     for _ in range(5):
-        state, loss = training.train_step(state, file.arrays["x"], recipe, total_steps=5)
+        state, loss = step.train_step(state, file.arrays["x"], recipe, total_steps=5)
         losses.append(float(loss))
     np.testing.assert_allclose(losses, file.arrays["after5_losses"] - file.coarse_loss, rtol=1e-5)
 

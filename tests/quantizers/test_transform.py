@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 import qinco_jax as qj
 from qinco_jax.cli import main as cli
 from qinco_jax.evaluate import page
-from qinco_jax.models import orbax as checkpoint
+from qinco_jax.models import orbax
 from qinco_jax.quantizers import qinco, transform
-from qinco_jax.training import loop as fit
+from qinco_jax.training import loop
 
 D = 6
 CONFIG = qj.QincoConfig(
@@ -205,7 +205,7 @@ def interrupt(record: dict[str, float]) -> None:
 
 def test_a_resumed_training_ends_with_the_same_model(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, rotate=True, normalize=True)
-    with pytest.raises(fit.Interrupted):
+    with pytest.raises(loop.Interrupted):
         qj.train(X, config, RECIPE, run_dir=tmp_path, log=interrupt)
     resumed = qj.train(X, config, RECIPE, run_dir=tmp_path)
     assert_same(resumed, qj.train(X, config, RECIPE))
@@ -224,7 +224,7 @@ def test_a_model_and_a_run_from_before_there_were_transforms_are_read(tmp_path: 
     model = qj.train(X, CONFIG, num_epochs=0, run_dir=tmp_path / "run")
     assert [name for name in PLAIN if name in (tmp_path / "run" / "run.json").read_text()] == []
     old = {name: x for name, x in dataclasses.asdict(model.config).items() if name not in PLAIN}
-    checkpoint.write_tree(tmp_path / "old", model, {"version": "0.1.0", "config": old})
+    orbax.write_tree(tmp_path / "old", model, {"version": "0.1.0", "config": old})
     assert_same(qj.load(tmp_path / "old"), model)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(model)]
     assert not any("rotation" in name for name in names)

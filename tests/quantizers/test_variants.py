@@ -12,12 +12,10 @@ import oracle
 import pytest
 
 import qinco_jax as qj
-from qinco_jax.codecs import named as contenders
-from qinco_jax.codecs import ours as codecs
+from qinco_jax.codecs import named, ours
 from qinco_jax.evaluate import metrics
-from qinco_jax.quantizers import packing as codes
-from qinco_jax.quantizers import qinco, rq
-from qinco_jax.training import step as training
+from qinco_jax.quantizers import packing, qinco, rq
+from qinco_jax.training import step
 
 small = functools.partial(
     qj.QincoConfig, num_steps=3, codebook_size=16, hidden_dim=8, num_blocks=1, beam_size=4,
@@ -60,7 +58,7 @@ def test_a_variant_trains_resumes_saves_and_is_measured(
     again = qj.train(X, config, run_dir=tmp_path / "run", **options)
     jax.tree.map(np.testing.assert_array_equal, again, model)
     for m in (1, config.num_steps):
-        codec = codecs.of_qinco(model, m)
+        codec = ours.of_qinco(model, m)
         assert codec.bits == config.coarse_bits + m * config.step_bits
         score = metrics.measure(codec, X[:500], [])
         cut = qj.prefix(model, m)
@@ -94,11 +92,11 @@ def test_the_untrained_model_behind_centroids_is_residual_quantization_of_what_i
 
 def test_an_unused_codeword_behind_centroids_is_drawn_anew_and_no_centroid() -> None:
     model = oracle.random_model(small(dim=8, num_centroids=20))
-    state = training.start(model, training.Recipe())
+    state = step.start(model, step.Recipe())
     used = np.ones((3, 16), np.int32)
     used[1, 5] = 0
     state = state.replace(usage=jax.numpy.asarray(used))
-    after = training.end_epoch(state, np.float32(1), jax.random.key(0), training.Recipe()).model
+    after = step.end_epoch(state, np.float32(1), jax.random.key(0), step.Recipe()).model
     moved = np.any(np.asarray(after.steps.codebook != model.steps.codebook), axis=-1)
     np.testing.assert_array_equal(moved, used == 0)
     np.testing.assert_array_equal(after.codebook, model.codebook)
@@ -139,20 +137,20 @@ def test_files_of_codes_hold_every_column(
     sizes = [num_centroids] * (num_centroids is not None) + [size] * 3 * num_parts
     some = RNG.integers(sizes, size=(50, len(sizes))).astype(np.uint32)
     some[0], some[1] = 0, np.array(sizes) - 1
-    rows = codes.to_rows(some, config)
-    assert (rows.shape[1], rows.dtype) == codes.row_shape(config)
-    np.testing.assert_array_equal(codes.from_rows(rows, config), some)
+    rows = packing.to_rows(some, config)
+    assert (rows.shape[1], rows.dtype) == packing.row_shape(config)
+    np.testing.assert_array_equal(packing.from_rows(rows, config), some)
     if size == 256:
         assert 8 * rows.shape[1] == config.bits
 
 
 def test_rates_count_the_coarse_index() -> None:
     settings = ("num_centroids=70000", "codebook_size=256")
-    config, _ = contenders.sized("small", 11, settings)
+    config, _ = named.sized("small", 11, settings)
     assert (config.num_steps, config.bits) == (8, 88)
     with pytest.raises(qj.InputError, match="coarse index of 24 bits"):
-        contenders.sized("small", 3, settings)
-    config, _ = contenders.sized("small", 8, ("num_parts=2",))
+        named.sized("small", 3, settings)
+    config, _ = named.sized("small", 8, ("num_parts=2",))
     assert (config.num_steps, config.bits) == (4, 64)
 
 
@@ -197,8 +195,8 @@ def test_a_preselector_is_fitted_to_every_part() -> None:
 
 def test_packed_prefixes_of_sub_vectors_are_known_by_their_width() -> None:
     some = RNG.integers(16, size=(50, 4)).astype(np.uint8)
-    rows = codes.pack(some, 16)
-    np.testing.assert_array_equal(codes.from_rows(rows, PRODUCT.config), some)
+    rows = packing.pack(some, 16)
+    np.testing.assert_array_equal(packing.from_rows(rows, PRODUCT.config), some)
 
 
 def test_empty_clusters_are_refilled() -> None:
@@ -244,13 +242,13 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a product of one": (lambda: qj.Product(PRODUCT.parts[:1]).config, "at least two parts"),
     "too many parts": (lambda: small(num_parts=2000), "at most 1024"),
     "a coarse index that no file holds": (
-        lambda: codes.to_rows(np.array([[300, 0, 0, 0]]), IVF.config), "code 300",
+        lambda: packing.to_rows(np.array([[300, 0, 0, 0]]), IVF.config), "code 300",
     ),
     "a rotation from few vectors": (
         lambda: qj.train(X[:200], small(num_parts=2, opq=True)), "256 training vectors|Faiss",
     ),
     "a codec of unequal parts": (
-        lambda: contenders.contenders(["small"], [8], 127, ["num_parts=2"]), "cannot be cut",
+        lambda: named.contenders(["small"], [8], 127, ["num_parts=2"]), "cannot be cut",
     ),
     "centroids of NaN": (
         lambda: qj.train(X, small(), centroids=np.full((9, 8), np.nan)), "row 0 of the centroids",

@@ -17,8 +17,7 @@ import pytest
 from killed import CONFIG, RECIPE, vectors
 
 import qinco_jax as qj
-from qinco_jax.training import feed
-from qinco_jax.training import loop as fit
+from qinco_jax.training import feed, loop
 from qinco_jax.training import step as training
 
 
@@ -71,7 +70,7 @@ def test_every_recipe_trains(schedule: str, compute_dtype: str) -> None:
 
 
 def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path: Path, uninterrupted: qj.Qinco) -> None:
-    with pytest.raises(fit.Interrupted, match=r"stopped at step 2[01] .* same command goes on"):
+    with pytest.raises(loop.Interrupted, match=r"stopped at step 2[01] .* same command goes on"):
         qj.train(vectors(), CONFIG, RECIPE, run_dir=tmp_path / "run", log=interrupt)
     steps: list[float] = []
     model = qj.train(
@@ -133,14 +132,14 @@ def test_what_is_returned_is_never_worse_than_the_start() -> None:
 def test_a_loss_that_diverges_stops_with_the_last_checkpoint_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(fit, "LOG_STEPS", 1)
-    with pytest.raises(fit.Diverged, match=r"became NaN or Inf by step \d+; the checkpoint of"):
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "LOG_STEPS", 1)
+    with pytest.raises(loop.Diverged, match=r"became NaN or Inf by step \d+; the checkpoint of"):
         qj.train(
             vectors(), CONFIG, RECIPE, run_dir=tmp_path, learning_rate=1e3, clip=None, warmup=0.9
         )
-    with fit.Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        state = fit._restore(checkpoints, CONFIG.for_dim(8), RECIPE)
+    with loop.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        state = loop._restore(checkpoints, CONFIG.for_dim(8), RECIPE)
     assert state is not None and all(np.isfinite(leaf).all() for leaf in leaves(state.model))
 
 
@@ -165,7 +164,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_model(tmp_path: Path) -> Non
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(fit.Interrupted):
+    with pytest.raises(loop.Interrupted):
         qj.train(vectors(), CONFIG, RECIPE, run_dir=tmp_path, log=interrupt)
     newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
     for path in newest.rglob("*"):

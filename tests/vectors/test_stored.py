@@ -16,8 +16,7 @@ from qinco_jax.codecs.ours import of_rq
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate.metrics import measure
 from qinco_jax.evaluate.neighbours import queries_of
-from qinco_jax.training import loop as fit
-from qinco_jax.training import runs as folders
+from qinco_jax.training import loop, runs
 from qinco_jax.vectors.shards import read_rows
 from qinco_jax.vectors.stored import Stored, expect, mapped
 
@@ -109,14 +108,14 @@ def test_a_model_is_the_same_from_files_of_any_kind(tmp_path: Path) -> None:
 
 
 def test_what_is_read_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "CHECKED_ROWS", 5000)
+    monkeypatch.setattr(loop, "CHECKED_ROWS", 5000)
     x = np.random.default_rng(0).normal(size=(60_000, 2)).astype(np.float32)
     slow = Slow(x)
     rows = Stored([x[:1], slow], block_rows=1000)
     x = np.concatenate([x[:1], x])
     model = qj.train(rows, CONFIG, num_epochs=0, num_val=10)
     codes = qj.encode(model, rows)
-    assert folders.fingerprint(rows) == folders.fingerprint(x)
+    assert runs.fingerprint(rows) == runs.fingerprint(x)
     assert 0 < slow.most <= 5000
     np.testing.assert_array_equal(codes, qj.encode(model, x))
 
