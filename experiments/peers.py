@@ -1,6 +1,6 @@
 """The same models run by others: Faiss, PyTorch without tables, JAX without tables.
 
-Each function takes one of our models, normalised with mean 0 and scale 1, and returns a pair
+Each function takes one of our models, with mean 0 and scale 1, and returns a pair
 `encode`, `decode` that maps numpy arrays [N, ...] to numpy arrays. Beams are at most K wide.
 """
 

@@ -32,7 +32,7 @@ import qinco_jax as qj
 from qinco_jax.evaluate import report
 from qinco_jax.files import replacing
 from qinco_jax.quantizers import batching, beam, qinco
-from qinco_jax.quantizers.rq import normalise
+from qinco_jax.quantizers.rq import to_model_space
 
 MARKERS = "os^vDPX"
 
@@ -84,7 +84,7 @@ def encode_block(prepared, x, way):
             found = beam.expand(found, proposed, step, way.beams[step])
         return found.codes[0]
 
-    return jax.vmap(one)(normalise(x, model.transform))
+    return jax.vmap(one)(to_model_space(x, model.transform))
 
 
 def encode(model, x, way):

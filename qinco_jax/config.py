@@ -13,6 +13,7 @@ from qinco_jax.errors import InputError
 T = TypeVar("T")
 
 MAX_PARTS = 1024
+OLD_NAMES = {"normalize": "unit_norm"}  # in files that version 0.1 wrote before 2026-11-26
 FORMS = ("qinco", "qinco-lr", "qinco2")
 
 
@@ -61,7 +62,7 @@ class QincoConfig:
         (arXiv 2501.03078), the network of a step.
       projections: whether form "qinco2" has P_in and P_out. Only imported models with E = D lack
         them: their published program leaves both out.
-      normalize: whether vectors are divided by their L2 norm before all; the model then
+      unit_norm: whether vectors are divided by their L2 norm before all; the model then
         approximates x / |x|, and lengths are lost. A vector of zeros stays one.
       center: whether the mean of the training vectors is subtracted.
       rotate: whether vectors are rotated to the principal components of the training vectors,
@@ -88,7 +89,7 @@ class QincoConfig:
     joint: bool = False
     form: str = "qinco2"
     projections: bool = True
-    normalize: bool = False
+    unit_norm: bool = False
     center: bool = True
     rotate: bool = False
     num_centroids: int | None = None
@@ -111,7 +112,7 @@ class QincoConfig:
             )
         if self.form not in FORMS:
             raise InputError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
-        for name in ("joint", "projections", "normalize", "center", "rotate", "opq"):
+        for name in ("joint", "projections", "unit_norm", "center", "rotate", "opq"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be true or false, got {getattr(self, name)!r}")
         width = None if self.dim is None else self.dim // self.num_parts
@@ -140,6 +141,11 @@ class QincoConfig:
             if getattr(self, name):
                 raise InputError(f"{name} does not go with num_parts = {self.num_parts}")
 
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "QincoConfig":
+        """The config of `settings` as a file keeps them; older files say `normalize`."""
+        return cls(**{OLD_NAMES.get(name, name): value for name, value in settings.items()})
+
     def for_dim(self, dim: int) -> "QincoConfig":
         """Returns the config with `dim` and `embed_dim` filled in for vectors of `dim` dimensions.
 
@@ -155,7 +161,7 @@ class QincoConfig:
     def part(self) -> "QincoConfig":
         """The config of the model of one sub-vector."""
         dim = None if self.dim is None else self.dim // self.num_parts
-        return dataclasses.replace(self, dim=dim, num_parts=1, opq=False, normalize=False)
+        return dataclasses.replace(self, dim=dim, num_parts=1, opq=False, unit_norm=False)
 
     @property
     def has_projections(self) -> bool:
@@ -165,7 +171,7 @@ class QincoConfig:
     @property
     def transform(self) -> dict[str, bool]:
         """What `rq.train` is called with, for the transform of the vectors."""
-        return {"normalize": self.normalize, "center": self.center, "rotate": self.rotate}
+        return {"unit_norm": self.unit_norm, "center": self.center, "rotate": self.rotate}
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -173,16 +173,16 @@ def train(
 @click.option("--iterations", default=10, show_default=True, type=click.IntRange(min=1))
 @click.option("--rows", "max_rows", metavar="N", type=click.IntRange(min=2),
               help="train on at most N vectors [default: 256 for each centroid]")  # fmt: skip
-@click.option("--normalize", is_flag=True, help="for models of x / |x| (normalize=true)")
+@click.option("--unit-norm", is_flag=True, help="for models of x / |x| (unit_norm=true)")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1))
 def centroids(
     centroids: str, dataset: str, num_centroids: int, iterations: int, max_rows: int | None,
-    normalize: bool, seed: int,
+    unit_norm: bool, seed: int,
 ) -> None:  # fmt: skip
     """Trains the coarse codebook of an IVF-QINCo into the new file CENTROIDS (.npy)."""
     data = catalog.load(dataset)
     kept, _ = loop.split(data.train, data.validation, Recipe())
-    kept = loop.approximate(kept, normalize)
+    kept = loop.approximate(kept, unit_norm)
     shape, title = (num_centroids, kept.shape[1]), f"{num_centroids:,} centroids of {data.name}"
     with formats.create(centroids, shape, np.float32) as out, stage_bar(title) as advance:
         out[:] = train_centroids(
@@ -330,11 +330,11 @@ def _load(files: dict[str, str | None]) -> catalog.Dataset:
 def _measure(every: list[Codec], data: catalog.Dataset, eval_rows: int) -> list[report.Row]:
     """Scores codecs on the first rows of a database, with a progress bar.
 
-    Those that normalise keep angles, not lengths, so their queries ask by cosine; a set's ground
+    Those with `unit_norm` keep angles, not lengths, so their queries ask by cosine; a set's ground
     truth is not known to be that.
     """
     assert data.database is not None
-    unit = any(codec.normalize for codec in every)
+    unit = any(codec.unit_norm for codec in every)
     database = data.database[:eval_rows]
     questions = []
     if data.queries is not None:

@@ -21,7 +21,7 @@ class Codec(NamedTuple):
       encode: vectors [N, D] -> codes [N, ...], integers.
       decode: codes [N, ...] -> reconstructions [N, D] float32.
       size: bytes of the codebooks and networks that both need.
-      normalize: whether the reconstructions approximate x / |x|, not x.
+      unit_norm: whether the reconstructions approximate x / |x|, not x.
       column_sizes: how many values each column of a code takes; `None` where they share the bits
         equally.
     """
@@ -31,7 +31,7 @@ class Codec(NamedTuple):
     encode: Callable[[Array], Array]
     decode: Callable[[Array], Array]
     size: int = 0
-    normalize: bool = False
+    unit_norm: bool = False
     column_sizes: tuple[int, ...] | None = None
 
 

@@ -32,12 +32,12 @@ def of_qinco(
     name = kind + {"qinco": "QINCo", "qinco-lr": "QINCo-LR", "qinco2": "QINCo2"}[config.form]
     return Codec(
         f"{name} A={search.num_candidates} B={search.beam_size}{' joint' * search.joint}"
-        f"{' unit' * config.normalize}",
+        f"{' unit' * config.unit_norm}",
         config.bits,
         functools.partial(coding.encode, model, **dataclasses.asdict(search)),
         functools.partial(coding.decode, model),
         size(model),
-        config.normalize,
+        config.unit_norm,
         model.column_sizes,
     )
 
@@ -46,12 +46,12 @@ def of_rq(model: RQ, num_steps: int, bits_per_step: float, beam_size: int = 32) 
     """The codec of a residual quantizer's first `num_steps` steps."""
     model = rq.prefix(model, num_steps)
     return Codec(
-        f"RQ B={beam_size}{' unit' * model.normalize}",
+        f"RQ B={beam_size}{' unit' * model.unit_norm}",
         num_steps * bits_per_step,
         functools.partial(rq.encode, model, beam_size=beam_size),
         functools.partial(rq.decode, model),
         size(model),
-        model.normalize,
+        model.unit_norm,
     )
 
 

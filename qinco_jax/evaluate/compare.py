@@ -38,9 +38,9 @@ def compare(
     What is finished in the folder is skipped, what was interrupted goes on, and several processes
     may work on one folder. It gets `results.jsonl`, `costs.jsonl`, plots and `report.html`.
 
-    A model that normalises approximates x / |x|: its error is that of unit vectors, its rows say
-    `normalize`, and of such errors and others none is called the best. Recall is by the set's own
-    queries and what is decoded, for all codecs alike; by "cosine" it is fair to both.
+    A model with `unit_norm` approximates x / |x|: its error is that of unit vectors, its rows say
+    `unit_norm`, and no codec is called the best where both kinds of error occur. Recall is by the
+    set's own queries and what is decoded, for all codecs alike; by "cosine" it is fair to both.
 
     Args:
       data: a set from `datasets.load`. Without a database, rows held back from training are used.

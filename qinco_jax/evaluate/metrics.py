@@ -48,7 +48,7 @@ class Score(NamedTuple):
 
     Attributes:
       mse: squared error summed over dimensions, averaged over the database; the interval is that
-        of the normal distribution. For a codec that normalises, the error of x / |x|.
+        of the normal distribution. For a codec with `unit_norm`, the error of x / |x|.
       relative_error: the error as a share of the variance of what is approximated.
       recall: by name of the queries, measure -> estimate with a bootstrap interval over queries.
         "recall@k" is the share of queries that find a nearest neighbour among the k nearest decoded
@@ -90,7 +90,7 @@ def measure(
     for block in blocks(len(database)):
         x = checks.finite(np.asarray(database[block]), block.start, "the database")
         codes.append(np.asarray(codec.encode(x)))
-        goal = approximated(x, codec.normalize)
+        goal = approximated(x, codec.unit_norm)
         error = goal - np.asarray(codec.decode(codes[-1]))
         errors.append(np.square(error, dtype=np.float64).sum(axis=1))
         wide = goal.astype(np.float64)

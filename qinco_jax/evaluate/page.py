@@ -115,7 +115,7 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
     found = {key: RECALL.fullmatch(key) for row in rows for key in row}
     matches = [match for match in found.values() if match]
     matches.sort(key=lambda match: (int(match[1] or 0), int(match[2])))
-    kinds = {bool(row.get("normalize")) for row in rows}  # errors of vectors, and of unit vectors
+    kinds = {bool(row.get("unit_norm")) for row in rows}  # errors of vectors, and of unit vectors
     best = min if len(kinds) == 1 else None
     return [
         Column("mse", "MSE", "mean squared error, summed over dimensions", _digits, best),
@@ -196,7 +196,7 @@ def _notes(row: Row, names: Mapping[str, str]) -> list[str]:
     notes = [row["codec"]] if row["codec"] != names[row["codec"]] else []
     if row.get("trained_bytes", row["bytes"]) != row["bytes"]:
         notes.append(f"cut from {row['trained_bytes']:g} bytes")
-    if row.get("normalize"):
+    if row.get("unit_norm"):
         notes.append("MSE of unit vectors")
     return notes
 

@@ -26,12 +26,12 @@ def score(
 ) -> list[Row]:
     """One row for each codec: its name, bytes, and what `metrics.measure` finds.
 
-    The field `normalize` tells whether the error is that of unit vectors.
+    The field `unit_norm` tells whether the error is that of unit vectors.
     """
     rows: list[Row] = []
     for codec in codecs:
         found = measure(codec, database, questions, None if progress is None else progress(codec))
-        what = {"codec": codec.name, "bytes": codec.bits / 8, "normalize": codec.normalize}
+        what = {"codec": codec.name, "bytes": codec.bits / 8, "unit_norm": codec.unit_norm}
         rows.append({**what, **figures(found, questions)})
     return rows
 
@@ -81,7 +81,7 @@ def read(path: str | os.PathLike[str], keys: Sequence[str] = ()) -> list[Row]:
     rows: list[Row] = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line.replace('"normalize":', '"unit_norm":'))  # older files
         except json.JSONDecodeError:
             row = None
         if not isinstance(row, dict) or any(row.get(key) is None for key in keys):

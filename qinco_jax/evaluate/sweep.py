@@ -173,7 +173,7 @@ def _row(contender: Contender, codec: Codec, field: Field, score: Score) -> dict
         "family": contender.family,
         "trained_bytes": contender.bytes,
         "bits": codec.bits,
-        "normalize": codec.normalize,
+        "unit_norm": codec.unit_norm,
         "train_rows": len(field.train),
         "database_rows": len(field.database),
         "num_queries": len(field.questions[0].vectors) if field.questions else 0,

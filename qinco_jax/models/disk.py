@@ -57,7 +57,7 @@ def load(path: str | os.PathLike[str]) -> Model:
 def _abstract_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> Model:
     """The abstract model of metadata that `save` wrote, whatever somebody else wrote there."""
     try:
-        config = QincoConfig(**content["config"])
+        config = QincoConfig.from_settings(content["config"])
         if config.dim is None:
             raise ValueError("dim is missing")
         return abstract(config)
@@ -79,7 +79,7 @@ def _blank(config: QincoConfig) -> Model:
     if config.num_parts == 1:
         return _blank_qinco(config)
     parts = tuple(_blank_qinco(config.part) for _ in range(config.num_parts))
-    return Product(parts, jnp.eye(config.dim) if config.opq else None, config.normalize)
+    return Product(parts, jnp.eye(config.dim) if config.opq else None, config.unit_norm)
 
 
 def _blank_qinco(config: QincoConfig) -> Qinco:
@@ -87,6 +87,6 @@ def _blank_qinco(config: QincoConfig) -> Qinco:
     assert dim is not None
     books = jnp.zeros((config.num_steps, config.codebook_size, dim))
     rotation = jnp.eye(dim) if config.rotate else None
-    rq = RQ(books, jnp.zeros(dim), jnp.ones(()), rotation, config.normalize, config.center)
+    rq = RQ(books, jnp.zeros(dim), jnp.ones(()), rotation, config.unit_norm, config.center)
     coarse = None if centroids is None else jnp.zeros((centroids, dim))
     return qinco.init(jax.random.key(0), config, rq, coarse)

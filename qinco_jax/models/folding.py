@@ -31,12 +31,12 @@ def folded(model: Qinco) -> Qinco:
       "qinco", its W multiplied out, since b is no longer 0.
 
     Raises:
-      InputError: the model normalizes vectors; no network divides by a length.
+      InputError: the model scales vectors to unit length; no network divides by a length.
     """
-    if model.normalize:
+    if model.unit_norm:
         raise InputError(
             "a model that normalizes divides vectors by their length, which no network can take "
-            "over; pass model.replace(normalize=False), and to the result unit vectors x / |x|"
+            "over; pass model.replace(unit_norm=False), and to the result unit vectors x / |x|"
         )
     steps = jax.tree.map(_float64, model.steps)
     mean, scale = _float64(model.mean), _float64(model.scale)

@@ -19,7 +19,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.quantizers.batching import map_rows
 from qinco_jax.quantizers.distances import nearest
 from qinco_jax.quantizers.rq import sample_rows
-from qinco_jax.quantizers.transform import Transform, denormalise, normalise, of_rows
+from qinco_jax.quantizers.transform import Transform, from_model_space, of_rows, to_model_space
 from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.stored import Rows, Vectors, lazily
 
@@ -82,7 +82,7 @@ def train_centroids(
         centroids = _lloyd(
             rows, found, num_centroids, rng, num_iters, lambda seen: advance(seen, total)
         )
-    return np.asarray(denormalise(jnp.asarray(centroids), found))
+    return np.asarray(from_model_space(jnp.asarray(centroids), found))
 
 
 def _in_cells(
@@ -145,7 +145,7 @@ def _lloyd(
     num_iters: int,
     advance: Callable[[int], None],
 ) -> np.ndarray:
-    """k-means [count, D] in the normalised space; compiles for powers of two alone."""
+    """k-means [count, D] in model space; compiles for powers of two alone."""
     start = np.sort(rng.choice(len(rows), count, replace=False))
     first = checks.finite(rows[start], what=SAMPLED).astype(np.float32)
     centroids = (first - np.asarray(transform.mean)) / np.asarray(transform.scale)
@@ -194,7 +194,7 @@ def _add(
     used: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Sums [K, D] and counts [K] of the rows nearest to each centroid, so far and with a chunk."""
-    x = jnp.where(used[:, None], normalise(rows, transform), 0.0)
+    x = jnp.where(used[:, None], to_model_space(rows, transform), 0.0)
     blocks = x.reshape(-1, min(BLOCK_ROWS, len(x)), x.shape[1])
     index = jax.lax.map(lambda block: nearest(block, centroids)[1], blocks).reshape(-1)
     return sums.at[index].add(x), counts.at[index].add(used.astype(jnp.int32))
@@ -207,4 +207,4 @@ def _itself(model: Any) -> Any:
 def _nearest_of(model: tuple[jax.Array, Transform], rows: jax.Array) -> jax.Array:
     """The number [N] int32 of the centroid [K, D] nearest to each row."""
     centroids, transform = model
-    return nearest(normalise(rows, transform), centroids)[1]
+    return nearest(to_model_space(rows, transform), centroids)[1]

@@ -31,7 +31,7 @@ def encode(
 ) -> jax.Array:
     """Codes of vectors, by beam search with pre-selection (QINCo2, Sec. 3).
 
-    The model normalises, centers and rotates the vectors itself, as it was trained to.
+    The model scales, centers and rotates the vectors itself, as it was trained to.
 
     Pure; works under `jit`, `vmap` and on batches sharded over a mesh. Outside `jit` any number of
     rows is encoded in bounded memory, without compiling again for another number.
@@ -74,8 +74,8 @@ def decode(model: Model, codes: Array) -> jax.Array:
         [N, 1 + m] or [1 + m], 0 <= m <= M; for a `Product` [N, P m] or [P m].
 
     Returns:
-      [N, D] or [D] float32, x_hat_m in the space of the vectors. A model that normalises gives
-      approximations of x / |x|: codes do not keep the lengths of vectors.
+      [N, D] or [D] float32, x_hat_m in the space of the vectors. A model with `unit_norm`
+      gives approximations of x / |x|: codes do not keep the lengths of vectors.
 
     Raises:
       InputError: wrong shape or dtype; codes outside 0..K-1 (outside `jit`).

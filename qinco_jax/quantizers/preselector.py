@@ -12,7 +12,7 @@ from qinco_jax.quantizers import coding, network, product, qinco
 from qinco_jax.quantizers.coding import M
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
-from qinco_jax.quantizers.transform import normalise
+from qinco_jax.quantizers.transform import to_model_space
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Vectors, lazily
 
@@ -65,7 +65,7 @@ def fit_preselector(model: M, x: Vectors, *, num_candidates: int = 16) -> M:
 def _means(model: Qinco, x: jax.Array, codes: jax.Array) -> jax.Array:
     """S [M - 1, K, D] of vectors [N, D] and their codes [N, M]."""
     x_hat = qinco.reconstructions(model, codes)[:-1]
-    residual = normalise(x, model.transform)[None] - x_hat
+    residual = to_model_space(x, model.transform)[None] - x_hat
     index = codes[:, 1:].astype(jnp.int32).T
     contexts = x_hat[:, :: max(1, x.shape[0] // CONTEXTS)][:, :CONTEXTS]
     typical = jax.vmap(functools.partial(network.mean_codewords, model.form))(model.steps, contexts)

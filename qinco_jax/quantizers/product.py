@@ -26,12 +26,12 @@ class Product:
       parts: P models of D / P dimensions.
       rotation: R [D, D] float32, orthogonal, such as optimized product quantization finds; `None`
         is the identity.
-      normalize: whether vectors are divided by their length before, static.
+      unit_norm: whether vectors are divided by their length before, static.
     """
 
     parts: tuple[Qinco, ...]
     rotation: jax.Array | None = None
-    normalize: bool = flax.struct.field(pytree_node=False, default=False)
+    unit_norm: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def dim(self) -> int:
@@ -58,22 +58,22 @@ class Product:
         """The sizes, read off the arrays.
 
         Raises:
-          InputError: the parts differ in theirs, normalise, or there is only one.
+          InputError: the parts differ in theirs, have unit_norm, or there is only one.
         """
         configs = {part.config for part in self.parts}
         if len(configs) > 1:
             raise InputError(f"the parts of a product differ in their sizes: {configs}")
-        if len(self.parts) < 2 or self.parts[0].normalize:
+        if len(self.parts) < 2 or self.parts[0].unit_norm:
             raise InputError(
-                "a product has at least two parts, none of which normalises; take the model of a "
-                "single one, and normalize=True of the product"
+                "a product has at least two parts, without unit_norm; use the model of a single "
+                "part as it is, and set unit_norm of the product"
             )
         return dataclasses.replace(
             self.parts[0].config,
             dim=self.dim,
             num_parts=len(self.parts),
             opq=self.rotation is not None,
-            normalize=self.normalize,
+            unit_norm=self.unit_norm,
         )
 
 
@@ -96,7 +96,7 @@ def first_columns(model: Product, num_columns: int) -> Product:
 def sub_vectors(x: jax.Array, model: Product) -> list[jax.Array]:
     """The P sub-vectors [N, D / P] of vectors [N, D] of any real dtype."""
     x = x.astype(jnp.float32)
-    if model.normalize:
+    if model.unit_norm:
         x = unit(x)
     if model.rotation is not None:
         x = matmul(x, model.rotation)

@@ -19,7 +19,7 @@ from qinco_jax.quantizers.distances import nearest, smallest, squared_distances
 from qinco_jax.quantizers.network import Part, Step, of_codeword, of_context, part_of
 from qinco_jax.quantizers.packing import code_dtype
 from qinco_jax.quantizers.rq import RQ
-from qinco_jax.quantizers.transform import Transform, denormalise, normalise
+from qinco_jax.quantizers.transform import Transform, from_model_space, to_model_space
 
 Array = jax.Array | np.ndarray
 
@@ -32,7 +32,7 @@ class Qinco:
       mean: [D] float32, subtracted from every vector.
       scale: [] float32, divides it after that.
       codebook: [K, D], the plain codebook of step 1; or, with `ivf`, the frozen coarse codebook
-        [K_ivf, D], in the normalised space.
+        [K_ivf, D], in model space.
       steps: `Step` of arrays with a leading axis of M - 1; with `ivf` of M.
       form: "qinco", "qinco-lr" or "qinco2", static.
       num_candidates: A, static; `None` means all K.
@@ -40,7 +40,7 @@ class Qinco:
       joint: whether candidates are chosen jointly over the beam, static.
       rotation: [D, D] float32, by which vectors are multiplied last (`Transform`); `None` is the
         identity.
-      normalize: whether vectors are divided by their length before all, static; then the model
+      unit_norm: whether vectors are divided by their length before all, static; then the model
         approximates x / |x|.
       center: whether `mean` is the training vectors', static; else it is 0.
       ivf: whether a coarse codebook precedes the M steps, static (IVF-QINCo): column 0 of a code is
@@ -56,14 +56,14 @@ class Qinco:
     beam_size: int = flax.struct.field(pytree_node=False, default=1)
     joint: bool = flax.struct.field(pytree_node=False, default=False)
     rotation: jax.Array | None = None
-    normalize: bool = flax.struct.field(pytree_node=False, default=False)
+    unit_norm: bool = flax.struct.field(pytree_node=False, default=False)
     center: bool = flax.struct.field(pytree_node=False, default=True)
     ivf: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def transform(self) -> Transform:
-        """From vectors to the normalised space, in which the network works."""
-        return Transform(self.mean, self.scale, self.rotation, self.normalize)
+        """From vectors to model space, in which the network works."""
+        return Transform(self.mean, self.scale, self.rotation, self.unit_norm)
 
     @property
     def dim(self) -> int:
@@ -102,7 +102,7 @@ class Qinco:
             joint=self.joint,
             form=self.form,
             projections=self.form != "qinco2" or self.steps.proj_in is not None,
-            normalize=self.normalize,
+            unit_norm=self.unit_norm,
             center=self.center,
             rotate=self.rotation is not None,
             num_centroids=self.codebook.shape[0] if self.ivf else None,
@@ -119,7 +119,7 @@ def init(key: jax.Array, config: QincoConfig, rq: RQ, coarse: jax.Array | None =
       key: PRNG key of the matrices.
       config: sizes and transform; M, K, D and the transform must be those of `rq`.
       rq: codebooks [M, K, D] and transform to start from.
-      coarse: [K_ivf, D] centroids in the normalised space, where `config` has them: `rq` is then
+      coarse: [K_ivf, D] centroids in model space, where `config` has them: `rq` is then
         of what they leave over.
 
     Raises:
@@ -142,7 +142,7 @@ def init(key: jax.Array, config: QincoConfig, rq: RQ, coarse: jax.Array | None =
         first, books = coarse, rq.codebooks
     rest = books.shape[0]
     transform = {
-        "normalize": rq.normalize, "center": rq.center, "rotate": rq.rotation is not None
+        "unit_norm": rq.unit_norm, "center": rq.center, "rotate": rq.rotation is not None
     }  # fmt: skip
     if transform != config.transform:
         raise InputError(
@@ -173,7 +173,7 @@ def init(key: jax.Array, config: QincoConfig, rq: RQ, coarse: jax.Array | None =
     return Qinco(
         rq.mean, rq.scale, first, steps,
         config.form, config.num_candidates, config.beam_size, config.joint,
-        rq.rotation, rq.normalize, rq.center, coarse is not None,
+        rq.rotation, rq.unit_norm, rq.center, coarse is not None,
     )  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def first_columns(model: Qinco, num_columns: int) -> Qinco:
 
 
 def reconstructions(model: Qinco, codes: jax.Array) -> jax.Array:
-    """All prefix reconstructions x_hat_1 .. x_hat_M in the normalised space, differentiably.
+    """All prefix reconstructions x_hat_1 .. x_hat_M in model space, differentiably.
 
     Args:
       model: of M steps.
@@ -275,7 +275,7 @@ def beams(prepared: Prepared, rows: jax.Array, search: Search) -> beam.Beam:
     """The whole final beam of each row [N, D]: arrays [N, B, ...]."""
     model, tables = prepared
     steps, propose = (model.steps, tables), functools.partial(_propose, model.form, search)
-    x = normalise(rows, model.transform)
+    x = to_model_space(rows, model.transform)
     if model.ivf:
         first = _behind_centroids(prepared, x, search)
         steps = jax.tree.map(lambda leaf: leaf[1:], steps)
@@ -286,7 +286,7 @@ def beams(prepared: Prepared, rows: jax.Array, search: Search) -> beam.Beam:
 
 
 def _behind_centroids(prepared: Prepared, x: jax.Array, search: Search) -> beam.Beam:
-    """The beams of normalised vectors [N, D] after the coarse index and step 1 (QINCo2, Sec. 3.3).
+    """The beams of x [N, D], in model space, after the coarse index and step 1 (QINCo2, Sec. 3.3).
 
     One entry has to fill the beam, so it proposes max(A, B) candidates.
     """
@@ -317,7 +317,7 @@ def decode_rows(prepared: Prepared, codes: jax.Array) -> jax.Array:
 
     first = model.codebook[columns[0]]
     x_hat, _ = jax.lax.scan(body, first, (model.steps, tables, columns[1:]))
-    return denormalise(x_hat, model.transform)
+    return from_model_space(x_hat, model.transform)
 
 
 Parameters = tuple[jax.Array | None, Step]

@@ -16,7 +16,7 @@ from qinco_jax.quantizers.beam import Beam, Candidates
 from qinco_jax.quantizers.distances import nearest, squared_distances
 from qinco_jax.quantizers.kmeans import kmeans
 from qinco_jax.quantizers.packing import code_dtype
-from qinco_jax.quantizers.transform import Transform, denormalise, normalise, of_rows
+from qinco_jax.quantizers.transform import Transform, from_model_space, of_rows, to_model_space
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Vectors
 
@@ -28,11 +28,11 @@ class RQ:
     """A residual quantizer; x is approximated by mean + scale * (sum_m codebooks[m, i_m]) R^T.
 
     Attributes:
-      codebooks: [M, K, D] float32, in the normalised space.
+      codebooks: [M, K, D] float32, in model space.
       mean: [D] float32.
       scale: [] float32.
       rotation: R [D, D] float32 (`Transform`); `None` is the identity.
-      normalize: whether vectors are divided by their length first, static; then x / |x| is what is
+      unit_norm: whether vectors are divided by their length first, static; then x / |x| is what is
         approximated.
       center: whether `mean` is the vectors', static; else it is 0.
     """
@@ -41,13 +41,13 @@ class RQ:
     mean: jax.Array
     scale: jax.Array
     rotation: jax.Array | None = None
-    normalize: bool = flax.struct.field(pytree_node=False, default=False)
+    unit_norm: bool = flax.struct.field(pytree_node=False, default=False)
     center: bool = flax.struct.field(pytree_node=False, default=True)
 
     @property
     def transform(self) -> Transform:
-        """From vectors to the normalised space."""
-        return Transform(self.mean, self.scale, self.rotation, self.normalize)
+        """From vectors to model space."""
+        return Transform(self.mean, self.scale, self.rotation, self.unit_norm)
 
 
 def train(
@@ -59,7 +59,7 @@ def train(
     beam_size: int = 1,
     num_iters: int = 10,
     max_rows: int | None = None,
-    normalize: bool = False,
+    unit_norm: bool = False,
     center: bool = True,
     rotate: bool = False,
 ) -> RQ:
@@ -74,7 +74,7 @@ def train(
         the k-means of the next step, so that the codebooks suit a beam search.
       num_iters: Lloyd iterations a step.
       max_rows: rows used at most; `None` means 256 for each codeword.
-      normalize: divide vectors by their length; the quantizer approximates x / |x|.
+      unit_norm: divide vectors by their length; the quantizer approximates x / |x|.
       center: subtract the mean.
       rotate: rotate to the principal components, greatest variance first.
 
@@ -92,10 +92,10 @@ def train(
             "numbers from 1"
         )
     rows = _training_rows(x, codebook_size, max_rows, seed)
-    found = of_rows(rows, normalize=normalize, center=center, rotate=rotate)
-    target = normalise(jnp.asarray(rows), found)
+    found = of_rows(rows, unit_norm=unit_norm, center=center, rotate=rotate)
+    target = to_model_space(jnp.asarray(rows), found)
     books = codebooks(target, num_steps, codebook_size, seed, beam_size, num_iters)
-    return RQ(books, found.mean, found.scale, found.rotation, normalize, center)
+    return RQ(books, found.mean, found.scale, found.rotation, unit_norm, center)
 
 
 def train_behind(
@@ -114,19 +114,19 @@ def train_behind(
       num_steps: M.
       codebook_size: K, at most N.
       seed: of the sample and the k-means.
-      **transform: `normalize`, `center` and `rotate` as of `train`.
+      **transform: `unit_norm`, `center` and `rotate` as of `train`.
 
     Returns:
-      The quantizer of the residuals, and the centroids in its normalised space.
+      The quantizer of the residuals, and the centroids in its model space.
     """
     rows = _training_rows(x, codebook_size, None, seed)
     found = of_rows(rows, **transform)
-    coarse = normalise(jnp.asarray(centroids), dataclasses.replace(found, normalize=False))
+    coarse = to_model_space(jnp.asarray(centroids), dataclasses.replace(found, unit_norm=False))
     target = map_rows(
-        _itself, _left_over, coarse, normalise(jnp.asarray(rows), found), rows=block_rows(1)
+        _itself, _left_over, coarse, to_model_space(jnp.asarray(rows), found), rows=block_rows(1)
     )
     books = codebooks(target, num_steps, codebook_size, seed, beam_size=1, num_iters=10)
-    options = transform["normalize"], transform["center"]
+    options = transform["unit_norm"], transform["center"]
     return RQ(books, found.mean, found.scale, found.rotation, *options), coarse
 
 
@@ -148,7 +148,7 @@ def _training_rows(x: Vectors, codebook_size: int, max_rows: int | None, seed: i
 def codebooks(
     target: jax.Array, num_steps: int, codebook_size: int, seed: int, beam_size: int, num_iters: int
 ) -> jax.Array:
-    """Codebooks [M, K, D] of normalised vectors [N, D]; the arguments are those of `train`."""
+    """Codebooks [M, K, D] of vectors in model space [N, D]; the arguments are those of `train`."""
     residual, books = target, []
     for step in range(num_steps):
         key = jax.random.fold_in(jax.random.key(seed), step)
@@ -191,7 +191,7 @@ def encode(model: RQ, x: Vectors, *, beam_size: int = 32) -> jax.Array:
 def decode(model: RQ, codes: Array) -> jax.Array:
     """Reconstructions [N, D] or [D] float32 of codes [N, m] or [m], 1 <= m <= M.
 
-    With `normalize` they approximate x / |x|: codes do not keep the lengths of vectors.
+    With `unit_norm` they approximate x / |x|: codes do not keep the lengths of vectors.
 
     Raises:
       InputError: wrong shape or dtype, or codes outside 0..K-1 (outside `jit`).
@@ -244,7 +244,7 @@ def _search(model: RQ, rows: jax.Array, beam_size: int) -> Beam:
         start = beam.start(x, first, len(model.codebooks), beam_size)
         return beam.search(x, start, rest, propose)
 
-    return jax.vmap(one)(normalise(rows, model.transform))
+    return jax.vmap(one)(to_model_space(rows, model.transform))
 
 
 def _encode_rows(model: RQ, rows: jax.Array, beam_size: int) -> jax.Array:
@@ -262,4 +262,4 @@ def _residual_rows(model: RQ, rows: jax.Array, beam_size: int) -> jax.Array:
 def _decode_rows(model: RQ, codes: jax.Array) -> jax.Array:
     steps = jnp.arange(codes.shape[-1])
     x_hat = jnp.sum(model.codebooks[steps[None], codes.astype(jnp.int32)], axis=-2)
-    return denormalise(x_hat, model.transform)
+    return from_model_space(x_hat, model.transform)

@@ -1,4 +1,4 @@
-"""From vectors to the normalised space in which codewords are added up, and back."""
+"""From vectors to model space in which codewords are added up, and back."""
 
 import flax.struct
 import jax
@@ -20,26 +20,26 @@ class Transform:
       mean: [D] float32.
       scale: [] float32.
       rotation: R [D, D] float32, orthogonal; `None` is the identity.
-      normalize: whether u = x / |x|, static; a vector of zeros stays one.
+      unit_norm: whether u = x / |x|, static; a vector of zeros stays one.
     """
 
     mean: jax.Array
     scale: jax.Array
     rotation: jax.Array | None = None
-    normalize: bool = flax.struct.field(pytree_node=False, default=False)
+    unit_norm: bool = flax.struct.field(pytree_node=False, default=False)
 
 
-def normalise(x: jax.Array, transform: Transform) -> jax.Array:
-    """Vectors [..., D] of any real dtype in the normalised space, float32."""
+def to_model_space(x: jax.Array, transform: Transform) -> jax.Array:
+    """Vectors [..., D] of any real dtype in model space, float32."""
     x = x.astype(jnp.float32)
-    if transform.normalize:
+    if transform.unit_norm:
         x = unit(x)
     z = (x - along_last(transform.mean, x)) / transform.scale
     return z if transform.rotation is None else matmul(z, transform.rotation)
 
 
-def denormalise(z: jax.Array, transform: Transform) -> jax.Array:
-    """The u [..., D] of z [..., D] float32: undoes `normalise`, but for the lengths of vectors."""
+def from_model_space(z: jax.Array, transform: Transform) -> jax.Array:
+    """The u [..., D] of z [..., D] float32: undoes `to_model_space` but for lengths."""
     if transform.rotation is not None:
         z = matmul(z, transform.rotation.T)
     return z * transform.scale + along_last(transform.mean, z)
@@ -53,20 +53,20 @@ def unit(x: jax.Array) -> jax.Array:
     return x / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
 
 
-def approximated(x: Array, normalize: bool) -> np.ndarray:
+def approximated(x: Array, unit_norm: bool) -> np.ndarray:
     """What a codec's reconstructions of vectors [N, D] approximate: x, or x / |x|, float32."""
     x = np.asarray(x, np.float32)
-    return np.asarray(unit(jnp.asarray(x))) if normalize else x
+    return np.asarray(unit(jnp.asarray(x))) if unit_norm else x
 
 
 def of_rows(
-    rows: np.ndarray, *, normalize: bool = False, center: bool = True, rotate: bool = False
+    rows: np.ndarray, *, unit_norm: bool = False, center: bool = True, rotate: bool = False
 ) -> Transform:
     """The transform that training vectors [N, D] ask for.
 
     Args:
       rows: of any real dtype.
-      normalize: divide vectors by their length.
+      unit_norm: divide vectors by their length.
       center: take `mean` from the rows; else it is 0.
       rotate: take R from the rows' PCA: its columns are the principal components, greatest
         variance first, each with its greatest entry positive.
@@ -75,7 +75,7 @@ def of_rows(
       The transform. Its scale is the standard deviation of all numbers from the mean, or from 0
       without one (QINCo2, Sec. 4); 1 where all are the same.
     """
-    rows = approximated(rows, normalize) if normalize else rows
+    rows = approximated(rows, unit_norm) if unit_norm else rows
     middle = rows.mean(axis=0, dtype=np.float64)
     mean = middle if center else np.zeros_like(middle)
     variance = np.square(rows - mean).mean()
@@ -84,7 +84,7 @@ def of_rows(
         jnp.asarray(mean, jnp.float32),
         jnp.asarray(scale, jnp.float32),
         jnp.asarray(_components(rows, middle), jnp.float32) if rotate else None,
-        normalize,
+        unit_norm,
     )
 
 

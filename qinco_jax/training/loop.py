@@ -82,7 +82,7 @@ def train(
         `loss`, learning `rate` and `waiting`, the share of the time since the last record that
         was spent waiting for vectors, while training, or `val_mse` at the end of an epoch.
       centroids: [K_ivf, D], the frozen coarse codebook of an IVF-QINCo, in the space of the
-        vectors, or of x / |x| if the config normalises; `None` trains the config's
+        vectors, or of x / |x| if the config has `unit_norm`; `None` trains the config's
         `num_centroids`, if any (`train_centroids`).
       **changes: fields of the recipe to replace, such as `num_epochs=0` for the initial model,
         which equals the residual quantizer that it starts from.
@@ -110,7 +110,7 @@ def train(
             return disk.load(folder / FINISHED)
     if config.num_centroids is not None and centroids is None:
         centroids = _kept(folder, CENTROIDS, functools.partial(
-            train_centroids, approximate(x_train, config.normalize), config.num_centroids, seed=seed
+            train_centroids, approximate(x_train, config.unit_norm), config.num_centroids, seed=seed
         ))  # fmt: skip
     if config.num_parts > 1:
         model: Model = _fit_parts(x_train, x_val, config, recipe, seed, folder, log)
@@ -135,7 +135,7 @@ def _fit_parts(
     rotation = None
     if config.opq:
         rotation = _kept(folder, ROTATION, functools.partial(
-            opq.opq_rotation, approximate(x_train, config.normalize), config.num_parts, seed
+            opq.opq_rotation, approximate(x_train, config.unit_norm), config.num_parts, seed
         ))  # fmt: skip
     *_, num_steps = training.length(recipe, len(x_train))
     parts: list[Qinco] = []
@@ -156,7 +156,7 @@ def _fit_parts(
         assert isinstance(part, Qinco)
         parts.append(part)
     matrix = None if rotation is None else jnp.asarray(rotation)
-    return Product(tuple(parts), matrix, config.normalize)
+    return Product(tuple(parts), matrix, config.unit_norm)
 
 
 def _kept(folder: Path | None, name: str, train: Callable[[], np.ndarray]) -> np.ndarray:
@@ -170,9 +170,9 @@ def _kept(folder: Path | None, name: str, train: Callable[[], np.ndarray]) -> np
     return found
 
 
-def approximate(x: Rows, normalize: bool) -> Rows:
+def approximate(x: Rows, unit_norm: bool) -> Rows:
     """The rows [N, D] that reconstructions of `x` approximate, read when asked for."""
-    return derived(x, functools.partial(approximated, normalize=True)) if normalize else x
+    return derived(x, functools.partial(approximated, unit_norm=True)) if unit_norm else x
 
 
 def _sub_vectors(
@@ -181,7 +181,7 @@ def _sub_vectors(
     """Sub-vectors [N, D / P] of vectors [N, D], as `product.sub_vectors` cuts them."""
     width = rows.shape[1] // config.num_parts
     columns = slice(number * width, (number + 1) * width)
-    rows = approximated(rows, config.normalize) if config.normalize else rows
+    rows = approximated(rows, config.unit_norm) if config.unit_norm else rows
     if rotation is None:
         return rows[:, columns]
     return rows.astype(np.float32) @ rotation[:, columns]
@@ -197,10 +197,10 @@ def _with_centroids(config: QincoConfig, centroids: Vectors) -> tuple[QincoConfi
             "so leave that out or give as many"
         )
     rows = checks.finite(lazily(centroids), what="the centroids").astype(np.float32)
-    if config.normalize and (np.linalg.norm(rows, axis=1) > 1.001).any():
+    if config.unit_norm and (np.linalg.norm(rows, axis=1) > 1.001).any():
         raise InputError(
             "the model divides vectors by their length, but there are centroids longer than 1; "
-            "train them on unit vectors (qinco centroids --normalize)"
+            "train them on unit vectors (qinco centroids --unit-norm)"
         )
     return dataclasses.replace(config, num_centroids=asked), rows
 
@@ -365,7 +365,7 @@ def _validate(model: Qinco, x_val: Rows, recipe: Recipe) -> float:
     errors = []
     for begin in range(0, len(x_val), CHECKED_ROWS):
         part = slice(begin, begin + CHECKED_ROWS)
-        x = approximated(np.asarray(x_val[part]), model.normalize)
+        x = approximated(np.asarray(x_val[part]), model.unit_norm)
         error = x - np.asarray(coding.decode(model, codes[part]))
         errors.append(np.square(error, dtype=np.float64).sum(axis=1))
     return float(np.concatenate(errors).mean())

@@ -46,7 +46,7 @@ def claim(file: Path, identity: Mapping[str, Any], contents: tuple[str, ...]) ->
             partial.write_text(json.dumps(identity, indent=2) + "\n")
         return
     try:
-        there = _flat(json.loads(file.read_text()))
+        there = _flat(json.loads(file.read_text().replace('"normalize"', '"unit_norm"')))
     except (ValueError, AttributeError) as error:
         raise InputError(f"{file} is damaged ({error}); remove {folder} to start anew") from error
     here = _flat(identity)

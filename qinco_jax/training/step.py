@@ -16,7 +16,7 @@ from qinco_jax.config import refuses_unknown
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers import coding, qinco
 from qinco_jax.quantizers.qinco import Qinco
-from qinco_jax.quantizers.transform import normalise
+from qinco_jax.quantizers.transform import to_model_space
 
 SCHEDULES = ("cosine", "plateau")
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -204,7 +204,7 @@ def loss(model: Qinco, x: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.A
 
     Args:
       model: of M steps.
-      x: [N, D] in the normalised space.
+      x: [N, D] in model space.
       codes: [N, M], constants; with a coarse codebook [N, 1 + M].
 
     Returns:
@@ -271,7 +271,7 @@ def train_step(
         statistics = value, jnp.mean(residual, axis=1), jnp.std(residual, axis=1)
         return (optax.apply_updates(parameters, updates), moments), statistics
 
-    x = normalise(batch, model.transform)
+    x = to_model_space(batch, model.transform)
     parts = jnp.arange(recipe.num_updates, dtype=jnp.float32) / recipe.num_updates
     shares = _shares(x, recipe), _shares(codes, recipe), state.step.astype(jnp.float32) + parts
     start = qinco.parameters(model), state.moments

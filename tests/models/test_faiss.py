@@ -63,7 +63,7 @@ def greedily(model: qj.Qinco, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Codes [N, M] in float64, and which rows [N] were never near a tie."""
     wide, all_codes, clear = oracle.in_float64(model), [], []
     for row in x:
-        z, x_hat, codes, near = oracle.normalise(wide, row), 0.0, [], False
+        z, x_hat, codes, near = oracle.to_model_space(wide, row), 0.0, [], False
         for m in range(model.num_steps):
             ways = [
                 wide.codebook[i] if m == 0 else x_hat + oracle.network(wide, m - 1, i, x_hat)
@@ -194,8 +194,8 @@ def test_what_faiss_lacks_is_refused(message: str) -> None:
 
 
 def test_vectors_divided_by_their_length_are_refused() -> None:
-    with pytest.raises(qj.InputError, match=r"pass model.replace\(normalize=False\)"):
-        qj.to_faiss(MODEL.replace(normalize=True))
+    with pytest.raises(qj.InputError, match=r"pass model.replace\(unit_norm=False\)"):
+        qj.to_faiss(MODEL.replace(unit_norm=True))
 
 
 def test_what_is_no_qinco_of_faiss_is_refused() -> None:
@@ -222,7 +222,7 @@ def test_without_faiss_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(qj.InputError, match=r"pip install 'qinco_jax\[faiss\]'"):
         qj.to_faiss(MODEL)
-    for refused in (*REFUSED.values(), MODEL.replace(normalize=True)):  # whom it would not help
+    for refused in (*REFUSED.values(), MODEL.replace(unit_norm=True)):  # whom it would not help
         with pytest.raises(qj.InputError) as caught:
             qj.to_faiss(refused)
         assert "pip install" not in str(caught.value)

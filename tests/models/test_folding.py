@@ -58,9 +58,9 @@ def test_what_has_no_transform_is_kept_bit_for_bit() -> None:
 
 
 def test_lengths_are_left_to_the_user() -> None:
-    model = oracle.random_model(dataclasses.replace(PLAIN, normalize=True, rotate=True))
-    with pytest.raises(qj.InputError, match=r"pass model.replace\(normalize=False\).* x / \|x\|"):
+    model = oracle.random_model(dataclasses.replace(PLAIN, unit_norm=True, rotate=True))
+    with pytest.raises(qj.InputError, match=r"pass model.replace\(unit_norm=False\).* x / \|x\|"):
         folded(model)
-    plain = folded(model.replace(normalize=False))
+    plain = folded(model.replace(unit_norm=False))
     units = np.float32(X / np.linalg.norm(np.float64(X), axis=1, keepdims=True))
     assert_same_codec(model, plain, units)

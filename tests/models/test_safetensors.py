@@ -31,7 +31,7 @@ small = functools.partial(
 CONFIGS = {
     "second form, joint": small(joint=True, rotate=True),
     "first form, greedy": small(form="qinco", num_candidates=None, beam_size=1),
-    "low rank": small(form="qinco-lr", normalize=True),
+    "low rank": small(form="qinco-lr", unit_norm=True),
     "one step": small(num_steps=1),
     "wide codes": small(codebook_size=300, num_steps=2),
     "coarse codebook": small(num_centroids=11),

@@ -10,7 +10,7 @@ import pytest
 import qinco_jax as qj
 from qinco_jax.quantizers import qinco
 from qinco_jax.quantizers.beam import Beam
-from qinco_jax.quantizers.transform import denormalise, normalise
+from qinco_jax.quantizers.transform import from_model_space, to_model_space
 from qinco_jax.training import step
 from qinco_jax.training.step import Recipe
 
@@ -71,7 +71,7 @@ def test_every_prefix_decodes_to_the_published_reconstruction(name: str) -> None
     model = file.model
     x_hat = jax.jit(qinco.reconstructions)(model, file.codes)
     assert_close(x_hat, file.reconstructions)
-    assert_close(denormalise(x_hat, model.transform), file.raw_reconstructions)
+    assert_close(from_model_space(x_hat, model.transform), file.raw_reconstructions)
     for m in (1, file.codes.shape[1]):
         assert_close(qj.decode(model, file.codes[:, :m]), file.raw_reconstructions[m - 1])
 
@@ -80,7 +80,7 @@ def test_every_prefix_decodes_to_the_published_reconstruction(name: str) -> None
 def test_losses_and_all_gradients_are_equal(name: str) -> None:
     file = load(name)
     model = file.model
-    x = normalise(file.arrays["x"], model.transform)
+    x = to_model_space(file.arrays["x"], model.transform)
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)

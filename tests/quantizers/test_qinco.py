@@ -296,9 +296,9 @@ def test_vmap_over_batches_and_models() -> None:
 def test_decode_is_differentiable(model: qj.Qinco) -> None:
     codes = qj.encode(model, X)
     gradient = jax.jit(jax.grad(lambda model: jnp.sum(qj.decode(model, codes))))(model)
-    normalised = (qj.decode(model, codes) - model.mean[None]) / model.scale
+    standardized = (qj.decode(model, codes) - model.mean[None]) / model.scale
     np.testing.assert_allclose(gradient.mean, len(X))
-    np.testing.assert_allclose(gradient.scale, np.sum(normalised), rtol=1e-3)
+    np.testing.assert_allclose(gradient.scale, np.sum(standardized), rtol=1e-3)
     for name, leaf in vars(gradient.steps).items():
         assert leaf is None or bool(jnp.any(leaf != 0)) == (name != "preselect")
 

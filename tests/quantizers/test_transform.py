@@ -1,4 +1,4 @@
-"""Vectors normalised, centered and rotated by the model: what it sees, keeps and gives back."""
+"""Vectors scaled, centered and rotated by the model: what it sees, keeps and gives back."""
 
 import dataclasses
 import functools
@@ -28,10 +28,10 @@ CONFIG = qj.QincoConfig(
     dim=D, num_steps=3, codebook_size=16, hidden_dim=8, num_blocks=1, num_candidates=5, beam_size=4
 )
 RECIPE = qj.Recipe(num_epochs=3, batch_size=64, num_updates=2)
-PLAIN = {"normalize": False, "center": True, "rotate": False}
+PLAIN = {"unit_norm": False, "center": True, "rotate": False}
 EVERY = {
     "plain": PLAIN,
-    "normalize": {**PLAIN, "normalize": True},
+    "unit_norm": {**PLAIN, "unit_norm": True},
     "not centered": {**PLAIN, "center": False},
     "rotate": {**PLAIN, "rotate": True},
     "rotate alone": {**PLAIN, "center": False, "rotate": True},
@@ -72,12 +72,14 @@ def units(x: np.ndarray) -> np.ndarray:
 
 
 @every_model
-def test_normalised_space_codes_and_vectors_are_the_oracles(model: qj.Qinco) -> None:
+def test_model_space_codes_and_vectors_are_the_oracles(model: qj.Qinco) -> None:
     x, wide = oracle.random_vectors(20, D), oracle.in_float64(model)
-    z = transform.normalise(jnp.asarray(x), model.transform)
-    np.testing.assert_allclose(z, [oracle.normalise(wide, row) for row in x], rtol=1e-4, atol=1e-5)
-    back = transform.denormalise(z, model.transform)
-    np.testing.assert_allclose(back, units(x) if model.normalize else x, rtol=1e-4, atol=1e-5)
+    z = transform.to_model_space(jnp.asarray(x), model.transform)
+    np.testing.assert_allclose(
+        z, [oracle.to_model_space(wide, row) for row in x], rtol=1e-4, atol=1e-5
+    )
+    back = transform.from_model_space(z, model.transform)
+    np.testing.assert_allclose(back, units(x) if model.unit_norm else x, rtol=1e-4, atol=1e-5)
     found = [oracle.encode(model, row, 5, 4)[0] for row in x]
     codes = qj.encode(model, x)
     assert (np.asarray(codes) != found).any(axis=1).sum() <= 1  # a tie, up to rounding
@@ -88,7 +90,7 @@ def test_normalised_space_codes_and_vectors_are_the_oracles(model: qj.Qinco) -> 
 @every_transform
 def test_a_fitted_transform_does_what_it_says(options: dict[str, bool]) -> None:
     found = transform.of_rows(X, **options)
-    z = np.asarray(transform.normalise(jnp.asarray(X), found), np.float64)
+    z = np.asarray(transform.to_model_space(jnp.asarray(X), found), np.float64)
     if options["center"]:
         np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-5)
         np.testing.assert_allclose(z.var(axis=0).mean(), 1, rtol=1e-5)
@@ -121,18 +123,18 @@ def test_a_rotation_of_rows_in_blocks_is_that_of_all_of_them(
 @every_model
 def test_a_model_is_the_plain_one_of_vectors_transformed_by_hand(model: qj.Qinco) -> None:
     plain = dataclasses.replace(
-        model, mean=jnp.zeros(D), scale=jnp.float32(1), rotation=None, normalize=False, center=True
+        model, mean=jnp.zeros(D), scale=jnp.float32(1), rotation=None, unit_norm=False, center=True
     )
-    z = np.asarray(transform.normalise(jnp.asarray(X), model.transform))
+    z = np.asarray(transform.to_model_space(jnp.asarray(X), model.transform))
     codes = qj.encode(model, X)
     differ = (np.asarray(codes) != np.asarray(qj.encode(plain, z))).any(axis=1)
     assert differ.mean() < 0.01  # ties, up to the rounding of a product in blocks
-    x_hat = transform.denormalise(qj.decode(plain, codes), model.transform)
+    x_hat = transform.from_model_space(qj.decode(plain, codes), model.transform)
     np.testing.assert_allclose(qj.decode(model, codes), x_hat, rtol=1e-5, atol=1e-5)
 
 
 @hypothesis.given(st.integers(-40, 40), st.integers(0, 1000))
-def test_a_model_that_normalises_is_blind_to_length(exponent: int, seed: int) -> None:
+def test_a_model_with_unit_norm_is_blind_to_length(exponent: int, seed: int) -> None:
     x = oracle.random_vectors(20, D, seed)
     codes = qj.encode(EVERYTHING, x)
     np.testing.assert_array_equal(qj.encode(EVERYTHING, np.float32(2.0**exponent) * x), codes)
@@ -149,10 +151,10 @@ def test_a_vector_of_zeros_stays_one() -> None:
     zeros = np.zeros((3, D), np.float32)
     np.testing.assert_array_equal(transform.unit(jnp.asarray(zeros)), zeros)
     np.testing.assert_array_equal(transform.approximated(np.uint8(zeros), True), zeros)
-    slopes = jax.grad(lambda x: jnp.sum(transform.normalise(x, EVERYTHING.transform)))(zeros)
+    slopes = jax.grad(lambda x: jnp.sum(transform.to_model_space(x, EVERYTHING.transform)))(zeros)
     assert np.all(np.isfinite(slopes))
     x = np.concatenate([zeros, X])
-    model = qj.train(x, dataclasses.replace(CONFIG, normalize=True), num_epochs=0)
+    model = qj.train(x, dataclasses.replace(CONFIG, unit_norm=True), num_epochs=0)
     assert all(np.all(np.isfinite(leaf)) for leaf in leaves(model))
     assert np.all(np.isfinite(qj.decode(model, qj.encode(model, x))))
 
@@ -160,7 +162,7 @@ def test_a_vector_of_zeros_stays_one() -> None:
 def test_a_rotation_keeps_errors() -> None:
     model = qj.train(X, dataclasses.replace(CONFIG, rotate=True), num_epochs=0)
     codes = qj.encode(model, X)
-    z = transform.normalise(jnp.asarray(X), model.transform)
+    z = transform.to_model_space(jnp.asarray(X), model.transform)
     inside = jnp.sum(jnp.square(z - qinco.reconstructions(model, codes)[-1]), axis=1)
     outside = np.square(X - np.asarray(qj.decode(model, codes))).sum(axis=1)
     np.testing.assert_allclose(inside * model.scale**2, outside, rtol=1e-3, atol=1e-6)
@@ -175,7 +177,7 @@ def test_the_untrained_model_is_the_residual_quantizer(options: dict[str, bool])
     codes = qj.rq.encode(rq, X)
     np.testing.assert_allclose(qj.decode(model, codes), qj.rq.decode(rq, codes), atol=1e-5)
     ours, theirs = (
-        np.square(transform.approximated(X, options["normalize"]) - x_hat).sum(axis=1).mean()
+        np.square(transform.approximated(X, options["unit_norm"]) - x_hat).sum(axis=1).mean()
         for x_hat in (qj.decode(model, qj.encode(model, X)), qj.rq.decode(rq, codes))
     )
     assert ours < 1.05 * theirs
@@ -191,7 +193,7 @@ def test_training_improves_on_the_residual_quantizer(options: dict[str, bool]) -
     errors = [record["val_mse"] for record in records if "val_mse" in record]
     assert min(errors) < 0.95 * errors[0]
     held_back = X[-len(X) // 10 :]
-    goal = units(held_back) if options["normalize"] else held_back
+    goal = units(held_back) if options["unit_norm"] else held_back
     codes = qj.encode(model, held_back)
     measured = np.square(goal - qj.decode(model, codes)).sum(axis=1).mean()
     np.testing.assert_allclose(measured, min(errors), rtol=1e-4)
@@ -204,7 +206,7 @@ def interrupt(record: dict[str, float]) -> None:
 
 
 def test_a_resumed_training_ends_with_the_same_model(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, rotate=True, normalize=True)
+    config = dataclasses.replace(CONFIG, rotate=True, unit_norm=True)
     with pytest.raises(loop.Interrupted):
         qj.train(X, config, RECIPE, run_dir=tmp_path, log=interrupt)
     resumed = qj.train(X, config, RECIPE, run_dir=tmp_path)
@@ -271,7 +273,7 @@ def test_a_quantizer_of_another_transform_is_refused() -> None:
         qj.init(jax.random.key(0), CONFIG, rq)
 
 
-SETTINGS = ["codebook_size=16", "hidden_dim=8", "num_epochs=1", "normalize=true", "rotate=true"]
+SETTINGS = ["codebook_size=16", "hidden_dim=8", "num_epochs=1", "unit_norm=true", "rotate=true"]
 
 
 def run(*arguments: object) -> str:
@@ -288,10 +290,10 @@ def test_the_command_line_trains_and_measures_unit_vectors(tmp_path: Path) -> No
     text = run("train", "--dataset", tmp_path, "--out", out, "--bytes", 1, *sets)
     assert "by cosine; the error is that of unit vectors" in text
     model = qj.load(out / "model")
-    assert model.config.transform == {"normalize": True, "center": True, "rotate": True}
+    assert model.config.transform == {"unit_norm": True, "center": True, "rotate": True}
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert {row["codec"] for row in rows} == {"RQ B=32 unit", "QINCo2 A=2 B=32 joint unit"}
-    assert all(row["normalize"] and 0 < row["mse"] < 1 for row in rows)
+    assert all(row["unit_norm"] and 0 < row["mse"] < 1 for row in rows)
     run("encode", out / "model", tmp_path / "database.npy", tmp_path / "codes.npy")
     run("decode", out / "model", tmp_path / "codes.npy", tmp_path / "decoded.npy")
     error = np.square(units(X[:300]) - np.load(tmp_path / "decoded.npy")).sum(axis=1).mean()
@@ -302,15 +304,15 @@ def test_the_command_line_trains_and_measures_unit_vectors(tmp_path: Path) -> No
 
 
 def test_a_comparison_claims_no_best_of_errors_of_two_kinds() -> None:
-    rows = [{"normalize": True, "mse": 0.1}, {"normalize": False, "mse": 20.0}]
+    rows = [{"unit_norm": True, "mse": 0.1}, {"unit_norm": False, "mse": 20.0}]
     assert page._columns(rows)[0].best is None
     assert page._columns(rows[1:])[0].best is min
 
 
 def test_a_comparison_names_models_of_unit_vectors(tmp_path: Path) -> None:
     data = qj.datasets.Dataset("made", X, X[:200], X[-30:], None)
-    settings = ["codebook_size=16", "hidden_dim=8", "num_epochs=0", "normalize=true"]
+    settings = ["codebook_size=16", "hidden_dim=8", "num_epochs=0", "unit_norm=true"]
     rows = qj.compare(data, ["small"], [1], tmp_path, settings=settings, metrics=["cosine"])
-    assert [row["normalize"] for row in rows] == [True]
-    assert rows[0]["settings"]["config"]["normalize"] and rows[0]["label"].endswith(" unit")
+    assert [row["unit_norm"] for row in rows] == [True]
+    assert rows[0]["settings"]["config"]["unit_norm"] and rows[0]["label"].endswith(" unit")
     assert "MSE of unit vectors" in (tmp_path / "report.html").read_text()

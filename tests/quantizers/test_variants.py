@@ -27,7 +27,7 @@ CONFIGS = {
     "second form behind many": small(num_centroids=300, embed_dim=10, rotate=True),
     "sub-vectors": small(form="qinco", num_parts=4, num_steps=2),
     "rotated sub-vectors": small(num_parts=2, embed_dim=10, opq=True),
-    "sub-vectors of unit vectors": small(num_parts=2, normalize=True),
+    "sub-vectors of unit vectors": small(num_parts=2, unit_norm=True),
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 RNG = np.random.default_rng(0)
@@ -37,8 +37,8 @@ PRODUCT = oracle.random_product(SUBS)
 IVF = oracle.random_model(small(dim=8, num_centroids=300))
 
 
-def mse(model: qj.Qinco | qj.Product, x: np.ndarray, normalize: bool) -> float:
-    goal = x / np.linalg.norm(x, axis=1, keepdims=True) if normalize else x
+def mse(model: qj.Qinco | qj.Product, x: np.ndarray, unit_norm: bool) -> float:
+    goal = x / np.linalg.norm(x, axis=1, keepdims=True) if unit_norm else x
     return float(np.square(goal - np.asarray(qj.decode(model, qj.encode(model, x)))).sum(1).mean())
 
 
@@ -51,7 +51,7 @@ def test_a_variant_trains_resumes_saves_and_is_measured(
     options = {"num_epochs": 10, "batch_size": 256, "num_updates": 2, "num_val": 300}
     start = qj.train(X, config, num_epochs=0)
     model = qj.train(X, config, run_dir=tmp_path / "run", **options)
-    assert mse(model, X, config.normalize) < 0.99 * mse(start, X, config.normalize)
+    assert mse(model, X, config.unit_norm) < 0.99 * mse(start, X, config.unit_norm)
     found = qj.load(tmp_path / "run" / "model")
     jax.tree.map(np.testing.assert_array_equal, found, model)
     assert found.config == model.config == config.for_dim(8)
@@ -62,7 +62,7 @@ def test_a_variant_trains_resumes_saves_and_is_measured(
         assert codec.bits == config.coarse_bits + m * config.step_bits
         score = metrics.measure(codec, X[:500], [])
         cut = qj.prefix(model, m)
-        np.testing.assert_allclose(score.mse.value, mse(cut, X[:500], config.normalize), rtol=1e-4)
+        np.testing.assert_allclose(score.mse.value, mse(cut, X[:500], config.unit_norm), rtol=1e-4)
 
 
 def test_the_coarse_codebook_is_the_given_one_and_stays_frozen() -> None:
@@ -237,7 +237,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: qj.train(X[:500], small(num_centroids=600)), "num_centroids = 600 exceeds",
     ),
     "centroids of vectors that are divided": (
-        lambda: qj.train(X, small(normalize=True), centroids=9 * X[:20]), "--normalize",
+        lambda: qj.train(X, small(unit_norm=True), centroids=9 * X[:20]), "--unit-norm",
     ),
     "a product of one": (lambda: qj.Product(PRODUCT.parts[:1]).config, "at least two parts"),
     "too many parts": (lambda: small(num_parts=2000), "at most 1024"),

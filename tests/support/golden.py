@@ -93,7 +93,7 @@ class Golden:
 
     @property
     def reconstructions(self) -> np.ndarray:
-        """x_hat_1 .. x_hat_M in the normalised space, [M, 64, D]; the centroids first, if any."""
+        """x_hat_1 .. x_hat_M in model space, [M, 64, D]; the centroids first, if any."""
         return self.arrays["prefix_xhat_norm" if self.second else "prefix_xhat"]
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 import qinco_jax as qj
 
 Entry = tuple[tuple[int, ...], np.ndarray]
-"""A partial code and its reconstruction [D] in the normalised space."""
+"""A partial code and its reconstruction [D] in model space."""
 
 Propose = Callable[[list[Entry]], Iterable[Entry]]
 """A step: the beam so far -> the extensions of its entries that are candidates."""
@@ -19,7 +19,7 @@ Propose = Callable[[list[Entry]], Iterable[Entry]]
 def search(
     x: np.ndarray, codebook: np.ndarray, steps: list[Propose], beam_size: int, start_size: int
 ) -> Entry:
-    """Beam search for the normalised vector x [D]; the best entry of the last beam.
+    """Beam search for x in model space, [D]; the best entry of the last beam.
 
     It starts from the `start_size` nearest codewords, 1 of a coarse codebook.
     """
@@ -37,9 +37,9 @@ def search(
 def encode(
     model: qj.Qinco, x: np.ndarray, num_candidates: int, beam_size: int, joint: bool = False
 ) -> Entry:
-    """Codes of one vector x [D] and their reconstruction in the normalised space."""
+    """Codes of one vector x [D] and their reconstruction in model space."""
     model = in_float64(model)
-    x = normalise(model, x)
+    x = to_model_space(model, x)
 
     def of_step(m: int) -> Propose:
         def score(x_hat: np.ndarray, i: int) -> float:
@@ -69,20 +69,20 @@ def decode(model: qj.Qinco, codes: np.ndarray) -> np.ndarray:
     x_hat = model.codebook[codes[0]]
     for m, index in enumerate(codes[1:]):
         x_hat = x_hat + network(model, m, index, x_hat)
-    return denormalise(model, x_hat)
+    return from_model_space(model, x_hat)
 
 
-def normalise(model: qj.Qinco, x: np.ndarray) -> np.ndarray:
-    """One vector x [D] in the normalised space of a model in float64."""
+def to_model_space(model: qj.Qinco, x: np.ndarray) -> np.ndarray:
+    """One vector x [D] in model space of a model in float64."""
     x = np.float64(x)
-    if model.normalize and x.any():
+    if model.unit_norm and x.any():
         x = x / np.linalg.norm(x)
     x = (x - model.mean) / model.scale
     return x if model.rotation is None else np.array([x @ axis for axis in model.rotation.T])
 
 
-def denormalise(model: qj.Qinco, z: np.ndarray) -> np.ndarray:
-    """The vector [D] of z [D] in the normalised space."""
+def from_model_space(model: qj.Qinco, z: np.ndarray) -> np.ndarray:
+    """The vector [D] of z [D] in model space."""
     if model.rotation is not None:
         z = sum(length * axis for length, axis in zip(z, model.rotation.T, strict=True))
     return z * model.scale + model.mean
@@ -115,14 +115,14 @@ def random_model(config: qj.QincoConfig, seed: int = 0) -> qj.Qinco:
 
     books = normal((config.num_steps, config.codebook_size, config.dim), 0.8)
     mean, scale = normal((config.dim,), 0.1) + 3.0, jnp.float32(2.0)
-    if config.normalize:  # unit vectors lie about these
+    if config.unit_norm:  # unit vectors lie about these
         mean, scale = mean / 9.0, jnp.float32(0.3)
     rotation = None
     if config.rotate:
         rotation = jnp.asarray(np.linalg.qr(rng.normal(size=2 * (config.dim,)))[0], jnp.float32)
     if not config.center:
         mean = jnp.zeros_like(mean)
-    start = qj.rq.RQ(books, mean, scale, rotation, config.normalize, config.center)
+    start = qj.rq.RQ(books, mean, scale, rotation, config.unit_norm, config.center)
     coarse = None
     if config.num_centroids is not None:
         coarse = normal((config.num_centroids, config.dim), 0.8)
@@ -142,7 +142,7 @@ def random_product(config: qj.QincoConfig, seed: int = 0) -> qj.Product:
     if config.opq:
         matrix = np.random.default_rng(seed).normal(size=2 * (config.dim,))
         rotation = jnp.asarray(np.linalg.qr(matrix)[0], jnp.float32)
-    return qj.Product(tuple(parts), rotation, config.normalize)
+    return qj.Product(tuple(parts), rotation, config.unit_norm)
 
 
 def random_vectors(num_rows: int, dim: int, seed: int = 0) -> np.ndarray:

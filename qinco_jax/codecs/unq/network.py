@@ -1,4 +1,4 @@
-"""A residual network with batch normalisation."""
+"""A residual network with batch normalization."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ MOMENTUM, EPSILON = 0.99, 1e-5
 
 @flax.struct.dataclass
 class Network:
-    """A network from [N, I] to [N, O]; `norm` is batch normalisation, then relu.
+    """A network from [N, I] to [N, O]; `norm` is batch normalization, then relu.
 
         z = norm_1(x W_1);   z = z + norm_2(z W_2);   y = x S + b + z W_3
 
@@ -24,7 +24,7 @@ class Network:
       first: W_1 [I, H].
       second: W_2 [H, H].
       last: W_3 [H, O].
-      gain: [2, H], of the normalisations.
+      gain: [2, H], of the normalizations.
       shift: [2, H].
       mean: [2, H], running statistics that they use outside training.
       variance: [2, H].
@@ -61,7 +61,7 @@ def apply(net: Network, x: jax.Array, training: bool) -> tuple[jax.Array, Networ
     Args:
       net: from I to O dimensions.
       x: [N, I] float32.
-      training: normalise by the batch's statistics, not by the running ones.
+      training: scale by the batch's statistics, not by the running ones.
 
     Returns:
       [N, O] float32, and the network; its running statistics have moved on if `training`.

@@ -29,7 +29,7 @@ from qinco_jax.quantizers.batching import block_rows, map_rows
 from qinco_jax.quantizers.distances import matmul, smallest
 from qinco_jax.quantizers.packing import code_dtype
 from qinco_jax.quantizers.rq import sample_rows
-from qinco_jax.quantizers.transform import Transform, denormalise, normalise, of_rows
+from qinco_jax.quantizers.transform import Transform, from_model_space, of_rows, to_model_space
 from qinco_jax.training.order import batch_rows
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily
@@ -68,7 +68,7 @@ class UNQ:
 
     @property
     def transform(self) -> Transform:
-        """From vectors to the normalised space."""
+        """From vectors to model space."""
         return Transform(self.mean, self.scale)
 
 
@@ -122,7 +122,7 @@ def train(
     if total_steps == 0:
         return model
     mined = checks.finite(sample_rows(x, MINED_ROWS, seed))
-    sample = normalise(jnp.asarray(mined), model.transform)
+    sample = to_model_space(jnp.asarray(mined), model.transform)
     neighbours = triplets.neighbours(sample)
     optimizer = _optimizer(learning_rate, total_steps)
     state = _State(jnp.int32(0), model, optimizer.init(model))
@@ -130,7 +130,7 @@ def train(
     for step in range(0, total_steps, LOG_STEPS):
         chosen = [batch_rows(seed, step + i, batch_size, len(x)) for i in range(LOG_STEPS)]
         rows = checks.finite(x[np.concatenate(chosen)])
-        batches = normalise(jnp.asarray(rows), model.transform)
+        batches = to_model_space(jnp.asarray(rows), model.transform)
         batches = batches.reshape(LOG_STEPS, batch_size, -1)
         state, losses = _train_steps(
             state, batches, sample, neighbours, seed, learning_rate, total_steps
@@ -276,7 +276,7 @@ def _start(x: Rows, num_steps: int, codebook_size: int, hidden_dim: int, seed: i
     """
     rows = checks.finite(sample_rows(x, 256 * codebook_size, seed))
     found = of_rows(rows)
-    target = normalise(jnp.asarray(rows), found)
+    target = to_model_space(jnp.asarray(rows), found)
     keys = jax.random.split(jax.random.key(seed), 4)
     parts = pq.train(keys[0], target, num_steps, codebook_size)
     width = parts.codebooks.shape[-1]
@@ -310,7 +310,7 @@ def _full_codes(model: UNQ, codes: Array) -> Array:
 
 def _of_encoder(model: UNQ, x: jax.Array) -> jax.Array:
     """net(x) [N, M C] of vectors [N, D]."""
-    return network.apply(model.encoder, normalise(x, model.transform), training=False)[0]
+    return network.apply(model.encoder, to_model_space(x, model.transform), training=False)[0]
 
 
 def _products(model: UNQ, flat: jax.Array) -> jax.Array:
@@ -329,7 +329,7 @@ def _decode_rows(model: UNQ, codes: jax.Array) -> jax.Array:
     steps = jnp.arange(len(model.codebooks))
     codewords = model.codebooks[steps[None], codes.astype(jnp.int32)]
     x_hat, _ = network.apply(model.decoder, codewords.reshape(len(codes), -1), training=False)
-    return denormalise(x_hat, model.transform)
+    return from_model_space(x_hat, model.transform)
 
 
 def _loss(
@@ -339,8 +339,8 @@ def _loss(
 
     Args:
       model: of M codes.
-      x: [N, D] in the normalised space, to be reconstructed.
-      mined: triplets [3, T, D] in the normalised space: anchors, near neighbours, farther ones.
+      x: [N, D] in model space, to be reconstructed.
+      mined: triplets [3, T, D] in model space: anchors, near neighbours, farther ones.
       key: of the Gumbel noise.
       progress: [], 0 at the first step to 1 at the last.
     """
@@ -399,7 +399,7 @@ def _optimizer(learning_rate: float, total_steps: int) -> optax.GradientTransfor
 @jax.jit
 def _tables(model: UNQ, queries: jax.Array) -> jax.Array:
     """-<net(q)_m, c_mk> [M, K, Q] of queries [Q, D]."""
-    x = normalise(queries, model.transform)
+    x = to_model_space(queries, model.transform)
     return -_products(model, network.apply(model.encoder, x, training=False)[0]).swapaxes(1, 2)
 
 
