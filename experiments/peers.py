@@ -16,8 +16,8 @@ def faiss_qinco(model, rows=256):
     """`faiss.QINCo` with the weights of a model of form "qinco": exhaustive and greedy."""
     import faiss
 
-    if model.form != "qinco":
-        raise ValueError(f"Faiss has form 'qinco' only, got {model.form!r}")
+    if model.config.form != "qinco":
+        raise ValueError(f"Faiss has form 'qinco' only, got {model.config.form!r}")
     num_blocks, dim, hidden_dim = model.steps.up.shape[1:]
     quantizer = faiss.QINCo(dim, len(model.codebook), num_blocks, model.num_steps, hidden_dim)
     quantizer.codebook0.from_array(_array(model.codebook))
@@ -85,7 +85,7 @@ def torch_eager(model, block=2**14):
         for m in range(model.num_steps - 1)
     ]
     f_of = functools.partial(
-        network, model.form, concatenate=torch.concatenate, relu=torch.nn.functional.relu
+        network, model.config.form, concatenate=torch.concatenate, relu=torch.nn.functional.relu
     )
 
     def encode_batch(x, num_candidates, beam_size):
@@ -146,7 +146,7 @@ def plain_jax(model, block=2**14):
             else:
                 index = jnp.broadcast_to(jnp.arange(num_candidates), (beam_size, num_candidates))
             context = jnp.repeat(x_hat[:, None], num_candidates, axis=1)
-            f = f_of(model.form, step, step.codebook[index], context)
+            f = f_of(model.config.form, step, step.codebook[index], context)
             error = jnp.square(residual[:, None] - f).sum(-1)
             _, best = lax.top_k(-error.reshape(-1), beam_size)
             parent, index = best // num_candidates, index.reshape(-1)[best]
@@ -157,7 +157,7 @@ def plain_jax(model, block=2**14):
     def decode_one(model, codes):
         x_hat = model.codebook[codes[0]]
         for step, index in zip(steps_of(model), codes[1:], strict=True):
-            x_hat = x_hat + f_of(model.form, step, step.codebook[index], x_hat)
+            x_hat = x_hat + f_of(model.config.form, step, step.codebook[index], x_hat)
         return x_hat
 
     @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -33,7 +33,8 @@ def bare(num_epochs, x):
     """A model without pre-selection, for vectors of mean 0 and scale 1: Faiss knows no others."""
     model = qj.train(x, CONFIG, qj.RECIPES["small"], num_epochs=num_epochs)
     steps = dataclasses.replace(model.steps, preselect=None)
-    return dataclasses.replace(model, steps=steps, num_candidates=None, beam_size=1)
+    config = dataclasses.replace(model.config, num_candidates=None, beam_size=1)
+    return dataclasses.replace(model, steps=steps, config=config)
 
 
 def measured(encode, model, x):

@@ -73,14 +73,15 @@ def ways(num_steps):
 @functools.partial(jax.jit, static_argnames="way")
 def encode_block(prepared, x, way):
     """Encodes with another A and B at each step, which the library's scan cannot."""
-    model, tables = prepared
+    model, tables = prepared.model, prepared.tables
 
     def one(x):
         found = beam.start(x, model.codebook, model.num_steps, way.beams[0])
         for step in range(1, model.num_steps):
             search = qinco.Search(way.candidates[step - 1], way.beams[step - 1], way.joint)
             here = functools.partial(jax.tree.map, lambda leaf, at=step - 1: leaf[at])
-            proposed = qinco._propose(model.form, search, here((model.steps, tables)), x, found)
+            step_and_tables = here((model.steps, tables))
+            proposed = qinco._propose(model.config.form, search, step_and_tables, x, found)
             found = beam.expand(found, proposed, step, way.beams[step])
         return found.codes[0]
 
@@ -90,7 +91,7 @@ def encode_block(prepared, x, way):
 def encode(model, x, way):
     """Codes of `x`, and seconds without compilation; two threads, as in the library."""
     model = qinco.network_dtype(model, jnp.dtype(way.dtype))
-    prepared = jax.jit(qinco.prepare)(model)
+    prepared = jax.jit(qinco.Qinco.prepare)(model)
     work = max(a * b for a, b in zip(way.candidates, way.beams, strict=False))
     size = batching.block_rows(work)
     blocks = [np.resize(x[i : i + size], (size, x.shape[1])) for i in range(0, len(x), size)]

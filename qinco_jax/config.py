@@ -48,7 +48,7 @@ class QincoConfig:
 
     Attributes:
       dim: D, dimensions of a vector; `None` takes the training vectors'.
-      num_steps: M, quantization steps, one code each.
+      num_steps: M, quantization steps, one code each; 0 for a coarse codebook alone.
       codebook_size: K, codewords per step, at most 65,536.
       embed_dim: E, width of the embedding; `None` means E = D, which only form "qinco2" may change.
       hidden_dim: H, width inside a residual block; of form "qinco-lr" also the rank of W.
@@ -99,7 +99,8 @@ class QincoConfig:
     def __post_init__(self) -> None:
         sizes = "num_steps", "codebook_size", "hidden_dim", "num_blocks", "beam_size", "num_parts"
         for name in sizes:
-            _require_positive(name, getattr(self, name))
+            if name != "num_steps" or self.num_steps != 0 or self.num_centroids is None:
+                _require_positive(name, getattr(self, name))
         for name in ("dim", "embed_dim", "num_candidates", "num_centroids"):
             if getattr(self, name) is not None:
                 _require_positive(name, getattr(self, name))

@@ -224,7 +224,7 @@ def decode(model: str, codes: str, vectors: str) -> None:
     with formats.create(vectors, (len(rows), codec.dim), np.float32) as out:
         for span in _spans(len(rows), "decoding"):
             found = packing.from_rows(rows[span], config)
-            found = checks.codes_below(sizes, found, span.start)
+            found = packing.check_range(sizes, found, span.start)
             out[span] = np.asarray(coding.decode(codec, found))
 
 

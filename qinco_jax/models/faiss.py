@@ -111,7 +111,7 @@ def from_faiss(codec: Any) -> Qinco:
     bias = [array(step.MLPconcat.bias, dim) for step in steps]
     up = [[matrix(block.linear1, dim, hidden_dim, 0) for block in row] for row in blocks]
     down = [[matrix(block.linear2, hidden_dim, dim, 0) for block in row] for row in blocks]
-    return Qinco(
+    return Qinco.of_arrays(
         jnp.zeros(dim),
         jnp.ones(()),
         jnp.asarray(array(network.codebook0.weight, codebook_size, dim)),
@@ -140,7 +140,7 @@ def _require_exportable(model: Qinco) -> None:
         reason = "a product is several codecs: export each of model.parts, for its sub-vectors"
     elif not isinstance(model, Qinco):
         reason = f"got {type(model).__name__}; pass a Qinco of form 'qinco' or 'qinco-lr'"
-    elif model.form == "qinco2":
+    elif model.config.form == "qinco2":
         reason = "faiss.QINCo has the network of forms 'qinco' and 'qinco-lr', not of 'qinco2'"
     elif model.ivf:
         reason = "faiss.QINCo has no coarse codebook: keep that, and export a model without one"

@@ -33,11 +33,12 @@ def folded(model: Qinco) -> Qinco:
     Raises:
       InputError: the model scales vectors to unit length; no network divides by a length.
     """
-    if model.unit_norm:
+    if model.config.unit_norm:
         raise InputError(
             "a model that normalizes divides vectors by their length, which no network can take "
-            "over; pass model.replace(unit_norm=False), and to the result unit vectors x / |x|"
+            "over; set unit_norm=False in its config, and pass unit vectors x / |x| to the result"
         )
+    form = "qinco" if model.config.form == "qinco-lr" else model.config.form
     steps = jax.tree.map(_float64, model.steps)
     mean, scale = _float64(model.mean), _float64(model.scale)
     out = np.eye(len(mean)) if model.rotation is None else _float64(model.rotation).T
@@ -63,8 +64,7 @@ def folded(model: Qinco) -> Qinco:
         mean=jnp.zeros_like(model.mean),
         scale=jnp.ones_like(model.scale),
         rotation=None,
-        center=False,
-        form="qinco" if model.form == "qinco-lr" else model.form,
+        config=dataclasses.replace(model.config, form=form, center=False, rotate=False),
         codebook=_float32(scale * _float64(model.codebook) @ out + mean),
         steps=jax.tree.map(_float32, plain),
     )

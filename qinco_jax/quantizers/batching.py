@@ -1,7 +1,8 @@
 """Runs a function over the rows of an array of any length in bounded memory.
 
-A function of rows is a pair: `prepare(model)` computes what depends on the model alone, once, and
-`apply(prepared, rows, *options)` maps a block of rows [R, ...] to results [R, ...].
+A function of rows is `apply(model, rows, *options)`, which maps a block of rows [R, ...] to results
+[R, ...], a pytree of arrays. `prepare(model)` may compute once what depends on the model alone, and
+`apply` takes what it gives instead of the model.
 
 Outside `jit`, rows go through the device in chunks of one fixed shape, so that another number of
 rows compiles nothing; a loop whose length is an argument visits only the blocks that are filled.
@@ -30,7 +31,7 @@ CHUNK_BLOCKS, CHUNK_ROWS = 16, 4096  # at most, but for a larger block
 THREADS = max(2, min(16, os.cpu_count() or 2))
 
 Prepare = Callable[[Any], Any]
-Apply = Callable[..., jax.Array]
+Apply = Callable[..., Any]
 Check = Callable[[np.ndarray, int], np.ndarray]
 
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
@@ -47,30 +48,36 @@ def block_rows(work_per_row: int) -> int:
     return min(BLOCK_ROWS, 2 ** (rows.bit_length() - 1))
 
 
+def unprepared(model: Any) -> Any:
+    """The `prepare` of functions that need nothing but the model."""
+    return model
+
+
 def map_rows(
-    prepare: Prepare,
     apply: Apply,
     model: Any,
     x: Vectors,
     *,
     rows: int,
     options: tuple[Any, ...] = (),
+    prepare: Prepare = unprepared,
     check: Check | None = None,
-) -> jax.Array:
+) -> Any:
     """Applies a function of rows to `x` [N, ...], `rows` rows at a time.
 
     Args:
-      prepare: model -> what `apply` takes first. Must be hashable, as must `apply` and `options`.
-      apply: (prepared, block [R, ...], *options) -> [R, ...].
+      apply: (prepared, block [R, ...], *options) -> a pytree of [R, ...]. Must be hashable, as
+        must `prepare` and `options`.
       model: pytree of arrays.
       x: N rows; an `np.memmap` or a `Stored` is read chunk by chunk.
       rows: R, rows per block.
       options: static arguments of `apply`.
+      prepare: model -> what `apply` takes first.
       check: called with each chunk of concrete rows and its offset; refuses bad values and
         returns the rows as they are computed with.
 
     Returns:
-      [N, ...], a `jax.Array`.
+      The pytree of [N, ...], each a `jax.Array`.
     """
     if is_traced((model, x)):
         x = jnp.asarray(x)
@@ -109,7 +116,7 @@ def is_traced(tree: Any) -> bool:
 
 def _over_blocks(
     prepare: Prepare, apply: Apply, model: Any, x: jax.Array, rows: int, options: tuple[Any, ...]
-) -> jax.Array:
+) -> Any:
     """Scans the blocks of `x`. Block i takes every n-th row, so a sharded batch stays sharded."""
     num_rows = x.shape[0]  # `jax.export` may leave it open
     rows = jax.core.max_dim(1, jax.core.min_dim(rows, num_rows))
@@ -119,8 +126,10 @@ def _over_blocks(
         return apply(prepared, x, *options)
     padded = jnp.pad(x, [(0, num_blocks * rows - num_rows)] + [(0, 0)] * (x.ndim - 1))
     blocks = padded.reshape(rows, num_blocks, *x.shape[1:]).swapaxes(0, 1)
-    out = lax.map(lambda block: apply(prepared, block, *options), blocks)
-    return out.swapaxes(0, 1).reshape(num_blocks * rows, *out.shape[2:])[:num_rows]
+    found = lax.map(lambda block: apply(prepared, block, *options), blocks)
+    return jax.tree.map(
+        lambda out: out.swapaxes(0, 1).reshape(num_blocks * rows, *out.shape[2:])[:num_rows], found
+    )
 
 
 def _prepared_early(prepare: Prepare, model: Any) -> Any:
@@ -140,13 +149,13 @@ def _over_shards(
     rows: int,
     options: tuple[Any, ...],
     sharding: jax.sharding.Sharding,
-) -> jax.Array:
+) -> Any:
     """Each device encodes the rows that it holds, whatever the mesh's axis types are."""
     if not isinstance(sharding, NamedSharding):
         return _over_blocks(prepare, apply, model, x, rows, options)
     spec = PartitionSpec(sharding.spec[0] if sharding.spec else None)
 
-    def local(model: Any, x: jax.Array) -> jax.Array:
+    def local(model: Any, x: jax.Array) -> Any:
         return _over_blocks(prepare, apply, model, x, rows, options)
 
     shard = jax.shard_map(
@@ -163,7 +172,7 @@ def _over_chunks(
     rows: int,
     options: tuple[Any, ...],
     check: Check | None,
-) -> jax.Array:
+) -> Any:
     """Threads feed the device, so that a CPU's cores do not wait for what runs on one of them.
 
     Everything is compiled in the caller's thread, where the caller's settings of JAX hold.
@@ -178,15 +187,18 @@ def _over_chunks(
     first = read(0)
     shape = jax.ShapeDtypeStruct((chunk_rows, *x.shape[1:]), first.dtype)
     compiled = _chunk.lower(prepared, shape, 0, apply, rows, options).compile()
-    info = compiled.out_info
-    out = _aligned_empty((x.shape[0], *info.shape[1:]), info.dtype)
+    out = jax.tree.map(
+        lambda info: _aligned_empty((x.shape[0], *info.shape[1:]), info.dtype), compiled.out_info
+    )
 
     def run(begin: int) -> None:
         part = first if begin == 0 else read(begin)
         chunk = np.zeros(shape.shape, shape.dtype)
         chunk[: len(part)] = part
-        result = np.asarray(compiled(prepared, chunk, len(part)))
-        out[begin : begin + chunk_rows] = result[: len(part)]
+        jax.tree.map(
+            functools.partial(_copy_rows, begin, len(part)),
+            out, compiled(prepared, chunk, len(part)),
+        )  # fmt: skip
 
     pool = ThreadPoolExecutor(THREADS)
     try:
@@ -209,17 +221,22 @@ def _chunk(
     apply: Apply,
     rows: int,
     options: tuple[Any, ...],
-) -> jax.Array:
+) -> Any:
     """Applies to the first `num_rows` of a chunk; a traced loop length needs no new compilation."""
     blocks = x.reshape(-1, rows, *x.shape[1:])
     abstract = jax.eval_shape(lambda block: apply(prepared, block, *options), blocks[0])
 
-    def body(i: jax.Array, out: jax.Array) -> jax.Array:
-        return out.at[i].set(apply(prepared, blocks[i], *options))
+    def body(i: jax.Array, out: Any) -> Any:
+        found = apply(prepared, blocks[i], *options)
+        return jax.tree.map(lambda rows, of_block: rows.at[i].set(of_block), out, found)
 
-    out = jnp.zeros((blocks.shape[0], *abstract.shape), abstract.dtype)
+    out = jax.tree.map(lambda leaf: jnp.zeros((len(blocks), *leaf.shape), leaf.dtype), abstract)
     out = lax.fori_loop(0, (num_rows + rows - 1) // rows, body, out)
-    return out.reshape(-1, *abstract.shape[1:])
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
+
+
+def _copy_rows(begin: int, count: int, out: np.ndarray, chunk: jax.Array) -> None:
+    out[begin : begin + count] = np.asarray(chunk)[:count]
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: Any, alignment: int = 64) -> np.ndarray:

@@ -9,7 +9,6 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +98,7 @@ def _in_cells(
     total, seen = num_iters * (len(few) + len(rows)), num_iters * len(few)
     cells = _lloyd(few, transform, num_cells, rng, num_iters, lambda seen: advance(seen, total))
     owner = np.asarray(map_rows(
-        _itself, _nearest_of, (jnp.asarray(cells), transform), rows,
+        _nearest_of, (jnp.asarray(cells), transform), rows,
         rows=BLOCK_ROWS, check=checks.finite,
     ))  # fmt: skip
     counts, found = np.bincount(owner, minlength=num_cells), []
@@ -198,10 +197,6 @@ def _add(
     blocks = x.reshape(-1, min(BLOCK_ROWS, len(x)), x.shape[1])
     index = jax.lax.map(lambda block: nearest(block, centroids)[1], blocks).reshape(-1)
     return sums.at[index].add(x), counts.at[index].add(used.astype(jnp.int32))
-
-
-def _itself(model: Any) -> Any:
-    return model
 
 
 def _nearest_of(model: tuple[jax.Array, Transform], rows: jax.Array) -> jax.Array:

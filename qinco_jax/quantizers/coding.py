@@ -2,23 +2,25 @@
 
 import dataclasses
 import functools
-from types import ModuleType
-from typing import TypeVar
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import jax
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.quantizers import product, qinco
+from qinco_jax.quantizers import packing
 from qinco_jax.quantizers.batching import block_rows, map_rows
-from qinco_jax.quantizers.product import Product
-from qinco_jax.quantizers.qinco import Qinco, Search
+from qinco_jax.quantizers.product import PreparedProduct, Product
+from qinco_jax.quantizers.qinco import Prepared, Qinco, Search
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Vectors
 
 Array = jax.Array | np.ndarray
 Model = Qinco | Product
 M = TypeVar("M", bound=Model)
+
+Output = Literal["codes", "errors", "beams"]
+OUTPUTS = get_args(Output)
 
 
 def encode(
@@ -28,7 +30,8 @@ def encode(
     num_candidates: int | None = None,
     beam_size: int | None = None,
     joint: bool | None = None,
-) -> jax.Array:
+    output: Output = "codes",
+) -> Any:
     """Codes of vectors, by beam search with pre-selection (QINCo2, Sec. 3).
 
     The model scales, centers and rotates the vectors itself, as it was trained to.
@@ -45,24 +48,50 @@ def encode(
       joint: whether a step's A B candidates are the best of all B K, instead of the paper's best A
         of each partial code; the error is smaller at the same A and B. `None` means the model's
         own.
+      output: "codes"; "errors" for a pair of the codes and their squared errors; or "beams" for
+        the whole final beams, best first, and theirs. Of a `Product` the n-th best codes of all
+        parts make up the n-th entry.
 
     Returns:
       [N, M] or [M], uint8 for K <= 256, else uint16. With a coarse codebook [N, 1 + M] or [1 + M]
       uint32, the centroid's number first; the rest fits in the dtype above. A `Product` gives
-      [N, P M] or [P M], the codes of the first part first.
+      [N, P M] or [P M], the codes of the first part first. With `output="errors"` also float32
+      [N] or [], |x - x_hat|^2 in the space of the vectors (of x / |x| for a model with
+      `unit_norm`). With "beams" codes [N, B, M] or [B, M] and errors [N, B] or [B]; an error of
+      inf marks an entry that does not exist, where there are fewer codes than B.
 
     Raises:
-      InputError: wrong shape, dtype, A or B; NaN or Inf (outside `jit`).
+      InputError: wrong shape, dtype, A, B or output; NaN or Inf (outside `jit`).
     """
     x = checks.vectors(x, model.dim)
     search = search_of(model, num_candidates, beam_size, joint)
+    if output not in OUTPUTS:
+        raise InputError(f"output must be {', '.join(OUTPUTS)}, got {output!r}")
     if x.ndim == 1:
-        return encode(model, x[None], **dataclasses.asdict(search))[0]
+        found = encode(model, x[None], **dataclasses.asdict(search), output=output)
+        return jax.tree.map(lambda leaf: leaf[0], found)
     rows = block_rows(work(model, search))
-    of = _room(model)
     return map_rows(
-        of.prepare, of.encode_rows, model, x, rows=rows, options=(search,), check=checks.finite
-    )
+        _encoded, model, x,
+        rows=rows, options=(search, output), prepare=_prepared, check=checks.finite,
+    )  # fmt: skip
+
+
+def _prepared(model: Model) -> Prepared | PreparedProduct:
+    return model.prepare()
+
+
+def _encoded(
+    prepared: Prepared | PreparedProduct, rows: jax.Array, search: Search, output: Output
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    codes, errors = prepared.encode(rows, search)
+    if output == "beams":
+        return codes, errors
+    return codes[:, 0] if output == "codes" else (codes[:, 0], errors[:, 0])
+
+
+def _decoded(prepared: Prepared | PreparedProduct, codes: jax.Array) -> jax.Array:
+    return prepared.decode(codes)
 
 
 def decode(model: Model, codes: Array) -> jax.Array:
@@ -80,13 +109,12 @@ def decode(model: Model, codes: Array) -> jax.Array:
     Raises:
       InputError: wrong shape or dtype; codes outside 0..K-1 (outside `jit`).
     """
-    codes = checks.codes(codes, len(model.column_sizes))
+    codes = packing.checked(codes, len(model.column_sizes))
     if codes.ndim == 1:
         return decode(model, codes[None])[0]
-    of = _room(model)
-    model = of.first_columns(model, codes.shape[1])
-    check = functools.partial(checks.codes_below, model.column_sizes)
-    return map_rows(of.prepare, of.decode_rows, model, codes, rows=block_rows(2), check=check)
+    model = model.first_columns(codes.shape[1])
+    check = functools.partial(packing.check_range, model.column_sizes)
+    return map_rows(_decoded, model, codes, rows=block_rows(2), prepare=_prepared, check=check)
 
 
 def prefix(model: M, num_steps: int) -> M:
@@ -103,7 +131,7 @@ def prefix(model: M, num_steps: int) -> M:
         raise InputError(f"num_steps must be 1 to {model.num_steps}, got {num_steps}")
     per_step = len(model.parts) if isinstance(model, Product) else 1
     num_columns = len(model.column_sizes) - per_step * (model.num_steps - num_steps)
-    return _room(model).first_columns(model, num_columns)
+    return cast(M, model.first_columns(num_columns))
 
 
 def work(model: Model, search: Search) -> int:
@@ -123,9 +151,9 @@ def search_of(
     one = model.parts[0] if isinstance(model, Product) else model
     codebook_size = one.codebook_size
     if num_candidates is None:
-        num_candidates = one.num_candidates or codebook_size
+        num_candidates = one.config.num_candidates or codebook_size
     if beam_size is None:
-        beam_size = one.beam_size
+        beam_size = one.config.beam_size
     if not 1 <= num_candidates <= codebook_size:
         raise InputError(f"num_candidates must be 1 to {codebook_size}, got {num_candidates}")
     if num_candidates < codebook_size and one.steps.preselect is None:
@@ -135,10 +163,5 @@ def search_of(
         )
     if beam_size < 1:
         raise InputError(f"beam_size must be at least 1, got {beam_size}")
-    joint = one.joint if joint is None else joint
+    joint = one.config.joint if joint is None else joint
     return Search(num_candidates, beam_size, joint and num_candidates < codebook_size)
-
-
-def _room(model: Model) -> ModuleType:
-    """Where what is done with a block of rows stands for a kind of model."""
-    return product if isinstance(model, Product) else qinco

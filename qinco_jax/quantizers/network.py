@@ -45,7 +45,7 @@ class Step:
 
 
 @flax.struct.dataclass
-class Part:
+class Projected:
     """What a codeword, or a context, adds to z after W, and to z U_1: [..., E] and [..., H]."""
 
     z: jax.Array
@@ -70,12 +70,12 @@ def _mix(step: Step, part: jax.Array, rows: jax.Array) -> jax.Array:
     return mixed if step.concat_out is None else matmul(mixed, step.concat_out)
 
 
-def part_of(step: Step, z: jax.Array) -> Part:
+def projected(step: Step, z: jax.Array) -> Projected:
     """What is carried of a sum z [..., E]: itself and its product with U_1."""
-    return Part(z, matmul(z, step.up[0]))
+    return Projected(z, matmul(z, step.up[0]))
 
 
-def evaluate(form: str, step: Step, codeword: jax.Array, inside: Part) -> jax.Array:
+def evaluate(form: str, step: Step, codeword: jax.Array, inside: Projected) -> jax.Array:
     """f_m [C, D] for codewords [C, D], from the sum `inside` of their and their contexts' parts.
 
     So a candidate starts with the second product of the first block.
@@ -89,10 +89,10 @@ def evaluate(form: str, step: Step, codeword: jax.Array, inside: Part) -> jax.Ar
 
 def mean_codewords(form: str, step: Step, x_hat: jax.Array) -> jax.Array:
     """The mean of f(c, x_hat) over contexts [C, D], for each codeword of a step: [K, D]."""
-    codewords = part_of(step, of_codeword(step, step.codebook))
+    codewords = projected(step, of_codeword(step, step.codebook))
 
     def add(total: jax.Array, x_hat: jax.Array) -> tuple[jax.Array, None]:
-        context = part_of(step, of_context(step, x_hat[None]))
+        context = projected(step, of_context(step, x_hat[None]))
         inside = jax.tree.map(jnp.add, codewords, context)
         return total + evaluate(form, step, step.codebook, inside), None
 

@@ -3,12 +3,14 @@
 Packed codes are a matrix of uint8, one row a vector, so a file of them is a plain `.npy`.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
-from qinco_jax.vectors import checks
+
+Array = jax.Array | np.ndarray
 
 
 def code_dtype(codebook_size: int) -> jnp.dtype:
@@ -49,7 +51,7 @@ def pack(codes: np.ndarray, codebook_size: int) -> np.ndarray:
         raise InputError(
             f"codes have shape {codes.shape} and dtype {codes.dtype}; pass integers [N, M]"
         )
-    checks.codes_below(codebook_size, codes)
+    check_range(codebook_size, codes)
     codes = np.ascontiguousarray(codes, _stored_dtype(codebook_size))
     if bits in (8, 16):
         return codes.view(np.uint8)
@@ -108,7 +110,7 @@ def to_rows(codes: np.ndarray, config: QincoConfig) -> np.ndarray:
     """
     coarse_sizes = () if config.num_centroids is None else (config.num_centroids,)
     columns = config.num_parts * config.num_steps
-    checks.codes_below((*coarse_sizes, *columns * (config.codebook_size,)), codes)
+    check_range((*coarse_sizes, *columns * (config.codebook_size,)), codes)
     if not _is_power(config.codebook_size):
         return codes.astype(row_shape(config)[1])
     if config.num_centroids is None:
@@ -134,7 +136,7 @@ def from_rows(rows: np.ndarray, config: QincoConfig) -> np.ndarray:
     """
     columns, coarse = config.num_parts * config.num_steps, config.num_centroids is not None
     if not _is_power(config.codebook_size):
-        return np.asarray(checks.codes(rows, columns + coarse))
+        return np.asarray(checked(rows, columns + coarse))
     rows, first = np.asarray(rows), config.coarse_bits // 8
     if rows.ndim != 2:
         raise InputError(f"packed codes have shape {rows.shape}; expected [N, bytes]")
@@ -183,3 +185,47 @@ def _code_bits(codebook_size: int) -> int:
             "2 to 65536, so store the codes themselves"
         )
     return codebook_size.bit_length() - 1
+
+
+def checked(values: Array, num_columns: int) -> Array:
+    """Returns `values` as an array, checked to be codes [N, m] or [m], 1 <= m <= `num_columns`.
+
+    Raises:
+      InputError: not integers, another rank, no columns or more than the model's codes have.
+    """
+    if not isinstance(values, jax.Array | np.ndarray):
+        values = np.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.integer):
+        raise InputError(f"codes have dtype {values.dtype}; they must be integers")
+    if values.ndim not in (1, 2):
+        raise InputError(f"codes have shape {values.shape}; expected [N, m] or one code [m]")
+    if not 1 <= values.shape[-1] <= num_columns:
+        raise InputError(
+            f"codes have {values.shape[-1]} columns; the model's have {num_columns}, so 1 to "
+            f"{num_columns} can be decoded"
+        )
+    return values
+
+
+def check_range(
+    codebook_size: int | tuple[int, ...], part: np.ndarray, offset: int = 0
+) -> np.ndarray:
+    """Returns codes [N, m] as int32, checked to be in 0..K-1; row `offset` is the first.
+
+    Args:
+      codebook_size: K, or that of each column.
+      part: the codes.
+      offset: their first row's number, for the message.
+
+    Raises:
+      InputError: names the first bad row and its code.
+    """
+    sizes = np.broadcast_to(np.atleast_1d(codebook_size)[: part.shape[1]], part.shape)
+    bad = (part < 0) | (part >= sizes)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise InputError(
+            f"code {part[row, column]} in row {offset + row}, column {column} is outside "
+            f"0..{sizes[row, column] - 1}; these codes belong to another model"
+        )
+    return part.astype(np.int32)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.errors import InputError
+from qinco_jax.quantizers import packing
 from qinco_jax.quantizers.batching import block_rows, map_rows
-from qinco_jax.vectors import checks
 
 MAX_STEPS = 2**15
 
@@ -96,17 +96,13 @@ def decode(decoder: PairwiseDecoder, codes: Array) -> jax.Array:
     Raises:
       InputError: wrong shape or dtype, or codes outside of 0..K_ivf-1 and 0..K-1.
     """
-    codes, columns = checks.codes(codes, MAX_STEPS), 1 + decoder.num_steps
+    codes, columns = packing.checked(codes, MAX_STEPS), 1 + decoder.num_steps
     if codes.ndim != 2 or codes.shape[1] != columns:
         raise InputError(f"codes have shape {codes.shape}; this decoder takes [N, {columns}]")
     sizes = (len(decoder.coarse_codes), *(decoder.codebook_size,) * decoder.num_steps)
-    check = functools.partial(checks.codes_below, sizes)
+    check = functools.partial(packing.check_range, sizes)
     rows = block_rows(decoder.pairs.shape[1])
-    return map_rows(_itself, _decode_rows, decoder, codes, rows=rows, check=check)
-
-
-def _itself(decoder: PairwiseDecoder) -> PairwiseDecoder:
-    return decoder
+    return map_rows(_decode_rows, decoder, codes, rows=rows, check=check)
 
 
 def _decode_rows(decoder: PairwiseDecoder, codes: jax.Array) -> jax.Array:

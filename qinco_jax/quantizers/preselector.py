@@ -58,7 +58,8 @@ def fit_preselector(model: M, x: Vectors, *, num_candidates: int = 16) -> M:
     steps = dataclasses.replace(
         model.steps, preselect=_means(model, jnp.asarray(np.asarray(x)), codes)
     )
-    return dataclasses.replace(model, steps=steps, num_candidates=num_candidates)
+    config = dataclasses.replace(model.config, num_candidates=num_candidates)
+    return dataclasses.replace(model, steps=steps, config=config)
 
 
 @jax.jit
@@ -68,7 +69,9 @@ def _means(model: Qinco, x: jax.Array, codes: jax.Array) -> jax.Array:
     residual = to_model_space(x, model.transform)[None] - x_hat
     index = codes[:, 1:].astype(jnp.int32).T
     contexts = x_hat[:, :: max(1, x.shape[0] // CONTEXTS)][:, :CONTEXTS]
-    typical = jax.vmap(functools.partial(network.mean_codewords, model.form))(model.steps, contexts)
+    typical = jax.vmap(functools.partial(network.mean_codewords, model.config.form))(
+        model.steps, contexts
+    )
 
     def of_step(residual: jax.Array, index: jax.Array, typical: jax.Array) -> jax.Array:
         sums = typical.at[index].add(residual)

@@ -1,6 +1,7 @@
 """PQ-QINCo: a vector is cut into sub-vectors, each quantized by a model of its own."""
 
 import dataclasses
+from typing import Self
 
 import flax.struct
 import jax
@@ -9,7 +10,6 @@ import numpy as np
 
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
-from qinco_jax.quantizers import qinco
 from qinco_jax.quantizers.distances import matmul
 from qinco_jax.quantizers.qinco import Prepared, Qinco, Search
 from qinco_jax.quantizers.transform import unit
@@ -63,7 +63,7 @@ class Product:
         configs = {part.config for part in self.parts}
         if len(configs) > 1:
             raise InputError(f"the parts of a product differ in their sizes: {configs}")
-        if len(self.parts) < 2 or self.parts[0].unit_norm:
+        if len(self.parts) < 2 or self.parts[0].config.unit_norm:
             raise InputError(
                 "a product has at least two parts, without unit_norm; use the model of a single "
                 "part as it is, and set unit_norm of the product"
@@ -76,21 +76,24 @@ class Product:
             unit_norm=self.unit_norm,
         )
 
+    def first_columns(self, num_columns: int) -> Self:
+        """The product of the parts' models of the first columns of their codes.
 
-def first_columns(model: Product, num_columns: int) -> Product:
-    """The product of the parts' models of the first columns of their codes.
+        Raises:
+          InputError: the number of columns is not a multiple of P.
+        """
+        count, left = divmod(num_columns, len(self.parts))
+        if left:
+            raise InputError(
+                f"codes have {num_columns} columns; a product of {len(self.parts)} parts has as "
+                "many for each, so give a multiple"
+            )
+        parts = tuple(part.first_columns(count) for part in self.parts)
+        return dataclasses.replace(self, parts=parts)
 
-    Raises:
-      InputError: the number of columns is no multiple of P.
-    """
-    count, left = divmod(num_columns, len(model.parts))
-    if left:
-        raise InputError(
-            f"codes have {num_columns} columns; a product of {len(model.parts)} parts has as many "
-            "for each, so give a multiple"
-        )
-    parts = tuple(qinco.first_columns(part, count) for part in model.parts)
-    return dataclasses.replace(model, parts=parts)
+    def prepare(self) -> "PreparedProduct":
+        """What depends on the model alone, to be computed once for all rows."""
+        return PreparedProduct(self, tuple(part.prepare() for part in self.parts))
 
 
 def sub_vectors(x: jax.Array, model: Product) -> list[jax.Array]:
@@ -104,27 +107,26 @@ def sub_vectors(x: jax.Array, model: Product) -> list[jax.Array]:
     return jnp.split(x, ends[:-1].tolist(), axis=-1)
 
 
-Parts = tuple[Product, tuple[Prepared, ...]]
+@flax.struct.dataclass
+class PreparedProduct:
+    """A product with its prepared parts, which encode and decode blocks of rows."""
 
+    model: Product
+    parts: tuple[Prepared, ...]
 
-def prepare(model: Product) -> Parts:
-    """What depends on the model alone: itself, and each part's share."""
-    return model, tuple(map(qinco.prepare, model.parts))
+    def encode(self, rows: jax.Array, search: Search) -> tuple[jax.Array, jax.Array]:
+        """Codes [N, B, P M] of vectors [N, D] and their squared errors [N, B].
 
+        The n-th code joins the n-th best codes of all parts.
+        """
+        subs = sub_vectors(rows, self.model)
+        found = [part.encode(sub, search) for part, sub in zip(self.parts, subs, strict=True)]
+        codes, errors = zip(*found, strict=True)
+        return jnp.concatenate(codes, axis=-1), sum(errors, jnp.zeros(()))
 
-def encode_rows(prepared: Parts, rows: jax.Array, search: Search) -> jax.Array:
-    """Codes [N, P M] of a block of vectors [N, D]."""
-    model, parts = prepared
-    subs = sub_vectors(rows, model)
-    codes = [qinco.encode_rows(part, sub, search) for part, sub in zip(parts, subs, strict=True)]
-    return jnp.concatenate(codes, axis=1)
-
-
-def decode_rows(prepared: Parts, codes: jax.Array) -> jax.Array:
-    """Reconstructions [N, D] of a block of codes."""
-    model, parts = prepared
-    columns = jnp.split(codes, len(parts), axis=1)
-    x_hat = jnp.concatenate(
-        [qinco.decode_rows(part, own) for part, own in zip(parts, columns, strict=True)], axis=1
-    )
-    return x_hat if model.rotation is None else matmul(x_hat, model.rotation.T)
+    def decode(self, codes: jax.Array) -> jax.Array:
+        """Reconstructions [N, D] of codes [N, P M]."""
+        columns = jnp.split(codes, len(self.parts), axis=1)
+        parts = [part.decode(own) for part, own in zip(self.parts, columns, strict=True)]
+        x_hat, rotation = jnp.concatenate(parts, axis=1), self.model.rotation
+        return x_hat if rotation is None else matmul(x_hat, rotation.T)

@@ -5,6 +5,7 @@ Equations are those of arXiv 2401.14732 (QINCo) and arXiv 2501.03078 (QINCo2).
 
 import dataclasses
 import functools
+from typing import Any, Self
 
 import flax.struct
 import jax
@@ -16,7 +17,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.quantizers import beam, network
 from qinco_jax.quantizers.beam import Candidates
 from qinco_jax.quantizers.distances import nearest, smallest, squared_distances
-from qinco_jax.quantizers.network import Part, Step, of_codeword, of_context, part_of
+from qinco_jax.quantizers.network import Projected, Step, of_codeword, of_context, projected
 from qinco_jax.quantizers.packing import code_dtype
 from qinco_jax.quantizers.rq import RQ
 from qinco_jax.quantizers.transform import Transform, from_model_space, to_model_space
@@ -26,44 +27,77 @@ Array = jax.Array | np.ndarray
 
 @flax.struct.dataclass
 class Qinco:
-    """A model: a pytree of arrays, and the search that it encodes with by default.
+    """A model: a pytree of arrays, and the config that it was made from.
 
     Attributes:
       mean: [D] float32, subtracted from every vector.
       scale: [] float32, divides it after that.
-      codebook: [K, D], the plain codebook of step 1; or, with `ivf`, the frozen coarse codebook
-        [K_ivf, D], in model space.
-      steps: `Step` of arrays with a leading axis of M - 1; with `ivf` of M.
-      form: "qinco", "qinco-lr" or "qinco2", static.
-      num_candidates: A, static; `None` means all K.
-      beam_size: B, static.
-      joint: whether candidates are chosen jointly over the beam, static.
+      codebook: [K, D], the plain codebook of step 1; or, behind a coarse codebook, that one
+        [K_ivf, D], frozen, in model space.
+      steps: `Step` of arrays with a leading axis of M - 1; behind a coarse codebook of M.
       rotation: [D, D] float32, by which vectors are multiplied last (`Transform`); `None` is the
         identity.
-      unit_norm: whether vectors are divided by their length before all, static; then the model
-        approximates x / |x|.
-      center: whether `mean` is the training vectors', static; else it is 0.
-      ivf: whether a coarse codebook precedes the M steps, static (IVF-QINCo): column 0 of a code is
-        then the nearest centroid's number, no part of the beam, and columns 1 to M follow.
+      config: sizes, form, transform and default search, static. `dim` and `embed_dim` are set.
     """
 
     mean: jax.Array
     scale: jax.Array
     codebook: jax.Array
     steps: Step
-    form: str = flax.struct.field(pytree_node=False, default="qinco2")
-    num_candidates: int | None = flax.struct.field(pytree_node=False, default=None)
-    beam_size: int = flax.struct.field(pytree_node=False, default=1)
-    joint: bool = flax.struct.field(pytree_node=False, default=False)
-    rotation: jax.Array | None = None
-    unit_norm: bool = flax.struct.field(pytree_node=False, default=False)
-    center: bool = flax.struct.field(pytree_node=False, default=True)
-    ivf: bool = flax.struct.field(pytree_node=False, default=False)
+    rotation: jax.Array | None
+    config: QincoConfig = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def of_arrays(
+        cls,
+        mean: jax.Array,
+        scale: jax.Array,
+        codebook: jax.Array,
+        steps: Step,
+        rotation: jax.Array | None = None,
+        *,
+        ivf: bool = False,
+        **settings: Any,
+    ) -> "Qinco":
+        """A model whose sizes are read off its arrays.
+
+        Args:
+          mean: as the attributes of the class.
+          scale: likewise.
+          codebook: likewise.
+          steps: likewise.
+          rotation: likewise.
+          ivf: whether `codebook` is a coarse codebook (IVF-QINCo): column 0 of a code is then the
+            number of the nearest centroid.
+          **settings: `form`, `num_candidates`, `beam_size`, `joint`, `unit_norm` and `center` of
+            the config.
+
+        Raises:
+          InputError: no config has these sizes and settings.
+        """
+        num_steps, codebook_size, dim = steps.codebook.shape
+        _, num_blocks, embed_dim, hidden_dim = steps.up.shape
+        form = settings.pop("form", "qinco2")
+        settings = {"num_candidates": None, "beam_size": 1, **settings}
+        config = QincoConfig(
+            dim=dim,
+            num_steps=num_steps + (not ivf),
+            codebook_size=codebook_size,
+            embed_dim=embed_dim,
+            hidden_dim=hidden_dim,
+            num_blocks=num_blocks,
+            form=form,
+            projections=form != "qinco2" or steps.proj_in is not None,
+            rotate=rotation is not None,
+            num_centroids=codebook.shape[0] if ivf else None,
+            **settings,
+        )
+        return cls(mean, scale, codebook, steps, rotation, config)
 
     @property
     def transform(self) -> Transform:
         """From vectors to model space, in which the network works."""
-        return Transform(self.mean, self.scale, self.rotation, self.unit_norm)
+        return Transform(self.mean, self.scale, self.rotation, self.config.unit_norm)
 
     @property
     def dim(self) -> int:
@@ -73,40 +107,37 @@ class Qinco:
     @property
     def num_steps(self) -> int:
         """M."""
-        return self.steps.codebook.shape[0] + (not self.ivf)
+        return self.config.num_steps
 
     @property
     def codebook_size(self) -> int:
         """K."""
-        return self.steps.codebook.shape[1]
+        return self.config.codebook_size
+
+    @property
+    def ivf(self) -> bool:
+        """Whether a coarse codebook precedes the M steps: columns 1 to M of a code are theirs."""
+        return self.config.num_centroids is not None
 
     @property
     def column_sizes(self) -> tuple[int, ...]:
         """For each column of a code how many values it takes."""
-        num_steps, codebook_size, _ = self.steps.codebook.shape
-        return self.codebook.shape[0], *(codebook_size for _ in range(num_steps))
+        coarse = () if self.config.num_centroids is None else (self.config.num_centroids,)
+        return coarse + self.num_steps * (self.codebook_size,)
 
-    @property
-    def config(self) -> QincoConfig:
-        """The sizes, read off the arrays."""
-        _, num_blocks, embed_dim, hidden_dim = self.steps.up.shape
-        return QincoConfig(
-            dim=self.dim,
-            num_steps=self.num_steps,
-            codebook_size=self.codebook_size,
-            embed_dim=embed_dim,
-            hidden_dim=hidden_dim,
-            num_blocks=num_blocks,
-            num_candidates=self.num_candidates,
-            beam_size=self.beam_size,
-            joint=self.joint,
-            form=self.form,
-            projections=self.form != "qinco2" or self.steps.proj_in is not None,
-            unit_norm=self.unit_norm,
-            center=self.center,
-            rotate=self.rotation is not None,
-            num_centroids=self.codebook.shape[0] if self.ivf else None,
-        )
+    def first_columns(self, num_columns: int) -> Self:
+        """The model of the first columns of its codes, 1 to all."""
+        steps = jax.tree.map(lambda leaf: leaf[: num_columns - 1], self.steps)
+        config = dataclasses.replace(self.config, num_steps=num_columns - self.ivf)
+        return dataclasses.replace(self, steps=steps, config=config)
+
+    def prepare(self) -> "Prepared":
+        """What depends on the model alone, to be computed once for all rows."""
+
+        def of_step(step: Step) -> Projected:
+            return projected(step, of_codeword(step, step.codebook))
+
+        return Prepared(self, jax.vmap(of_step)(self.steps))
 
 
 def init(key: jax.Array, config: QincoConfig, rq: RQ, coarse: jax.Array | None = None) -> Qinco:
@@ -170,11 +201,7 @@ def init(key: jax.Array, config: QincoConfig, rq: RQ, coarse: jax.Array | None =
         proj_out=jnp.zeros((rest, embed_dim, dim)) if projected else None,
         concat_out=jnp.zeros((rest, hidden_dim, embed_dim)) if low_rank else None,
     )
-    return Qinco(
-        rq.mean, rq.scale, first, steps,
-        config.form, config.num_candidates, config.beam_size, config.joint,
-        rq.rotation, rq.unit_norm, rq.center, coarse is not None,
-    )  # fmt: skip
+    return Qinco(rq.mean, rq.scale, first, steps, rq.rotation, config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,12 +211,6 @@ class Search:
     num_candidates: int
     beam_size: int
     joint: bool
-
-
-def first_columns(model: Qinco, num_columns: int) -> Qinco:
-    """The model of the first columns of its codes, 1 to all."""
-    steps = jax.tree.map(lambda leaf: leaf[: num_columns - 1], model.steps)
-    return dataclasses.replace(model, steps=steps)
 
 
 def reconstructions(model: Qinco, codes: jax.Array) -> jax.Array:
@@ -207,22 +228,13 @@ def reconstructions(model: Qinco, codes: jax.Array) -> jax.Array:
     def body(x_hat: jax.Array, inputs: tuple[Step, jax.Array]) -> tuple[jax.Array, jax.Array]:
         step, index = inputs
         codeword = step.codebook[index]  # without tables: a batch may be smaller than K
-        inside = part_of(step, of_codeword(step, codeword) + of_context(step, x_hat))
-        x_hat = x_hat + network.evaluate(model.form, step, codeword, inside)
+        inside = projected(step, of_codeword(step, codeword) + of_context(step, x_hat))
+        x_hat = x_hat + network.evaluate(model.config.form, step, codeword, inside)
         return x_hat, x_hat
 
     first = model.codebook[columns[0]]
     _, rest = jax.lax.scan(body, first, (model.steps, columns[1:]))
     return jnp.concatenate([first[None], rest])
-
-
-def _tables(model: Qinco) -> Part:
-    """The parts of all codewords of all steps with context: [M - 1, K, E] and [M - 1, K, H]."""
-
-    def of_step(step: Step) -> Part:
-        return part_of(step, of_codeword(step, step.codebook))
-
-    return jax.vmap(of_step)(model.steps)
 
 
 def _preselect(
@@ -243,81 +255,85 @@ def _preselect(
 
 
 def _propose(
-    form: str, search: Search, inputs: tuple[Step, Part], x: jax.Array, entries: beam.Beam
+    form: str, search: Search, inputs: tuple[Step, Projected], x: jax.Array, entries: beam.Beam
 ) -> Candidates:
     """The codewords that S finds nearest to the residuals (all K without S), by true distance."""
     step, tables = inputs
     residual = x[None] - entries.x_hat
     parent, index = _preselect(step, residual, jnp.isinf(entries.error), search)
-    context = part_of(step, of_context(step, entries.x_hat))
+    context = projected(step, of_context(step, entries.x_hat))
     inside = jax.tree.map(lambda table, of_entry: table[index] + of_entry[parent], tables, context)
     f = network.evaluate(form, step, step.codebook[index], inside)
     error = jnp.sum(jnp.square(residual[parent] - f), axis=-1)
     return Candidates(parent, index, error, lambda best: entries.x_hat[parent[best]] + f[best])
 
 
-Prepared = tuple[Qinco, Part]
+@flax.struct.dataclass
+class Prepared:
+    """A model with the tables of its codewords, which encode and decode blocks of rows.
 
-
-def prepare(model: Qinco) -> Prepared:
-    """What depends on the model alone: itself, and the parts of its codewords."""
-    return model, _tables(model)
-
-
-def encode_rows(prepared: Prepared, rows: jax.Array, search: Search) -> jax.Array:
-    """Codes of a block of vectors [N, D]."""
-    model, _ = prepared
-    found = beams(prepared, rows, search)
-    return found.codes[:, 0].astype(jnp.uint32 if model.ivf else code_dtype(model.codebook_size))
-
-
-def beams(prepared: Prepared, rows: jax.Array, search: Search) -> beam.Beam:
-    """The whole final beam of each row [N, D]: arrays [N, B, ...]."""
-    model, tables = prepared
-    steps, propose = (model.steps, tables), functools.partial(_propose, model.form, search)
-    x = to_model_space(rows, model.transform)
-    if model.ivf:
-        first = _behind_centroids(prepared, x, search)
-        steps = jax.tree.map(lambda leaf: leaf[1:], steps)
-    else:
-        begin = functools.partial(beam.start, beam_size=search.beam_size)
-        first = jax.vmap(lambda x: begin(x, model.codebook, model.num_steps))(x)
-    return jax.vmap(lambda x, first: beam.search(x, first, steps, propose))(x, first)
-
-
-def _behind_centroids(prepared: Prepared, x: jax.Array, search: Search) -> beam.Beam:
-    """The beams of x [N, D], in model space, after the coarse index and step 1 (QINCo2, Sec. 3.3).
-
-    One entry has to fill the beam, so it proposes max(A, B) candidates.
+    Attributes:
+      model: of M steps.
+      tables: what all codewords of all steps with context add: [M - 1, K, E] and [M - 1, K, H].
     """
-    model, tables = prepared
-    most = min(max(search.num_candidates, search.beam_size), model.codebook_size)
-    wide = Search(most, 1, joint=False)
-    inputs = jax.tree.map(lambda leaf: leaf[0], (model.steps, tables))
-    _, centroid = nearest(x, model.codebook)
 
-    def one(x: jax.Array, centroid: jax.Array) -> beam.Beam:
-        root = beam.root(model.codebook[centroid], len(model.column_sizes))
-        root = dataclasses.replace(root, codes=root.codes.at[0, 0].set(centroid))
-        return beam.expand(root, _propose(model.form, wide, inputs, x, root), 1, search.beam_size)
+    model: Qinco
+    tables: Projected
 
-    return jax.vmap(one)(x, centroid)
+    def encode(self, rows: jax.Array, search: Search) -> tuple[jax.Array, jax.Array]:
+        """Codes [N, B, M] of vectors [N, D], best first, and their squared errors [N, B]."""
+        found, model = self.beams(rows, search), self.model
+        dtype = jnp.uint32 if model.ivf else code_dtype(model.codebook_size)
+        return found.codes.astype(dtype), found.error * jnp.square(model.scale)
 
+    def beams(self, rows: jax.Array, search: Search) -> beam.Beam:
+        """The whole final beam of each vector [N, D]: arrays [N, B, ...] in model space."""
+        model, steps = self.model, (self.model.steps, self.tables)
+        propose = functools.partial(_propose, model.config.form, search)
+        x = to_model_space(rows, model.transform)
+        if model.ivf:
+            first = self._behind_centroids(x, search)
+            steps = jax.tree.map(lambda leaf: leaf[1:], steps)
+        else:
+            begin = functools.partial(beam.start, beam_size=search.beam_size)
+            first = jax.vmap(lambda x: begin(x, model.codebook, model.num_steps))(x)
+        return jax.vmap(lambda x, first: beam.search(x, first, steps, propose))(x, first)
 
-def decode_rows(prepared: Prepared, codes: jax.Array) -> jax.Array:
-    """Reconstructions [N, D] of a block of codes with a column for each step of the model."""
-    model, tables = prepared
-    columns = codes.astype(jnp.int32).T
+    def _behind_centroids(self, x: jax.Array, search: Search) -> beam.Beam:
+        """The beams of x [N, D], in model space, after the coarse index and step 1.
 
-    def body(x_hat: jax.Array, inputs: tuple[Step, Part, jax.Array]) -> tuple[jax.Array, None]:
-        step, tables, index = inputs
-        context = part_of(step, of_context(step, x_hat))
-        inside = jax.tree.map(lambda table, part: table[index] + part, tables, context)
-        return x_hat + network.evaluate(model.form, step, step.codebook[index], inside), None
+        One entry has to fill the beam, so it proposes max(A, B) candidates (QINCo2, Sec. 3.3).
+        """
+        model = self.model
+        most = min(max(search.num_candidates, search.beam_size), model.codebook_size)
+        wide = Search(most, 1, joint=False)
+        inputs = jax.tree.map(lambda leaf: leaf[0], (model.steps, self.tables))
+        _, centroid = nearest(x, model.codebook)
 
-    first = model.codebook[columns[0]]
-    x_hat, _ = jax.lax.scan(body, first, (model.steps, tables, columns[1:]))
-    return from_model_space(x_hat, model.transform)
+        def one(x: jax.Array, centroid: jax.Array) -> beam.Beam:
+            root = beam.root(model.codebook[centroid], len(model.column_sizes))
+            root = dataclasses.replace(root, codes=root.codes.at[0, 0].set(centroid))
+            proposed = _propose(model.config.form, wide, inputs, x, root)
+            return beam.expand(root, proposed, 1, search.beam_size)
+
+        return jax.vmap(one)(x, centroid)
+
+    def decode(self, codes: jax.Array) -> jax.Array:
+        """Reconstructions [N, D] of codes with a column for each step of the model."""
+        model, columns = self.model, codes.astype(jnp.int32).T
+
+        def body(
+            x_hat: jax.Array, inputs: tuple[Step, Projected, jax.Array]
+        ) -> tuple[jax.Array, None]:
+            step, tables, index = inputs
+            context = projected(step, of_context(step, x_hat))
+            inside = jax.tree.map(lambda table, part: table[index] + part, tables, context)
+            f = network.evaluate(model.config.form, step, step.codebook[index], inside)
+            return x_hat + f, None
+
+        first = model.codebook[columns[0]]
+        x_hat, _ = jax.lax.scan(body, first, (model.steps, self.tables, columns[1:]))
+        return from_model_space(x_hat, model.transform)
 
 
 Parameters = tuple[jax.Array | None, Step]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import flax.struct
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.quantizers import beam
+from qinco_jax.quantizers import beam, packing
 from qinco_jax.quantizers.batching import block_rows, map_rows
 from qinco_jax.quantizers.beam import Beam, Candidates
 from qinco_jax.quantizers.distances import nearest, squared_distances
@@ -123,7 +122,7 @@ def train_behind(
     found = of_rows(rows, **transform)
     coarse = to_model_space(jnp.asarray(centroids), dataclasses.replace(found, unit_norm=False))
     target = map_rows(
-        _itself, _left_over, coarse, to_model_space(jnp.asarray(rows), found), rows=block_rows(1)
+        _left_over, coarse, to_model_space(jnp.asarray(rows), found), rows=block_rows(1)
     )
     books = codebooks(target, num_steps, codebook_size, seed, beam_size=1, num_iters=10)
     options = transform["unit_norm"], transform["center"]
@@ -156,7 +155,7 @@ def codebooks(
         if step + 1 < num_steps:
             so_far = RQ(jnp.stack(books), jnp.zeros_like(target[0]), jnp.float32(1))
             residual = map_rows(
-                _itself, _residual_rows, so_far, target,
+                _residual_rows, so_far, target,
                 rows=block_rows(beam_size), options=(beam_size,),
             )  # fmt: skip
     return jnp.stack(books)
@@ -182,7 +181,7 @@ def encode(model: RQ, x: Vectors, *, beam_size: int = 32) -> jax.Array:
     if x.ndim == 1:
         return encode(model, x[None], beam_size=beam_size)[0]
     return map_rows(
-        _itself, _encode_rows, model, x,
+        _encode_rows, model, x,
         rows=block_rows(beam_size * max(1, model.codebooks.shape[1] // 256)),
         options=(beam_size,), check=checks.finite,
     )  # fmt: skip
@@ -197,11 +196,11 @@ def decode(model: RQ, codes: Array) -> jax.Array:
       InputError: wrong shape or dtype, or codes outside 0..K-1 (outside `jit`).
     """
     num_steps, codebook_size, _ = model.codebooks.shape
-    codes = checks.codes(codes, num_steps)
+    codes = packing.checked(codes, num_steps)
     if codes.ndim == 1:
         return decode(model, codes[None])[0]
-    check = functools.partial(checks.codes_below, codebook_size)
-    return map_rows(_itself, _decode_rows, model, codes, rows=block_rows(1), check=check)
+    check = functools.partial(packing.check_range, codebook_size)
+    return map_rows(_decode_rows, model, codes, rows=block_rows(1), check=check)
 
 
 def prefix(model: RQ, num_steps: int) -> RQ:
@@ -231,10 +230,6 @@ def propose(codebook: jax.Array, x: jax.Array, entries: Beam) -> Candidates:
         parent, index, error.reshape(-1),
         lambda best: entries.x_hat[parent[best]] + codebook[index[best]],
     )  # fmt: skip
-
-
-def _itself(model: Any) -> Any:
-    return model
 
 
 def _search(model: RQ, rows: jax.Array, beam_size: int) -> Beam:

@@ -365,7 +365,7 @@ def _validate(model: Qinco, x_val: Rows, recipe: Recipe) -> float:
     errors = []
     for begin in range(0, len(x_val), CHECKED_ROWS):
         part = slice(begin, begin + CHECKED_ROWS)
-        x = approximated(np.asarray(x_val[part]), model.unit_norm)
+        x = approximated(np.asarray(x_val[part]), model.config.unit_norm)
         error = x - np.asarray(coding.decode(model, codes[part]))
         errors.append(np.square(error, dtype=np.float64).sum(axis=1))
     return float(np.concatenate(errors).mean())

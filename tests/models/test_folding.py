@@ -38,7 +38,7 @@ def assert_same_codec(model: qj.Qinco, plain: qj.Qinco, x: np.ndarray) -> None:
 def test_codes_and_reconstructions_are_the_same(kind: dict[str, object]) -> None:
     model = oracle.random_model(dataclasses.replace(PLAIN, **kind))
     plain = folded(model)
-    form = "qinco" if model.form == "qinco-lr" else model.form
+    form = "qinco" if model.config.form == "qinco-lr" else model.config.form
     assert plain.config == dataclasses.replace(model.config, form=form, center=False, rotate=False)
     assert not np.any(plain.mean) and plain.scale == 1
     assert_same_codec(model, plain, X)

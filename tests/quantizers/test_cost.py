@@ -24,8 +24,8 @@ MARGIN = 1.1  # sums, distances, choices
 def encode_flops(num_candidates: int, beam_size: int, joint: bool = False) -> float:
     """Of one row, by the compiler's count."""
     search = qinco.Search(num_candidates, beam_size, joint)
-    encode = jax.jit(functools.partial(qinco.encode_rows, search=search))
-    prepared = jax.eval_shape(qinco.prepare, MODEL)
+    encode = jax.jit(lambda prepared, rows: prepared.encode(rows, search))
+    prepared = jax.eval_shape(qj.Qinco.prepare, MODEL)
     rows = jax.ShapeDtypeStruct((ROWS, D), jnp.float32)
     return encode.lower(prepared, rows).compile().cost_analysis()["flops"] / ROWS
 
@@ -43,9 +43,9 @@ def test_a_partial_code_costs_one_preselection_and_one_context(joint: bool) -> N
 
 
 def test_decoding_costs_one_candidate_a_step() -> None:
-    prepared = jax.eval_shape(qinco.prepare, MODEL)
+    prepared = jax.eval_shape(qj.Qinco.prepare, MODEL)
     codes = jax.ShapeDtypeStruct((ROWS, 2), jnp.uint8)
-    compiled = jax.jit(qinco.decode_rows).lower(prepared, codes).compile()
+    compiled = jax.jit(qinco.Prepared.decode).lower(prepared, codes).compile()
     expected = 2 * (D * E + E * H) + PER_CANDIDATE
     assert expected <= compiled.cost_analysis()["flops"] / ROWS < MARGIN * expected
 

@@ -39,9 +39,8 @@ def recipe_of(file: golden.Golden) -> Recipe:
 
 @jax.jit
 def beams(model: qj.Qinco, x: jax.Array) -> Beam:
-    prepared = qinco.prepare(model)
-    search = qinco.Search(model.num_candidates, model.beam_size, joint=False)
-    return qinco.beams(prepared, x, search)
+    search = qinco.Search(model.config.num_candidates, model.config.beam_size, joint=False)
+    return model.prepare().beams(x, search)
 
 
 @every_file

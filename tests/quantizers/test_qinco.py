@@ -1,5 +1,6 @@
 """Encode and decode: against the equations, and by identities that hold for every model."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import strategies as st
 
 import qinco_jax as qj
-from qinco_jax.quantizers import beam, qinco
+from qinco_jax.quantizers import beam, coding, qinco
 
 small = functools.partial(
     qj.QincoConfig, dim=6, num_steps=3, codebook_size=16, hidden_dim=8, beam_size=4
@@ -45,7 +46,7 @@ def errors(model: qj.Qinco, x: np.ndarray, codes: jax.Array) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="search")
 def beams(model: qj.Qinco, x: np.ndarray, search: qinco.Search) -> beam.Beam:
-    return qinco.beams(qinco.prepare(model), x, search)
+    return model.prepare().beams(x, search)
 
 
 def assert_as_good(model: qj.Qinco, x: np.ndarray, codes: jax.Array, expected: jax.Array) -> None:
@@ -86,7 +87,8 @@ seeds = st.integers(0, 2**31)
 def test_codes_are_the_oracles(config: qj.QincoConfig, seed: int) -> None:
     model = oracle.random_model(config, seed)
     x = oracle.random_vectors(4, model.dim)
-    search = model.num_candidates or model.codebook_size, model.beam_size, model.joint
+    config = model.config
+    search = config.num_candidates or config.codebook_size, config.beam_size, config.joint
     expected = np.array([oracle.encode(model, row, *search)[0] for row in x])
     assert_as_good(model, x, qj.encode(model, x), expected)
 
@@ -142,7 +144,7 @@ def test_beam_larger_than_the_codebook_holds_distinct_codes_best_first() -> None
 
 @every_model
 def test_decode_gives_the_encoders_own_reconstruction(model: qj.Qinco) -> None:
-    search = qinco.Search(model.num_candidates or model.codebook_size, model.beam_size, model.joint)
+    search = coding.search_of(model, None, None, None)
     found = beams(model, X, search)
     x_hat = found.x_hat[:, 0] * model.scale + model.mean[None]
     codes = qj.encode(model, X)
@@ -173,10 +175,13 @@ def test_joint_candidates_are_not_worse_on_average() -> None:
 
 @both_forms
 def test_fitted_preselector_proposes_the_models_own_codes(model: qj.Qinco) -> None:
-    bare = model.replace(steps=model.steps.replace(preselect=None), num_candidates=None)
+    bare = model.replace(
+        steps=model.steps.replace(preselect=None),
+        config=dataclasses.replace(model.config, num_candidates=None),
+    )
     x = oracle.random_vectors(2000, 6, seed=1)
     fitted = qj.fit_preselector(bare, x, num_candidates=4)
-    assert fitted.num_candidates == 4
+    assert fitted.config.num_candidates == 4
     best = errors(model, X, qj.encode(bare, X, beam_size=1)).mean()
     found = errors(model, X, qj.encode(fitted, X, beam_size=1)).mean()
     unfit = errors(model, X, qj.encode(model, X, num_candidates=4, beam_size=1)).mean()

@@ -79,7 +79,9 @@ def test_model_space_codes_and_vectors_are_the_oracles(model: qj.Qinco) -> None:
         z, [oracle.to_model_space(wide, row) for row in x], rtol=1e-4, atol=1e-5
     )
     back = transform.from_model_space(z, model.transform)
-    np.testing.assert_allclose(back, units(x) if model.unit_norm else x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        back, units(x) if model.config.unit_norm else x, rtol=1e-4, atol=1e-5
+    )
     found = [oracle.encode(model, row, 5, 4)[0] for row in x]
     codes = qj.encode(model, x)
     assert (np.asarray(codes) != found).any(axis=1).sum() <= 1  # a tie, up to rounding
@@ -249,9 +251,9 @@ def test_jit_vmap_grad_and_prefix(model: qj.Qinco) -> None:
 
 
 def test_a_preselector_is_fitted_in_the_models_space() -> None:
-    bare = dataclasses.replace(
-        EVERYTHING, steps=EVERYTHING.steps.replace(preselect=None), num_candidates=None
-    )
+    config = dataclasses.replace(EVERYTHING.config, num_candidates=None)
+    steps = EVERYTHING.steps.replace(preselect=None)
+    bare = dataclasses.replace(EVERYTHING, steps=steps, config=config)
     x = oracle.random_vectors(2000, D, seed=1)
     fitted, goal = qj.fit_preselector(bare, x, num_candidates=4), units(x)
     best, found = (

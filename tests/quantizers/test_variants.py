@@ -1,5 +1,6 @@
 """Behind centroids (IVF), of sub-vectors (PQ), of low rank: trained, saved, packed, refused."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -187,9 +188,10 @@ def test_where_vectors_lie_and_how_large_they_are_changes_no_cluster(num_centroi
 def test_a_preselector_is_fitted_to_every_part() -> None:
     bare = [part.replace(steps=part.steps.replace(preselect=None)) for part in PRODUCT.parts]
     fitted = qj.fit_preselector(PRODUCT.replace(parts=tuple(bare)), X, num_candidates=8)
-    exact = mse(
-        PRODUCT.replace(parts=tuple(part.replace(num_candidates=16) for part in bare)), X, False
-    )
+    every = [
+        part.replace(config=dataclasses.replace(part.config, num_candidates=16)) for part in bare
+    ]
+    exact = mse(PRODUCT.replace(parts=tuple(every)), X, False)
     assert mse(fitted, X, False) < 1.2 * exact
 
 

@@ -79,12 +79,14 @@ class Golden:
         if not self.second:
             mean, scale = jnp.zeros(codebook.shape[1]), jnp.float32(self.sizes["db_scale"])
             form = "qinco-lr" if self.low_rank else "qinco"
-            return qj.Qinco(mean, scale, codebook, steps, form, ivf=self.ivf)
+            return qj.Qinco.of_arrays(mean, scale, codebook, steps, form=form, ivf=self.ivf)
         mean, scale = self.arrays["weight/data_mean"], self.arrays["weight/data_std"]
         form = "qinco" if self.sizes["qinco1_mode"] else "qinco2"
-        search = self.sizes["A"] or None, self.sizes["B"]
-        model = qj.Qinco(jnp.asarray(mean), jnp.asarray(scale), codebook, steps, form, *search)
-        return model.replace(ivf=self.ivf)
+        return qj.Qinco.of_arrays(
+            jnp.asarray(mean), jnp.asarray(scale), codebook, steps,
+            form=form, num_candidates=self.sizes["A"] or None, beam_size=self.sizes["B"],
+            ivf=self.ivf,
+        )  # fmt: skip
 
     @property
     def codes(self) -> np.ndarray:

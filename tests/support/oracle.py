@@ -75,7 +75,7 @@ def decode(model: qj.Qinco, codes: np.ndarray) -> np.ndarray:
 def to_model_space(model: qj.Qinco, x: np.ndarray) -> np.ndarray:
     """One vector x [D] in model space of a model in float64."""
     x = np.float64(x)
-    if model.unit_norm and x.any():
+    if model.config.unit_norm and x.any():
         x = x / np.linalg.norm(x)
     x = (x - model.mean) / model.scale
     return x if model.rotation is None else np.array([x @ axis for axis in model.rotation.T])
@@ -98,7 +98,7 @@ def network(model: qj.Qinco, m: int, index: int, x_hat: np.ndarray) -> np.ndarra
     for up, down in zip(step.up, step.down, strict=True):
         z = z + np.maximum(z @ up, 0) @ down
     f = z if step.proj_out is None else z @ step.proj_out
-    return c + f if model.form == "qinco2" else f
+    return c + f if model.config.form == "qinco2" else f
 
 
 def in_float64(model: qj.Qinco) -> qj.Qinco:

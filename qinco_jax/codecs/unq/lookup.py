@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from qinco_jax.quantizers import packing
 from qinco_jax.quantizers.distances import smallest
-from qinco_jax.vectors import checks
 
 BLOCK_ROWS = 8192
 
@@ -29,7 +29,7 @@ def nearest(tables: jax.Array, codes: np.ndarray, count: int) -> np.ndarray:
     distances = jnp.full((num_queries, count), jnp.inf)
     index = jnp.zeros((num_queries, count), jnp.int32)
     for begin in range(0, len(codes), BLOCK_ROWS):
-        part = checks.codes_below(codebook_size, codes[begin : begin + BLOCK_ROWS], begin)
+        part = packing.check_range(codebook_size, codes[begin : begin + BLOCK_ROWS], begin)
         padded = np.pad(part, ((0, BLOCK_ROWS - len(part)), (0, 0)))
         distances, index = _merge(tables, padded, begin, len(part), distances, index)
     return np.asarray(index, np.int64)

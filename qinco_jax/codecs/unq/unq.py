@@ -25,6 +25,7 @@ from qinco_jax.codecs.codec import Codec
 from qinco_jax.codecs.unq import lookup, network, pq, triplets
 from qinco_jax.codecs.unq.network import Network
 from qinco_jax.errors import InputError
+from qinco_jax.quantizers import packing
 from qinco_jax.quantizers.batching import block_rows, map_rows
 from qinco_jax.quantizers.distances import matmul, smallest
 from qinco_jax.quantizers.packing import code_dtype
@@ -165,7 +166,7 @@ def encode(model: UNQ, x: Vectors) -> jax.Array:
         return encode(model, x[None])[0]
     num_steps, codebook_size, _ = model.codebooks.shape
     rows = block_rows(max(1, num_steps * codebook_size // 512))
-    return map_rows(_itself, _encode_rows, model, x, rows=rows, check=checks.finite)
+    return map_rows(_encode_rows, model, x, rows=rows, check=checks.finite)
 
 
 def decode(model: UNQ, codes: Array) -> jax.Array:
@@ -184,8 +185,8 @@ def decode(model: UNQ, codes: Array) -> jax.Array:
     codes = _full_codes(model, codes)
     if codes.ndim == 1:
         return decode(model, codes[None])[0]
-    check = functools.partial(checks.codes_below, model.codebooks.shape[1])
-    return map_rows(_itself, _decode_rows, model, codes, rows=block_rows(1), check=check)
+    check = functools.partial(packing.check_range, model.codebooks.shape[1])
+    return map_rows(_decode_rows, model, codes, rows=block_rows(1), check=check)
 
 
 def search(model: UNQ, codes: Array, queries: Array, k: int, shortlist: int = 500) -> np.ndarray:
@@ -294,13 +295,9 @@ def _start(x: Rows, num_steps: int, codebook_size: int, hidden_dim: int, seed: i
     )  # fmt: skip
 
 
-def _itself(model: UNQ) -> UNQ:
-    return model
-
-
 def _full_codes(model: UNQ, codes: Array) -> Array:
     num_steps = len(model.codebooks)
-    codes = checks.codes(codes, num_steps)
+    codes = packing.checked(codes, num_steps)
     if codes.shape[-1] != num_steps:
         raise InputError(
             f"codes have {codes.shape[-1]} columns; UNQ decodes all {num_steps} of its codes"

@@ -96,7 +96,7 @@ def first_program(
             f"its db_scale is no number from {LEAST:.3g} to {GREATEST:.3g}; one below 0, as of a "
             "training set without numbers above 0, is not supported: train on other vectors"
         )
-    return Qinco(
+    return Qinco.of_arrays(
         mean=jnp.zeros(dim),
         scale=jnp.float32(scale),
         codebook=jnp.asarray(floats(arrays, "codebook0.weight")),
@@ -177,7 +177,7 @@ def second_program(
     if not scale > 0:
         raise InputError(f"its data_std is {scale}; expected a number above 0")
     codebook = floats(arrays, first) if centroids is None else (centroids - mean[None]) / scale
-    return Qinco(
+    return Qinco.of_arrays(
         mean=jnp.asarray(mean),
         scale=jnp.asarray(scale),
         codebook=jnp.asarray(codebook),
