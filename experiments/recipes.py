@@ -24,7 +24,8 @@ import numpy as np
 import qinco_jax as qj
 from qinco_jax.evaluate import report
 from qinco_jax.quantizers import qinco
-from qinco_jax.training import loop, step
+from qinco_jax.training import step
+from qinco_jax.training.train import split
 
 CHOICES = {
     "published": ("qinco2-S", qj.RECIPES["qinco2-S"]),  # AdamW 8e-4, A = 16 and B = 32 throughout
@@ -39,7 +40,7 @@ VAL_ROWS, TEST_ROWS = 500, 4000  # of the held-back rows, to choose and to repor
 def seconds_per_batch(config, recipe, x):
     """Of a batch, once compiled."""
     batch = np.asarray(x[: recipe.batch_size])
-    state = step.start(qj.train(x[:20_000], config, num_epochs=0), recipe)
+    state = step.init_state(qj.train(x[:20_000], config, num_epochs=0), recipe)
     taken = []
     for _ in range(4):
         begin = time.perf_counter()
@@ -59,7 +60,7 @@ def lasting(recipe, seconds, per_batch):
 def run(name, minutes, seed, x):
     preset, recipe = CHOICES[name]
     config = qj.PRESETS[preset]
-    kept, held_back = loop.split(x, None, recipe)
+    kept, held_back = split(x, None, recipe)
     recipe = lasting(recipe, 60 * minutes, seconds_per_batch(config, recipe, kept))
     records = []
     model = qj.train(

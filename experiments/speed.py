@@ -99,7 +99,7 @@ def bfloat16_error(model, num_rows=1024):
 def train(grid, seconds):
     del grid
     for name in ("small", "qinco2-S"):
-        config, recipe = workload.sized(name), step.RECIPES[name]
+        config, recipe = workload.sized(name), qj.RECIPES[name]
         batch = jnp.asarray(workload.vectors(config.dim)[: recipe.batch_size])
         run = stepping(step.start(workload.random_model(config), recipe), recipe)
         found = timing.measure(run, batch, seconds, start=len(batch))

@@ -16,11 +16,13 @@ from qinco_jax.quantizers import rq
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import decode, encode, prefix
 from qinco_jax.quantizers.network import Step
+from qinco_jax.quantizers.packing import pack, unpack
 from qinco_jax.quantizers.preselector import fit_preselector
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco, init
-from qinco_jax.training.loop import train
-from qinco_jax.training.step import RECIPES, Recipe
+from qinco_jax.training.recipe import RECIPES, Recipe
+from qinco_jax.training.step import TrainState, end_epoch, init_state, loss, train_step
+from qinco_jax.training.train import train
 from qinco_jax.version import __version__
 
 __all__ = [
@@ -32,21 +34,28 @@ __all__ = [
     "QincoConfig",
     "Recipe",
     "Step",
+    "TrainState",
     "__version__",
     "compare",
     "datasets",
     "decode",
     "encode",
+    "end_epoch",
     "export",
     "fit_preselector",
     "from_faiss",
     "init",
+    "init_state",
     "load",
     "load_pytorch",
+    "loss",
+    "pack",
     "prefix",
     "rq",
     "save",
     "to_faiss",
     "train",
     "train_centroids",
+    "train_step",
+    "unpack",
 ]

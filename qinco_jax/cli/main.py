@@ -23,11 +23,15 @@ from qinco_jax.evaluate.neighbours import queries_of
 from qinco_jax.models import disk
 from qinco_jax.quantizers import coding, packing, rq
 from qinco_jax.quantizers.coarse import train_centroids
-from qinco_jax.training import loop
+from qinco_jax.training import runs
 from qinco_jax.training.logs import run_log, stage_bar
-from qinco_jax.training.step import Recipe
+from qinco_jax.training.loop import Diverged, Interrupted
+from qinco_jax.training.recipe import Recipe
+from qinco_jax.training.train import approximate, split
+from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.shards import read_rows
+from qinco_jax.vectors.stored import spans
 from qinco_jax.version import __version__
 
 T = TypeVar("T")
@@ -35,7 +39,7 @@ T = TypeVar("T")
 CHUNK_ROWS = 65536
 RQ_BEAM = 32
 RQ_ROWS = 100_000
-FAILURES = {loop.Diverged: 1, loop.Interrupted: 130, InputError: 2}
+FAILURES = {Diverged: 1, Interrupted: 130, InputError: 2}
 
 
 class Commands(click.Group):
@@ -129,7 +133,7 @@ def train(
         settings = (*settings, f"num_centroids={len(coarse)}")
     config, recipe = named.sized(preset, num_bytes, settings)
     folder = Path(out or f"runs/{data.name}-{preset}-{num_bytes:g}B")
-    if (folder / loop.FINISHED).exists():
+    if (folder / runs.FINISHED).exists():
         click.echo(f"{folder} is a finished run; measuring its model again")
     else:
         click.echo(
@@ -137,12 +141,12 @@ def train(
             f"of {data.train.shape[1]} dimensions, in {folder}; first residual k-means"
         )
     with run_log(folder) as log:
-        model = loop.train(
+        model = train_model(
             data.train, config, recipe, seed=seed, x_val=data.validation, run_dir=folder, log=log,
             centroids=coarse,
         )  # fmt: skip
 
-    kept, held_back = loop.split(data.train, data.validation, recipe)
+    kept, held_back = split(data.train, data.validation, recipe)
     if len(held_back) == 0:  # the untrained model, which has seen none of them
         held_back = kept
     if len(kept) > RQ_ROWS:
@@ -161,7 +165,7 @@ def train(
     report.write(rows, folder / "results.jsonl")
     plots.plot_rates(folder / "results.jsonl", folder / "results.png", data.name)
     click.echo(report.table(rows))
-    click.echo(f"model: {folder / loop.FINISHED}   plot: {folder / 'results.png'}")
+    click.echo(f"model: {folder / runs.FINISHED}   plot: {folder / 'results.png'}")
 
 
 @main.command()
@@ -181,8 +185,8 @@ def centroids(
 ) -> None:  # fmt: skip
     """Trains the coarse codebook of an IVF-QINCo into the new file CENTROIDS (.npy)."""
     data = catalog.load(dataset)
-    kept, _ = loop.split(data.train, data.validation, Recipe())
-    kept = loop.approximate(kept, unit_norm)
+    kept, _ = split(data.train, data.validation, Recipe())
+    kept = approximate(kept, unit_norm)
     shape, title = (num_centroids, kept.shape[1]), f"{num_centroids:,} centroids of {data.name}"
     with formats.create(centroids, shape, np.float32) as out, stage_bar(title) as advance:
         out[:] = train_centroids(
@@ -355,7 +359,6 @@ def _measure(every: list[Codec], data: catalog.Dataset, eval_rows: int) -> list[
 
 def _spans(num_rows: int, what: str) -> Iterator[slice]:
     with tqdm(total=num_rows, unit=" vectors", unit_scale=True, desc=what) as bar:
-        for begin in range(0, num_rows, CHUNK_ROWS):
-            span = slice(begin, min(begin + CHUNK_ROWS, num_rows))
+        for span in spans(num_rows, CHUNK_ROWS):
             yield span
             bar.update(span.stop - span.start)

@@ -20,7 +20,7 @@ from qinco_jax.quantizers.distances import nearest
 from qinco_jax.quantizers.rq import sample_rows
 from qinco_jax.quantizers.transform import Transform, from_model_space, of_rows, to_model_space
 from qinco_jax.vectors import checks, formats
-from qinco_jax.vectors.stored import Rows, Vectors, lazily
+from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
 
 CHUNK_ROWS = 32768
 BLOCK_ROWS = 1024  # whose distances to a block of centroids are held at once
@@ -122,7 +122,7 @@ def _sorted_by(owner: np.ndarray, rows: Rows) -> Iterator[np.ndarray]:
     with tempfile.TemporaryDirectory(prefix="qinco-centroids-") as folder:
         file = Path(folder) / "rows.npy"
         with formats.create(file, rows.shape, dtype) as out:
-            for span in _spans(len(rows)):
+            for span in spans(len(rows), CHUNK_ROWS):
                 out[place[span]] = rows[span]
         yield formats.read(file)
 
@@ -152,7 +152,7 @@ def _lloyd(
     for iteration in range(num_iters):
         padded = np.pad(centroids, ((0, size - count), (0, 0)), constant_values=FAR)
         sums, counts = jnp.zeros(padded.shape), jnp.zeros(size, jnp.int32)
-        for span in _spans(len(rows)):
+        for span in spans(len(rows), CHUNK_ROWS):
             part = checks.finite(rows[span], what=SAMPLED)
             sums, counts = _add(sums, counts, padded, transform, *_chunk(part))
             advance(iteration * len(rows) + span.stop)
@@ -168,11 +168,6 @@ def _means(centroids: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> np.nd
     aside = np.where(np.arange(means.shape[1]) % 2, 1 + 1 / 1024, 1 - 1 / 1024)
     means[empty] = means[np.resize(largest, len(empty))] * aside
     return means.astype(np.float32)
-
-
-def _spans(num_rows: int) -> list[slice]:
-    starts = range(0, num_rows, CHUNK_ROWS)
-    return [slice(begin, min(begin + CHUNK_ROWS, num_rows)) for begin in starts]
 
 
 def _chunk(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

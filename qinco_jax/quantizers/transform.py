@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.quantizers.distances import along_last, matmul
+from qinco_jax.vectors.stored import spans
 
 Array = jax.Array | np.ndarray
 
@@ -91,8 +92,8 @@ def of_rows(
 def _components(rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """The principal components of rows [N, D], as columns [D, D] float64."""
     scatter = np.zeros((len(mean), len(mean)))
-    for begin in range(0, len(rows), COVARIANCE_ROWS):
-        part = rows[begin : begin + COVARIANCE_ROWS] - mean
+    for span in spans(len(rows), COVARIANCE_ROWS):
+        part = rows[span] - mean
         scatter += part.T @ part
     columns = np.linalg.eigh(scatter)[1][:, ::-1]
     greatest = np.abs(columns).argmax(axis=0)

@@ -1,16 +1,26 @@
 """Folders of runs and evaluations: each belongs to what was asked for there first."""
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
 from qinco_jax.files import replacing
+from qinco_jax.quantizers.coding import Model
+from qinco_jax.training.recipe import Recipe
+from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows
+
+IDENTITY, FINISHED, CHECKPOINTS = "run.json", "model", "checkpoints"
+ROTATION, CENTROIDS = "rotation.npy", "centroids.npy"
+CONTENTS = FINISHED, CHECKPOINTS, ROTATION, CENTROIDS
 
 
 def fingerprint(x: Rows) -> dict[str, Any]:
@@ -21,6 +31,41 @@ def fingerprint(x: Rows) -> dict[str, Any]:
         "dtype": str(x.dtype),
         "sha256_of_sample": hashlib.sha256(sample.tobytes()).hexdigest(),
     }
+
+
+def identity(
+    x: Rows,
+    config: QincoConfig,
+    recipe: Recipe,
+    seed: int,
+    centroids: np.ndarray | None,
+    init: Model | None,
+) -> dict[str, Any]:
+    """What makes a run this run and no other."""
+    given: dict[str, Any] = {}
+    if centroids is not None:
+        given["centroids"] = fingerprint(centroids)
+    if init is not None:
+        leaves = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(init))
+        given["init"] = hashlib.sha256(leaves).hexdigest()
+    return {
+        "seed": seed,
+        "config": config.settings,
+        "recipe": dataclasses.asdict(recipe),
+        "data": fingerprint(x),
+        **given,
+    }
+
+
+def kept(folder: Path | None, name: str, train: Callable[[], np.ndarray]) -> np.ndarray:
+    """What is trained first [R, D] float32; a run keeps it, for all later depends on each digit."""
+    if folder is not None and (folder / name).exists():
+        return np.asarray(formats.read(folder / name))
+    found = train()
+    if folder is not None:
+        with formats.create(folder / name, found.shape, np.float32) as out:
+            out[:] = found
+    return found
 
 
 def claim(file: Path, identity: Mapping[str, Any], contents: tuple[str, ...]) -> None:

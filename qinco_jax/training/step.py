@@ -1,157 +1,24 @@
-"""One step of training: recipe, state, loss, update, end of an epoch. The loop is in `fit.py`."""
+"""One step of training: state, loss, update, end of an epoch. `loop` repeats it."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from qinco_jax.config import refuses_unknown
-from qinco_jax.errors import InputError
 from qinco_jax.quantizers import coding, qinco
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import to_model_space
-
-SCHEDULES = ("cosine", "plateau")
-COMPUTE_DTYPES = ("float32", "bfloat16")
-DEFAULT_ROWS = 1_200_000
-
-
-@refuses_unknown
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a model is trained.
-
-    Attributes:
-      num_epochs: 0 gives the initial model; `None` takes as many as see 1.2 million rows (at most
-        100), which is minutes on two cores.
-      epoch_rows: an epoch is a pass over the training rows, or over this many where there are more;
-        each ends with a validation.
-      batch_size: rows that are encoded at once, over all devices; a multiple of `num_updates`.
-      num_updates: gradient steps on the codes of a batch, each on its share of the rows.
-      learning_rate: peak rate of AdamW.
-      schedule: "cosine" to `final_rate`, or "plateau": a tenth after `patience` epochs without a
-        better validation error, stop after five times as many (QINCo, Sec. A.3).
-      warmup: share of all steps in which the rate rises linearly from 0.
-      final_rate: share of `learning_rate` that the cosine ends at.
-      weight_decay: decoupled; 0 makes AdamW plain Adam.
-      clip: gradients are clipped to +-clip, element by element; `None` leaves them.
-      patience: epochs, for "plateau".
-      train_candidates: A while training; `None` means the model's.
-      train_beam: B while training; `None` means the model's.
-      train_joint: joint pre-selection while training or not; `None` means the model's.
-      compute_dtype: "float32" or "bfloat16", of the network's products; the rest is float32.
-      num_val: rows held back for validation, at most a tenth of all.
-    """
-
-    num_epochs: int | None = None
-    epoch_rows: int = 500_000
-    batch_size: int = 1024
-    num_updates: int = 8
-    learning_rate: float = 3e-3
-    schedule: str = "cosine"
-    warmup: float = 0.05
-    final_rate: float = 1e-3
-    weight_decay: float = 0.1
-    clip: float | None = 0.1
-    patience: int = 10
-    train_candidates: int | None = None
-    train_beam: int | None = None
-    train_joint: bool | None = None
-    compute_dtype: str = "float32"
-    num_val: int = 10_000
-
-    def __post_init__(self) -> None:
-        whole, optional = int, (int, type(None))
-        for name, kind, low, high in (
-            ("num_epochs", optional, 0, np.inf),
-            ("epoch_rows", whole, 1, np.inf),
-            ("batch_size", whole, 1, np.inf),
-            ("num_updates", whole, 1, np.inf),
-            ("learning_rate", (int, float), 0, np.inf),
-            ("warmup", (int, float), 0, 1),
-            ("final_rate", (int, float), 0, 1),
-            ("weight_decay", (int, float), 0, np.inf),
-            ("clip", (int, float, type(None)), 0, np.inf),
-            ("patience", whole, 1, np.inf),
-            ("train_candidates", optional, 1, np.inf),
-            ("train_beam", optional, 1, np.inf),
-            ("num_val", whole, 1, np.inf),
-        ):
-            value = getattr(self, name)
-            fits = isinstance(value, kind) and not isinstance(value, bool)
-            if not fits or (value is not None and not low <= value <= high):
-                raise InputError(f"the recipe's {name} must be {low} to {high}, got {value!r}")
-        if self.train_joint not in (None, False, True):
-            raise InputError(
-                f"the recipe's train_joint must be true, false or None, got {self.train_joint!r}"
-            )
-        for name, known in (("schedule", SCHEDULES), ("compute_dtype", COMPUTE_DTYPES)):
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"the recipe's {name} must be {' or '.join(known)}, got {getattr(self, name)!r}"
-                )
-
-    @property
-    def search(self) -> dict[str, Any]:
-        """What `coding.encode` is called with while training."""
-        return {
-            "num_candidates": self.train_candidates,
-            "beam_size": self.train_beam,
-            "joint": self.train_joint,
-        }
-
-
-RECIPES: Mapping[str, Recipe] = {
-    "small": Recipe(train_candidates=4, train_beam=2, train_joint=False),
-    "qinco1": Recipe(
-        num_epochs=1000,
-        epoch_rows=10_000_000,
-        batch_size=1024,
-        num_updates=1,
-        learning_rate=1e-3,
-        schedule="plateau",
-        warmup=0.0,
-        weight_decay=0.0,
-        clip=None,
-    ),
-    **{
-        name: Recipe(
-            num_epochs=63,
-            epoch_rows=10_000_000,
-            batch_size=1024,
-            num_updates=1,
-            learning_rate=8e-4,
-            warmup=3 / 63,
-            train_candidates=16,
-            train_beam=32,
-            train_joint=False,
-        )
-        for name in ("qinco2-S", "qinco2-M", "qinco2-L")
-    },
-}
-"""The recipe of each preset: ours for "small", the papers' for theirs (QINCo, Sec. A.3; QINCo2)."""
-
-
-def length(recipe: Recipe, num_rows: int) -> tuple[int, int, int]:
-    """Rows of a batch, batches of an epoch and of the whole training, on `num_rows` rows."""
-    batch_size = min(recipe.batch_size, num_rows) // recipe.num_updates * recipe.num_updates
-    rows = min(num_rows, recipe.epoch_rows)
-    num_epochs = recipe.num_epochs
-    if num_epochs is None:
-        num_epochs = min(100, -(-DEFAULT_ROWS // rows))
-    steps_per_epoch = max(1, rows // max(1, batch_size))
-    return batch_size, steps_per_epoch, steps_per_epoch * num_epochs
+from qinco_jax.training.recipe import Recipe
 
 
 @flax.struct.dataclass
-class State:
+class TrainState:
     """All that a training run changes; a checkpoint holds exactly this.
 
     Attributes:
@@ -179,13 +46,13 @@ class State:
     stale: jax.Array
 
 
-def start(model: Qinco, recipe: Recipe) -> State:
-    """The state before the first step."""
+def init_state(model: Qinco, recipe: Recipe) -> TrainState:
+    """The state before the first step, from a model of one part, such as `train(num_epochs=0)`."""
     num_steps, codebook_size, dim = model.num_steps, model.codebook_size, model.dim
-    state = State(
+    state = TrainState(
         step=jnp.int32(0),
         model=model,
-        moments=_optimizer(recipe).init(qinco.parameters(model)),
+        moments=_optimizer(recipe, 0.0).init(qinco.parameters(model)),
         rate_scale=jnp.float32(1),
         usage=jnp.zeros((num_steps, codebook_size), jnp.int32),
         residual_mean=jnp.zeros((num_steps, dim)),
@@ -225,12 +92,12 @@ def loss(model: Qinco, x: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.A
     jax.jit, static_argnames=("recipe", "total_steps", "mesh"), donate_argnames="state"
 )
 def train_step(
-    state: State,
+    state: TrainState,
     batch: jax.Array,
     recipe: Recipe,
     total_steps: int,
     mesh: jax.sharding.Mesh | None = None,
-) -> tuple[State, jax.Array]:
+) -> tuple[TrainState, jax.Array]:
     """Encodes a batch without gradient, then decodes its codes with gradient (QINCo, Sec. 3.2).
 
     The codes serve `recipe.num_updates` gradient steps, each on its share of the rows.
@@ -264,9 +131,9 @@ def train_step(
 
         (value, x_hat), gradient = jax.value_and_grad(of_parameters, has_aux=True)(parameters)
         with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes float and int
-            updates, moments = _optimizer(recipe).update(gradient, moments, parameters)
-        step_size = state.rate_scale * _schedule(recipe, total_steps)(step)
-        updates = jax.tree.map(lambda update: -step_size * update, updates)
+            step_size = state.rate_scale * _schedule(recipe, total_steps)(step)
+            optimizer = _optimizer(recipe, step_size)
+            updates, moments = optimizer.update(gradient, moments, parameters)
         residual = jnp.concatenate([x[None], x[None] - x_hat[:-1]])[-model.num_steps :]
         statistics = value, jnp.mean(residual, axis=1), jnp.std(residual, axis=1)
         return (optax.apply_updates(parameters, updates), moments), statistics
@@ -296,7 +163,7 @@ def _shares(rows: jax.Array, recipe: Recipe) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
-def end_epoch(state: State, mse: jax.Array, key: jax.Array, recipe: Recipe) -> State:
+def end_epoch(state: TrainState, mse: jax.Array, key: jax.Array, recipe: Recipe) -> TrainState:
     """Keeps the best model, lowers the rate on a plateau, re-samples dead codewords.
 
     A codeword that no vector used in the epoch is drawn anew, as main and as pre-selection
@@ -339,25 +206,23 @@ def end_epoch(state: State, mse: jax.Array, key: jax.Array, recipe: Recipe) -> S
     )
 
 
-def rate(state: State, recipe: Recipe, total_steps: int) -> jax.Array:
+def rate(state: TrainState, recipe: Recipe, total_steps: int) -> jax.Array:
     """The learning rate [] of the next step."""
     return state.rate_scale * jnp.asarray(
         _schedule(recipe, total_steps)(state.step.astype(jnp.float32))
     )
 
 
-def is_exhausted(state: State, recipe: Recipe) -> bool:
+def is_exhausted(state: TrainState, recipe: Recipe) -> bool:
     """Whether the "plateau" schedule has nothing left to try."""
     return recipe.schedule == "plateau" and int(state.stale) >= 5 * recipe.patience
 
 
-def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
+def _optimizer(recipe: Recipe, rate: jax.Array | float) -> optax.GradientTransformation:
+    """AdamW at a learning rate [], whose state does not depend on that."""
     clip = optax.identity() if recipe.clip is None else optax.clip(recipe.clip)
-    return optax.chain(
-        clip,
-        optax.scale_by_adam(),
-        optax.add_decayed_weights(recipe.weight_decay),
-    )
+    adamw = optax.scale_by_adam(), optax.add_decayed_weights(recipe.weight_decay)
+    return optax.chain(clip, *adamw, optax.scale_by_learning_rate(rate))
 
 
 def _schedule(recipe: Recipe, total_steps: int) -> optax.Schedule:

@@ -178,3 +178,9 @@ def mapped(x: Part, begin: int, end: int) -> tuple[mmap.mmap | None, int, int]:
     low, high = np.lib.array_utils.byte_bounds(x[begin:end])
     start, _ = np.lib.array_utils.byte_bounds(np.frombuffer(base, np.uint8))
     return base, low - start, high - start
+
+
+def spans(num_rows: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` rows that cover `num_rows`."""
+    for begin in range(0, num_rows, size):
+        yield slice(begin, min(begin + size, num_rows))

@@ -12,7 +12,7 @@ from qinco_jax.quantizers import qinco
 from qinco_jax.quantizers.beam import Beam
 from qinco_jax.quantizers.transform import from_model_space, to_model_space
 from qinco_jax.training import step
-from qinco_jax.training.step import Recipe
+from qinco_jax.training.recipe import Recipe
 
 every_file = pytest.mark.parametrize("name", golden.NAMES)
 load = functools.cache(golden.load)
@@ -98,7 +98,7 @@ def test_losses_and_all_gradients_are_equal(name: str) -> None:
 def test_five_steps_of_training_are_equal(name: str) -> None:
     file = load(name)
     recipe, losses = recipe_of(file), []
-    state = step.start(file.model, recipe)
+    state = step.init_state(file.model, recipe)
     for _ in range(5):
         state, loss = step.train_step(state, file.arrays["x"], recipe, total_steps=5)
         losses.append(float(loss))

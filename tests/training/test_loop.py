@@ -18,6 +18,7 @@ from killed import CONFIG, RECIPE, vectors
 
 import qinco_jax as qj
 from qinco_jax.training import feed, loop
+from qinco_jax.training import recipe as recipe_module
 from qinco_jax.training import step as training
 
 
@@ -177,7 +178,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_a_codeword_that_nothing_used_is_drawn_anew() -> None:
     model = qj.train(vectors(), CONFIG, num_epochs=0)
-    state = training.start(model, RECIPE)
+    state = training.init_state(model, RECIPE)
     used = jnp.ones_like(state.usage).at[0, 3].set(0).at[2, 5].set(0)
     before = jax.tree.map(jnp.copy, state.model)
     state = dataclasses.replace(state, usage=used, residual_mean=state.residual_mean + 7.0)
@@ -194,7 +195,7 @@ def test_a_codeword_that_nothing_used_is_drawn_anew() -> None:
 
 def test_the_plateau_schedule_lowers_the_rate_and_gives_up() -> None:
     recipe = dataclasses.replace(RECIPE, schedule="plateau", patience=2, warmup=0.0)
-    state = training.start(qj.train(vectors(), CONFIG, num_epochs=0), recipe)
+    state = training.init_state(qj.train(vectors(), CONFIG, num_epochs=0), recipe)
     rates = []
     for mse in [3.0, 2.0, *[2.5] * 10]:
         assert not training.is_exhausted(state, recipe)
@@ -206,7 +207,7 @@ def test_the_plateau_schedule_lowers_the_rate_and_gives_up() -> None:
 
 def test_the_cosine_reaches_its_floor() -> None:
     recipe = dataclasses.replace(RECIPE, final_rate=0.01, warmup=0.1)
-    state = training.start(qj.train(vectors(), CONFIG, num_epochs=0), recipe)
+    state = training.init_state(qj.train(vectors(), CONFIG, num_epochs=0), recipe)
 
     def at(step: int) -> float:
         there = dataclasses.replace(state, step=jnp.int32(step))
@@ -248,7 +249,7 @@ def test_config_refuses_what_makes_no_model() -> None:
 
 
 def test_the_default_length_is_minutes_whatever_the_set() -> None:
-    recipe = training.RECIPES["small"]
+    recipe = recipe_module.RECIPES["small"]
     for num_rows in (95_000, 490_000, 10_000_000):
-        batch_size, _, num_batches = training.length(recipe, num_rows)
-        assert 1 <= num_batches * batch_size / training.DEFAULT_ROWS < 1.3
+        batch_size, _, num_batches = recipe_module.length(recipe, num_rows)
+        assert 1 <= num_batches * batch_size / recipe_module.DEFAULT_ROWS < 1.3

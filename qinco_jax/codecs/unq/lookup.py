@@ -7,6 +7,7 @@ from jax import lax
 
 from qinco_jax.quantizers import packing
 from qinco_jax.quantizers.distances import smallest
+from qinco_jax.vectors.stored import spans
 
 BLOCK_ROWS = 8192
 
@@ -28,10 +29,10 @@ def nearest(tables: jax.Array, codes: np.ndarray, count: int) -> np.ndarray:
     _, codebook_size, num_queries = tables.shape
     distances = jnp.full((num_queries, count), jnp.inf)
     index = jnp.zeros((num_queries, count), jnp.int32)
-    for begin in range(0, len(codes), BLOCK_ROWS):
-        part = packing.check_range(codebook_size, codes[begin : begin + BLOCK_ROWS], begin)
+    for span in spans(len(codes), BLOCK_ROWS):
+        part = packing.check_range(codebook_size, codes[span], span.start)
         padded = np.pad(part, ((0, BLOCK_ROWS - len(part)), (0, 0)))
-        distances, index = _merge(tables, padded, begin, len(part), distances, index)
+        distances, index = _merge(tables, padded, span.start, len(part), distances, index)
     return np.asarray(index, np.int64)
 
 

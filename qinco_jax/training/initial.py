@@ -1,0 +1,41 @@
+"""What training starts from: the residual quantizer as a model, behind centroids if any."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from qinco_jax.config import QincoConfig
+from qinco_jax.errors import InputError
+from qinco_jax.quantizers import qinco, rq
+from qinco_jax.quantizers.qinco import Qinco
+from qinco_jax.vectors import checks
+from qinco_jax.vectors.stored import Rows, Vectors, lazily
+
+
+def initial_model(x: Rows, config: QincoConfig, seed: int, centroids: np.ndarray | None) -> Qinco:
+    """The untrained model: residual k-means, behind the coarse codebook if there is one."""
+    key, sizes = jax.random.key(seed), (config.num_steps, config.codebook_size)
+    if config.num_centroids is None:
+        return qinco.init(key, config, rq.train(x, *sizes, seed=seed, **config.transform))
+    assert centroids is not None
+    behind = rq.train_behind(centroids, x, *sizes, seed, **config.transform)
+    return qinco.init(key, config, *behind)
+
+
+def with_centroids(config: QincoConfig, centroids: Vectors) -> tuple[QincoConfig, np.ndarray]:
+    """The config with their number, and centroids checked to be [K_ivf, D]."""
+    centroids = checks.vectors(centroids, config.dim, "the centroids")
+    asked = config.num_centroids or centroids.shape[0]
+    if centroids.ndim != 2 or centroids.shape[0] != asked:
+        raise InputError(
+            f"the centroids have shape {centroids.shape}; the config has num_centroids = {asked}, "
+            "so leave that out or give as many"
+        )
+    rows = checks.finite(lazily(centroids), what="the centroids").astype(np.float32)
+    if config.unit_norm and (np.linalg.norm(rows, axis=1) > 1.001).any():
+        raise InputError(
+            "the model divides vectors by their length, but there are centroids longer than 1; "
+            "train them on unit vectors (qinco centroids --unit-norm)"
+        )
+    return dataclasses.replace(config, num_centroids=asked), rows

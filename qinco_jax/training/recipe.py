@@ -1,0 +1,141 @@
+"""How a model is trained: the settings, and the recipes of the presets."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from qinco_jax.config import refuses_unknown
+from qinco_jax.errors import InputError
+
+SCHEDULES = ("cosine", "plateau")
+COMPUTE_DTYPES = ("float32", "bfloat16")
+DEFAULT_ROWS = 1_200_000
+
+
+@refuses_unknown
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a model is trained.
+
+    Attributes:
+      num_epochs: 0 gives the initial model; `None` takes as many as see 1.2 million rows (at most
+        100), which is minutes on two cores.
+      epoch_rows: an epoch is a pass over the training rows, or over this many where there are more;
+        each ends with a validation.
+      batch_size: rows that are encoded at once, over all devices; a multiple of `num_updates`.
+      num_updates: gradient steps on the codes of a batch, each on its share of the rows.
+      learning_rate: peak rate of AdamW.
+      schedule: "cosine" to `final_rate`, or "plateau": a tenth after `patience` epochs without a
+        better validation error, stop after five times as many (QINCo, Sec. A.3).
+      warmup: share of all steps in which the rate rises linearly from 0.
+      final_rate: share of `learning_rate` that the cosine ends at.
+      weight_decay: decoupled; 0 makes AdamW plain Adam.
+      clip: gradients are clipped to +-clip, element by element; `None` leaves them.
+      patience: epochs, for "plateau".
+      train_candidates: A while training; `None` means the model's.
+      train_beam: B while training; `None` means the model's.
+      train_joint: joint pre-selection while training or not; `None` means the model's.
+      compute_dtype: "float32" or "bfloat16", of the network's products; the rest is float32.
+      num_val: rows held back for validation, at most a tenth of all.
+    """
+
+    num_epochs: int | None = None
+    epoch_rows: int = 500_000
+    batch_size: int = 1024
+    num_updates: int = 8
+    learning_rate: float = 3e-3
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    final_rate: float = 1e-3
+    weight_decay: float = 0.1
+    clip: float | None = 0.1
+    patience: int = 10
+    train_candidates: int | None = None
+    train_beam: int | None = None
+    train_joint: bool | None = None
+    compute_dtype: str = "float32"
+    num_val: int = 10_000
+
+    def __post_init__(self) -> None:
+        whole, optional = int, (int, type(None))
+        for name, kind, low, high in (
+            ("num_epochs", optional, 0, np.inf),
+            ("epoch_rows", whole, 1, np.inf),
+            ("batch_size", whole, 1, np.inf),
+            ("num_updates", whole, 1, np.inf),
+            ("learning_rate", (int, float), 0, np.inf),
+            ("warmup", (int, float), 0, 1),
+            ("final_rate", (int, float), 0, 1),
+            ("weight_decay", (int, float), 0, np.inf),
+            ("clip", (int, float, type(None)), 0, np.inf),
+            ("patience", whole, 1, np.inf),
+            ("train_candidates", optional, 1, np.inf),
+            ("train_beam", optional, 1, np.inf),
+            ("num_val", whole, 1, np.inf),
+        ):
+            value = getattr(self, name)
+            fits = isinstance(value, kind) and not isinstance(value, bool)
+            if not fits or (value is not None and not low <= value <= high):
+                raise InputError(f"the recipe's {name} must be {low} to {high}, got {value!r}")
+        if self.train_joint not in (None, False, True):
+            raise InputError(
+                f"the recipe's train_joint must be true, false or None, got {self.train_joint!r}"
+            )
+        for name, known in (("schedule", SCHEDULES), ("compute_dtype", COMPUTE_DTYPES)):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"the recipe's {name} must be {' or '.join(known)}, got {getattr(self, name)!r}"
+                )
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """What `coding.encode` is called with while training."""
+        return {
+            "num_candidates": self.train_candidates,
+            "beam_size": self.train_beam,
+            "joint": self.train_joint,
+        }
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "small": Recipe(train_candidates=4, train_beam=2, train_joint=False),
+    "qinco1": Recipe(
+        num_epochs=1000,
+        epoch_rows=10_000_000,
+        batch_size=1024,
+        num_updates=1,
+        learning_rate=1e-3,
+        schedule="plateau",
+        warmup=0.0,
+        weight_decay=0.0,
+        clip=None,
+    ),
+    **{
+        name: Recipe(
+            num_epochs=63,
+            epoch_rows=10_000_000,
+            batch_size=1024,
+            num_updates=1,
+            learning_rate=8e-4,
+            warmup=3 / 63,
+            train_candidates=16,
+            train_beam=32,
+            train_joint=False,
+        )
+        for name in ("qinco2-S", "qinco2-M", "qinco2-L")
+    },
+}
+"""The recipe of each preset: ours for "small", the papers' for theirs (QINCo, Sec. A.3; QINCo2)."""
+
+
+def length(recipe: Recipe, num_rows: int) -> tuple[int, int, int]:
+    """Rows of a batch, batches of an epoch and of the whole training, on `num_rows` rows."""
+    batch_size = min(recipe.batch_size, num_rows) // recipe.num_updates * recipe.num_updates
+    rows = min(num_rows, recipe.epoch_rows)
+    num_epochs = recipe.num_epochs
+    if num_epochs is None:
+        num_epochs = min(100, -(-DEFAULT_ROWS // rows))
+    steps_per_epoch = max(1, rows // max(1, batch_size))
+    return batch_size, steps_per_epoch, steps_per_epoch * num_epochs

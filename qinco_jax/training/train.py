@@ -1,0 +1,257 @@
+"""`train`: checks what it is given, claims the run folder, and trains a model or its parts."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qinco_jax import optional
+from qinco_jax.config import QincoConfig
+from qinco_jax.errors import InputError
+from qinco_jax.models import disk
+from qinco_jax.models.orbax import Checkpoints
+from qinco_jax.quantizers import opq
+from qinco_jax.quantizers.coarse import train_centroids
+from qinco_jax.quantizers.coding import Model
+from qinco_jax.quantizers.product import Product
+from qinco_jax.quantizers.qinco import Qinco
+from qinco_jax.quantizers.transform import approximated
+from qinco_jax.training import runs
+from qinco_jax.training.initial import initial_model, with_centroids
+from qinco_jax.training.loop import CHECKED_ROWS, Log, fit
+from qinco_jax.training.parts import train_parts
+from qinco_jax.training.recipe import Recipe, length
+from qinco_jax.vectors import checks
+from qinco_jax.vectors.stored import Rows, Vectors, derived, lazily, spans
+
+
+def train(
+    x_train: Vectors,
+    config: QincoConfig | None = None,
+    recipe: Recipe = Recipe(),
+    *,
+    seed: int = 0,
+    x_val: Vectors | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    log: Log | None = None,
+    centroids: Vectors | None = None,
+    init: Model | None = None,
+    **changes: Any,
+) -> Model:
+    """Trains a model; the same arguments on the same machine give the same model, bit for bit.
+
+    The vectors are read while it trains, converted to float32 there, and may be a memory map or a
+    `Stored` of any size: of a set larger than `training.feed.POOL_BYTES`, blocks of neighbouring
+    rows are read in a random order and shuffled within so many bytes. All local devices share each
+    batch.
+
+    Args:
+      x_train: [N, D], any real dtype, N >= K.
+      config: sizes of the model; `None` takes those of `init`.
+      recipe: how to train it.
+      seed: of the initial model and of the data order.
+      x_val: [V, D] validation vectors; `None` holds back the last rows of `x_train`.
+      run_dir: folder of checkpoints and of the finished model. A run that was cut off resumes from
+        it; a finished one is loaded, not trained again. `None` keeps nothing.
+      log: called with records of numbers: `step`, `epoch`, `vectors` seen of `num_vectors`, and
+        `loss`, learning `rate` and `waiting`, the share of the time since the last record that
+        was spent waiting for vectors, while training, or `val_mse` at the end of an epoch.
+      centroids: [K_ivf, D], the frozen coarse codebook of an IVF-QINCo, in the space of the
+        vectors, or of x / |x| if the config has `unit_norm`; `None` trains the config's
+        `num_centroids`, if any (`train_centroids`).
+      init: a model to go on from, trained here or imported; its mean, scale, rotation and
+        centroids stay. `None` starts from a residual quantizer.
+      **changes: fields of the recipe to replace, such as `num_epochs=0` for the initial model,
+        which equals the residual quantizer that it starts from. Fields of the config are changed
+        by `dataclasses.replace(config, num_steps=16)`.
+
+    Returns:
+      The model with the lowest validation error: a `Qinco`, or with `num_parts` a `Product`, whose
+      parts are trained one after another.
+
+    Raises:
+      InputError: invalid vectors, sizes or recipe, or a `run_dir` of another run.
+      Interrupted: Ctrl-C, after saving.
+      Diverged: the loss became NaN or Inf.
+    """
+    recipe = _changed(recipe, changes)
+    x_train, x_val = split(x_train, x_val, recipe)
+    config = _config(config, init).for_dim(x_train.shape[1])
+    if centroids is not None:
+        if init is not None:
+            raise InputError("init has its own centroids, if any; leave out centroids")
+        config, centroids = with_centroids(config, centroids)
+    _check(x_train, x_val, config, recipe)
+    folder = None if run_dir is None else Path(run_dir)
+    if folder is not None:
+        identity = runs.identity(x_train, config, recipe, seed, centroids, init)
+        runs.claim(folder / runs.IDENTITY, identity, runs.CONTENTS)
+        if (folder / runs.FINISHED).exists():
+            return disk.load(folder / runs.FINISHED)
+    given = x_train, x_val, config, recipe, seed, folder, log
+    model = _product(*given, init) if config.num_parts > 1 else _single(*given, centroids, init)
+    if folder is not None:
+        disk.save(model, folder / runs.FINISHED)
+    return model
+
+
+def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with fields replaced."""
+    for name in changes:
+        if name in {field.name for field in dataclasses.fields(QincoConfig)}:
+            raise InputError(
+                f"{name} belongs to the config, not to the recipe; pass "
+                f"dataclasses.replace(config, {name}=...)"
+            )
+    return Recipe(**{**dataclasses.asdict(recipe), **changes})
+
+
+def _config(config: QincoConfig | None, init: Model | None) -> QincoConfig:
+    """The config to train with, which is that of a model to go on from."""
+    if init is None:
+        if config is None:
+            raise InputError("give a config, such as qinco_jax.PRESETS['small'], or init")
+        return config
+    own = init.config
+    if config is not None and config.for_dim(init.dim) != own:
+        raise InputError(f"the config differs from that of init, {own}; leave it out")
+    return own
+
+
+def _single(
+    x_train: Rows,
+    x_val: Rows,
+    config: QincoConfig,
+    recipe: Recipe,
+    seed: int,
+    folder: Path | None,
+    log: Log | None,
+    centroids: np.ndarray | None,
+    init: Model | None,
+) -> Qinco:
+    """Trains a model of one part."""
+
+    def initial() -> Qinco:
+        if isinstance(init, Qinco):
+            return init
+        coarse = centroids
+        if config.num_centroids is not None and coarse is None:
+            x = approximate(x_train, config.unit_norm)
+            coarse = runs.kept(folder, runs.CENTROIDS, functools.partial(
+                train_centroids, x, config.num_centroids, seed=seed
+            ))  # fmt: skip
+        return initial_model(x_train, config, seed, coarse)
+
+    place = None if folder is None else folder / runs.CHECKPOINTS
+    with Checkpoints(place) if place else contextlib.nullcontext() as checkpoints:
+        return fit(
+            x_train, x_val, config, recipe, initial, seed=seed, checkpoints=checkpoints, log=log
+        )
+
+
+def _product(
+    x_train: Rows,
+    x_val: Rows,
+    config: QincoConfig,
+    recipe: Recipe,
+    seed: int,
+    folder: Path | None,
+    log: Log | None,
+    init: Model | None,
+) -> Product:
+    """Trains a model of several parts, each in a folder of its own."""
+    start = init if isinstance(init, Product) else None
+    rotation = None
+    if start is not None and start.rotation is not None:
+        rotation = np.asarray(start.rotation)
+    elif config.opq:
+        x = approximate(x_train, config.unit_norm)
+        rotation = runs.kept(folder, runs.ROTATION, functools.partial(
+            opq.opq_rotation, x, config.num_parts, seed
+        ))  # fmt: skip
+
+    def train_part(number: int, x_train: Rows, x_val: Rows, log: Log) -> Qinco:
+        place = None if folder is None else folder / f"part-{number}"
+        part = None if start is None else start.parts[number]
+        own = config.part if part is None else None
+        model = train(
+            x_train, own, recipe, seed=seed, x_val=x_val, run_dir=place, log=log, init=part
+        )
+        assert isinstance(model, Qinco)
+        return model
+
+    *_, num_steps = length(recipe, len(x_train))
+    return train_parts(x_train, x_val, config, rotation, num_steps, log, train_part)
+
+
+def approximate(x: Rows, unit_norm: bool) -> Rows:
+    """The rows [N, D] that reconstructions of `x` approximate, read when asked for."""
+    return derived(x, functools.partial(approximated, unit_norm=True)) if unit_norm else x
+
+
+def split(x_train: Vectors, x_val: Vectors | None, recipe: Recipe) -> tuple[Rows, Rows]:
+    """Training rows and validation rows: `x_val`, or the last rows of `x_train` held back.
+
+    Returns:
+      Views of what was passed, [N, D] and [V, D]; nothing is read.
+
+    Raises:
+      InputError: not vectors, or of different dimensions.
+    """
+    x_train = lazily(checks.vectors(x_train, what="x_train"))
+    if x_train.ndim != 2:
+        raise InputError(f"x_train has shape {x_train.shape}; expected [N, D]")
+    if x_val is not None:
+        x_val = lazily(checks.vectors(x_val, x_train.shape[1], "x_val"))
+        if x_val.ndim != 2:
+            raise InputError(f"x_val has shape {x_val.shape}; expected [V, D]")
+        return x_train, x_val
+    count = 0 if recipe.num_epochs == 0 else min(recipe.num_val, len(x_train) // 10)
+    return x_train[: len(x_train) - count], x_train[len(x_train) - count :]
+
+
+def _check(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> None:
+    """Finds before training what would stop it later."""
+    if len(x_train) < config.codebook_size:
+        raise InputError(
+            f"{len(x_train)} training vectors for {config.codebook_size} codewords; give at least "
+            "as many vectors as codewords (a tenth is held back), or lower codebook_size"
+        )
+    if config.num_centroids is not None and config.num_centroids > len(x_train):
+        raise InputError(
+            f"num_centroids = {config.num_centroids} exceeds the {len(x_train)} training vectors "
+            "(a tenth is held back); lower it or give more vectors"
+        )
+    if config.opq:
+        optional.faiss("rotations by OPQ")
+        if len(x_train) < opq.MIN_ROWS:
+            raise InputError(
+                f"opq needs {opq.MIN_ROWS} training vectors, got {len(x_train)}; give more, or "
+                "opq=False"
+            )
+    if recipe.num_epochs != 0 and len(x_val) == 0:
+        raise InputError("there are no validation vectors; give x_val or more training vectors")
+    if config.num_candidates is None and recipe.train_candidates is not None:
+        raise InputError("the recipe's train_candidates needs a config with num_candidates")
+    if recipe.train_candidates is not None and recipe.train_candidates > config.codebook_size:
+        raise InputError(
+            f"the recipe's train_candidates must be at most {config.codebook_size}, got "
+            f"{recipe.train_candidates}"
+        )
+    shares = recipe.num_updates * jax.local_device_count()
+    batch_size, *_ = length(recipe, len(x_train))
+    if recipe.batch_size % recipe.num_updates or batch_size == 0 or batch_size % shares:
+        raise InputError(
+            f"batches of {min(recipe.batch_size, len(x_train))} rows cannot be dealt to "
+            f"{recipe.num_updates} updates on {jax.local_device_count()} devices; set batch_size "
+            f"to a multiple of {shares}, at most the {len(x_train)} training vectors"
+        )
+    for what, x in (("the training vectors", x_train), ("the validation vectors", x_val)):
+        for span in spans(len(x), CHECKED_ROWS):
+            checks.finite(x[span], span.start, what)

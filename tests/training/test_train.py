@@ -1,0 +1,75 @@
+"""What `train` is given: a model to go on from, settings of the recipe, and what it refuses."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from killed import CONFIG, RECIPE, vectors
+
+import qinco_jax as qj
+
+
+def mse(model: qj.Qinco | qj.Product) -> float:
+    x = vectors()
+    return float(np.square(x - qj.decode(model, qj.encode(model, x))).sum(axis=1).mean())
+
+
+def assert_same(a: object, b: object) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_training_goes_on_from_a_model(parts: int, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, num_parts=parts)
+    first = qj.train(vectors(), config, RECIPE, num_epochs=1)
+    assert_same(first, qj.train(vectors(), init=first, num_epochs=0))
+    run = tmp_path / "run"
+    further = qj.train(vectors(), init=first, recipe=RECIPE, run_dir=run)
+    assert further.config == first.config and mse(further) < mse(first)
+    assert_same(further, qj.train(vectors(), first.config, RECIPE, init=first, run_dir=run))
+    with pytest.raises(qj.InputError, match="belongs to another run: init is"):
+        qj.train(vectors(), init=further, recipe=RECIPE, run_dir=run)
+
+
+def test_centroids_of_the_model_stay() -> None:
+    config = dataclasses.replace(CONFIG, num_centroids=10)
+    first = qj.train(vectors(), config, RECIPE, num_epochs=0)
+    further = qj.train(vectors(), init=first, recipe=RECIPE, num_epochs=1)
+    assert isinstance(first, qj.Qinco) and isinstance(further, qj.Qinco)
+    np.testing.assert_array_equal(further.codebook, first.codebook)
+    assert not np.array_equal(further.steps.codebook, first.steps.codebook)
+
+
+def test_settings_that_do_not_belong_are_refused() -> None:
+    first = qj.train(vectors(), CONFIG, num_epochs=0)
+    x = vectors()
+    with pytest.raises(qj.InputError, match=r"num_steps belongs to the config.*replace\(config"):
+        qj.train(x, CONFIG, num_steps=4)
+    with pytest.raises(qj.InputError, match="did you mean 'num_epochs'"):
+        qj.train(x, CONFIG, num_epoch=4)
+    with pytest.raises(qj.InputError, match="the config differs from that of init"):
+        qj.train(x, dataclasses.replace(CONFIG, num_steps=2), init=first)
+    with pytest.raises(qj.InputError, match="give a config, such as"):
+        qj.train(x)
+    with pytest.raises(qj.InputError, match="leave out centroids"):
+        qj.train(x, init=first, centroids=x[:10])
+
+
+def test_a_loop_of_ones_own_trains() -> None:
+    """The public pieces of the loop, put together as the README shows."""
+    x, recipe = vectors(), RECIPE
+    model = qj.train(x, CONFIG, num_epochs=0)
+    assert isinstance(model, qj.Qinco)
+    state = qj.init_state(model, recipe)
+    for step in range(30):
+        batch = x[np.random.default_rng(step).choice(len(x), 64, replace=False)]
+        state, _ = qj.train_step(state, batch, recipe, 30)
+    state = qj.end_epoch(state, np.float32(mse(state.model)), jax.random.key(0), recipe)
+    assert mse(state.best) < mse(model)
+    z = (x - np.asarray(model.mean)) / np.asarray(model.scale)
+    total, x_hat = qj.loss(state.best, z, qj.encode(state.best, x))
+    assert x_hat.shape == (3, 1000, 8) and 0 < float(total) < float(
+        qj.loss(model, z, qj.encode(model, x))[0]
+    )
