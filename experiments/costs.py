@@ -30,7 +30,7 @@ import timing
 import qinco_jax as qj
 from qinco_jax.codecs import ours
 from qinco_jax.codecs.codec import Codec
-from qinco_jax.evaluate import machine, page, report, sweep
+from qinco_jax.evaluate import machine, page, results
 
 FAISS = {"opq": "OPQ{M},PQ{M}x{bits}", "rq": "RQ{M}x{bits}", "lsq": "LSQ{M}x{bits}"}
 OURS = {"qinco1": {"num_blocks": 2}, "qinco2-S": {}}
@@ -67,8 +67,9 @@ def trained(name, sizes, x):
         return _of_faiss(name, sizes, x)
     if name == "unq":
         from qinco_jax.codecs.unq import unq
+        from qinco_jax.codecs.unq.train import train
 
-        return unq.codec(unq.train(x, sizes.M, sizes.K, num_epochs=1))
+        return unq.codec(train(x, sizes.M, sizes.K, num_epochs=1))
     searches = name != "qinco1"
     search = {"num_candidates": sizes.A, "beam_size": sizes.B, "joint": False} if searches else {}
     config = dataclasses.replace(
@@ -134,7 +135,7 @@ def main(size, out, names, axes):
     folder, facts = Path(out or f"runs/reproduce/costs-{size}"), machine.facts()
     folder.mkdir(parents=True, exist_ok=True)
     file, base = folder / "growth.jsonl", BASE[size]
-    rows = report.read(file, ("codec", "axis", "value")) if file.exists() else []
+    rows = results.read(file, ("codec", "axis", "value")) if file.exists() else []
     done = {(row["codec"], row["axis"], row["value"]) for row in rows}
     for name in names.split(","):
         for axis, value, sizes in points(name, size, axes):
@@ -142,11 +143,11 @@ def main(size, out, names, axes):
                 rows.append(
                     {"codec": name, "axis": axis, "value": value, **cost(name, sizes), **facts}
                 )
-                report.write(rows, folder / "growth.jsonl")
+                results.write(rows, folder / "growth.jsonl")
                 click.echo(line(rows[-1]))
     at_base = [row for row in rows if row["sizes"] == base._asdict()]
     first = [next(group) for _, group in itertools.groupby(at_base, lambda row: row["codec"])]
-    report.write([{"dataset": "normal vectors", **row} for row in first], folder / sweep.RESULTS)
+    results.write([{"dataset": "normal vectors", **row} for row in first], folder / results.RESULTS)
     page.write_page(folder)
     click.echo(f"page: {folder / 'report.html'}")
 

@@ -15,7 +15,7 @@ import numpy as np
 import timing
 import workload
 
-from qinco_jax.evaluate import machine, report
+from qinco_jax.evaluate import machine, results
 from qinco_jax.files import replacing
 from qinco_jax.quantizers import coding
 
@@ -119,7 +119,7 @@ def main(out, seconds):
             found = over_sizes(varied, values, seconds)
         for value, row in found:
             rows.append({"varied": varied, "value": value, **row, **facts})
-            report.write(rows, f"{out}.jsonl")
+            results.write(rows, f"{out}.jsonl")
             click.echo(f"{title} = {value}: {row['seconds']:.3g} s")
         chosen = [row for row in rows if row["varied"] == varied]
         of = {name: [row[name] for row in chosen] for name in ("value", "seconds", "flops")}

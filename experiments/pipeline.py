@@ -39,7 +39,7 @@ import numpy as np
 from absl import flags
 
 import qinco_jax as qj
-from qinco_jax.evaluate import machine, report
+from qinco_jax.evaluate import machine, results
 from qinco_jax.training import feed
 from qinco_jax.training import order as batches
 
@@ -249,7 +249,7 @@ def main(out, gigabytes, seconds):
     def keep(found):
         for row in found:
             rows.append({**row, "load": os.getloadavg()[0], **facts})
-            report.write(rows, out)
+            results.write(rows, out)
             click.echo(row)
 
     with tempfile.TemporaryDirectory() as folder:

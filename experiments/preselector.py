@@ -15,7 +15,7 @@ import numpy as np
 import peers
 
 import qinco_jax as qj
-from qinco_jax.evaluate import machine, report
+from qinco_jax.evaluate import machine, results
 
 CONFIG = qj.QincoConfig(form="qinco", num_blocks=2, num_candidates=4, beam_size=1)
 SEARCHES = (
@@ -81,7 +81,7 @@ def main(dataset, epochs, eval_rows, out):
             f"{row['ratio_to_faiss']:6.1f} x Faiss  MSE {row['mse']:.0f}, "
             f"{row['mse_to_exhaustive']:.4f} of exhaustive"
         )
-    report.write([{**row, **facts} for row in rows], out)
+    results.write([{**row, **facts} for row in rows], out)
 
 
 if __name__ == "__main__":

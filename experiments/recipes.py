@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 import qinco_jax as qj
-from qinco_jax.evaluate import report
+from qinco_jax.evaluate import results
 from qinco_jax.quantizers import qinco
 from qinco_jax.training import step
 from qinco_jax.training.train import split
@@ -104,7 +104,7 @@ def main(name, minutes, seed, dataset, out):
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a") as file:  # appended, because two runs may go side by side
         file.write(json.dumps(row) + "\n")
-    click.echo(table(report.read(out, ("recipe", "asked"))))
+    click.echo(table(results.read(out, ("recipe", "asked"))))
 
 
 def table(rows):

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 import qinco_jax as qj
 from qinco_jax.datasets import synthetic
-from qinco_jax.evaluate import report
+from qinco_jax.evaluate import results
 from qinco_jax.files import replacing
 from qinco_jax.quantizers import rq
 
@@ -123,12 +123,12 @@ def main(law_seed, out):
     for strength in STRENGTHS:
         for row in measure(strength, law_seed):
             rows.append(row)
-            report.write(rows, out.with_suffix(".jsonl"))
+            results.write(rows, out.with_suffix(".jsonl"))
             click.echo(
                 f"strength {strength:5}  {row['codec']:>14}  MSE {row['mse']:.4f}, "
                 f"{row['to_ideal']:5.2f} of the ideal"
             )
-    plot(report.read(out.with_suffix(".jsonl")), [out.with_suffix(k) for k in (".png", ".svg")])
+    plot(results.read(out.with_suffix(".jsonl")), [out.with_suffix(k) for k in (".png", ".svg")])
     click.echo(table(rows))
 
 

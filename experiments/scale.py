@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 import qinco_jax as qj
-from qinco_jax.evaluate import page, report, sweep
+from qinco_jax.evaluate import page, results, sweep, tables
 from qinco_jax.training.logs import stage_bar
 
 NAMES = ("small", "full")
@@ -120,22 +120,22 @@ def variants(task, every):
       task: to do.
       every: name -> (specification, settings, bytes per vector).
     """
-    found = {sweep.RESULTS: [], sweep.COSTS: []}
+    found = {results.RESULTS: [], results.COSTS: []}
     for name, (codec, settings, rate) in every.items():
         folder = task.folder / name.replace(" ", "-").replace("/", "-")
         compare(task, [codec], [rate], settings, folder)
         for file, rows in found.items():
-            own = {"codec": name, "label": name, "family": name}
+            own = {"codec": name, "label": name, "model": name}
             rows += [{**row, **own} for row in sweep.read(folder / file)]
-            report.write(rows, task.folder / file)
+            results.write(rows, task.folder / file)
     page.write_page(task.folder)
     show(task.folder)
 
 
 def show(folder):
     """Prints a folder's results and costs."""
-    click.echo(report.table(sweep.read(folder / sweep.RESULTS)))
-    click.echo(costs_table(sweep.read(folder / sweep.COSTS)))
+    click.echo(tables.markdown(sweep.read(folder / results.RESULTS)))
+    click.echo(costs_table(sweep.read(folder / results.COSTS)))
     click.echo(f"page: {folder / 'report.html'}")
 
 

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import qinco_jax as qj
-from qinco_jax.evaluate import report
+from qinco_jax.evaluate import results
 from qinco_jax.files import replacing
 from qinco_jax.quantizers import batching, beam, qinco
 from qinco_jax.quantizers.rq import to_model_space
@@ -117,14 +117,13 @@ def measure(model, x, way):
     }
 
 
-def plot(results, image):
-    lines = list(results)
+def plot(rows, image):
     with style.context("tableau-colorblind10"):
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axis = figure.subplots()
-        names = list(dict.fromkeys(row["name"] for row in lines))
+        names = list(dict.fromkeys(row["name"] for row in rows))
         for name, marker in zip(names, MARKERS, strict=True):
-            points = [row for row in lines if row["name"] == name]
+            points = [row for row in rows if row["name"] == name]
             time, mse = ([row[key] for row in points] for key in ("microseconds", "mse"))
             axis.plot(time, mse, marker, label=name, markersize=6 if name == "each" else 4)
         axis.set(xscale="log", xlabel="encoding, microseconds per vector")
@@ -143,12 +142,12 @@ def plot(results, image):
 def main(model, dataset, eval_rows, out):
     model = qj.load(model)
     x = np.asarray(qj.datasets.load(dataset).database[:eval_rows], np.float32)
-    results = [measure(model, x, way) for way in tqdm(list(ways(model.num_steps)))]
+    rows = [measure(model, x, way) for way in tqdm(list(ways(model.num_steps)))]
     out.parent.mkdir(parents=True, exist_ok=True)
-    report.write(results, out.with_suffix(".jsonl"))
+    results.write(rows, out.with_suffix(".jsonl"))
     for kind in (".png", ".svg"):
-        plot(report.read(out.with_suffix(".jsonl")), out.with_suffix(kind))
-    for row in sorted(results, key=lambda row: row["microseconds"]):
+        plot(results.read(out.with_suffix(".jsonl")), out.with_suffix(kind))
+    for row in sorted(rows, key=lambda row: row["microseconds"]):
         click.echo(
             f"{row['name']:>17}  A {row['candidates'][0]}-{row['candidates'][-1]}  "
             f"B {row['beams'][0]}-{row['beams'][-1]}  {row['microseconds']:8.1f} us  "

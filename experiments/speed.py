@@ -22,7 +22,8 @@ import numpy as np
 import timing
 import workload
 
-from qinco_jax.evaluate import machine, report
+import qinco_jax as qj
+from qinco_jax.evaluate import machine, results
 from qinco_jax.quantizers import coding, qinco
 from qinco_jax.training import step
 
@@ -190,7 +191,7 @@ def main(out, grid, seconds, only):
     def record(what, found):
         for row in found:
             rows.append({"what": what, **row})
-            report.write([{**row, **facts} for row in with_shares(rows)], out)
+            results.write([{**row, **facts} for row in with_shares(rows)], out)
             click.echo(line(rows[-1]))
 
     measured = [name for name in MEASUREMENTS if not only or name in only]

@@ -21,7 +21,7 @@ import scale
 import timing
 
 from qinco_jax.codecs import named
-from qinco_jax.evaluate import machine, report, sweep
+from qinco_jax.evaluate import machine, results, sweep
 
 RATE, TRAIN_ROWS, ROWS = 8, 20_000, {"small": 512, "full": 16_384}
 CODECS = {
@@ -53,7 +53,7 @@ def main(task, codecs):
         codec = codec_of(task, name.partition(" ")[0], CODECS.get(name, ()))
         found = {"codec": name, "bytes": RATE, **timing.of_codec(codec, x), "rows": len(x)}
         rows.append({**found, "model_bytes": codec.size, "dataset": task.data.name, **facts})
-        report.write(rows, task.folder / "times.jsonl")
+        results.write(rows, task.folder / "times.jsonl")
     click.echo(scale.costs_table(rows))
 
 

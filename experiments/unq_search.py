@@ -17,7 +17,8 @@ import scale
 
 import qinco_jax as qj
 from qinco_jax.codecs.unq import unq
-from qinco_jax.evaluate import machine, report, sweep
+from qinco_jax.codecs.unq.train import train as train_unq
+from qinco_jax.evaluate import machine, results
 from qinco_jax.evaluate.neighbours import RANKS, nearest_neighbours
 
 SHORTLISTS = (100, 200, 500, 1000, 2000)
@@ -31,7 +32,7 @@ def main(task, num_bytes, epochs):
     if data.database is None or data.queries is None:
         raise qj.InputError(f"{data.name} lacks a database or queries; choose a set with both")
     epochs = 1 if epochs is None and task.small else epochs
-    model = unq.train(data.train, num_bytes, num_epochs=epochs)
+    model = train_unq(data.train, num_bytes, num_epochs=epochs)
     codes = np.asarray(unq.encode(model, data.database))
     nearest = nearest_neighbours(data.database, data.queries)
     rows, facts = [], machine.facts()
@@ -44,7 +45,7 @@ def main(task, num_bytes, epochs):
         recall = {f"recall@{k}": recall_at(data, nearest, found[:, :k]) for k in RANKS}
         milliseconds = {"query_ms": round(1e3 * seconds / len(found), 3)}
         rows.append({**row, **recall, **milliseconds, "dataset": data.name, **facts})
-        report.write(rows, task.folder / sweep.RESULTS)
+        results.write(rows, task.folder / results.RESULTS)
         click.echo(
             f"shortlist {shortlist}: {milliseconds['query_ms']} ms a query, "
             + ", ".join(f"R@{k} {100 * recall[f'recall@{k}']:.1f}" for k in RANKS)

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from qinco_jax.codecs.unq import unq
+from qinco_jax.codecs.unq.train import train as train_unq
 from qinco_jax.evaluate.metrics import measure
 from qinco_jax.evaluate.neighbours import queries_of
 
@@ -106,7 +107,7 @@ def test_the_shortlist_of_all_rows_finds_what_exhaustive_search_does(
     assert [row["shortlist"] for row in rows] == [100, 150, 200]
     parts = (np.load(folder / f"{name}.npy") for name in ("train", "database", "queries"))
     train, database, queries = parts
-    codec = unq.codec(unq.train(train, 4, num_epochs=0))
+    codec = unq.codec(train_unq(train, 4, num_epochs=0))
     whole = measure(codec, database, [queries_of(queries, database)]).recall["queries"]
     for k in (1, 10, 100):
         assert rows[-1][f"recall@{k}"] == pytest.approx(whole[f"recall@{k}"].value)

@@ -17,7 +17,7 @@ from qinco_jax.codecs.codec import Codec
 from qinco_jax.config import PRESETS
 from qinco_jax.datasets import catalog
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import plots, report
+from qinco_jax.evaluate import plots, results, tables
 from qinco_jax.evaluate.compare import compare as compare_codecs
 from qinco_jax.evaluate.neighbours import queries_of
 from qinco_jax.models import disk
@@ -151,7 +151,7 @@ def train(
         held_back = kept
     if len(kept) > RQ_ROWS:
         click.echo(f"training RQ on {RQ_ROWS:,} of the {len(kept):,} rows")
-    width, steps = config.num_parts, ours.rates(config.num_steps)
+    width, steps = config.num_parts, ours.quarters(config.num_steps)
     baseline = rq.train(
         kept, width * config.num_steps, config.codebook_size,
         seed=seed, beam_size=5, num_iters=25, max_rows=RQ_ROWS, **config.transform,
@@ -162,9 +162,9 @@ def train(
         data if data.database is not None else data._replace(database=held_back),
         eval_rows,
     )
-    report.write(rows, folder / "results.jsonl")
+    results.write(rows, folder / "results.jsonl")
     plots.plot_rates(folder / "results.jsonl", folder / "results.png", data.name)
-    click.echo(report.table(rows))
+    click.echo(tables.markdown(rows))
     click.echo(f"model: {folder / runs.FINISHED}   plot: {folder / 'results.png'}")
 
 
@@ -254,12 +254,12 @@ def evaluate(
     checks.vectors(data.train, codec.dim, data.name)
     if out is not None and (Path(out).exists() or not Path(out).parent.is_dir()):
         raise InputError(f"{out} exists or has no folder to lie in; choose another name")
-    steps = ours.rates(codec.num_steps)
+    steps = ours.quarters(codec.num_steps)
     every = [ours.of_qinco(codec, m, num_candidates, beam_size, joint) for m in steps]
     rows = _measure(every, data, eval_rows)
     if out is not None:
-        report.write(rows, out)
-    click.echo(report.table(rows))
+        results.write(rows, out)
+    click.echo(tables.markdown(rows))
 
 
 @main.command()
@@ -310,7 +310,7 @@ def compare(
         shifted={Path(file).stem: read_rows(file) for file in shifted},
         eval_rows=eval_rows, settings=settings, stage=stage_bar,
     )  # fmt: skip
-    click.echo(report.table(rows))
+    click.echo(tables.markdown(rows))
     click.echo(f"page: {folder / 'report.html'}   results: {folder / 'results.jsonl'}")
 
 
@@ -331,7 +331,7 @@ def _load(files: dict[str, str | None]) -> catalog.Dataset:
     return catalog.load(given.pop("dataset"), **given)
 
 
-def _measure(every: list[Codec], data: catalog.Dataset, eval_rows: int) -> list[report.Row]:
+def _measure(every: list[Codec], data: catalog.Dataset, eval_rows: int) -> list[results.Row]:
     """Scores codecs on the first rows of a database, with a progress bar.
 
     Those with `unit_norm` keep angles, not lengths, so their queries ask by cosine; a set's ground
@@ -354,7 +354,7 @@ def _measure(every: list[Codec], data: catalog.Dataset, eval_rows: int) -> list[
             bar.set_description(f"{codec.name} at {codec.bits / 8:g} bytes")
             return bar.update
 
-        return report.score(every, database, questions, advance)
+        return results.score(every, database, questions, advance)
 
 
 def _spans(num_rows: int, what: str) -> Iterator[slice]:

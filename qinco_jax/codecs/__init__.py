@@ -1,1 +1,1 @@
-"""Every way to compress vectors behind one interface, and by name."""
+"""Codecs: this library's models, Faiss's and UNQ behind one interface, and by name."""

@@ -1,4 +1,4 @@
-"""What every way to compress vectors is: a pair of pure functions, made by training."""
+"""The interface of all codecs: a pair of pure functions, made by training."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,14 +16,14 @@ class Codec(NamedTuple):
     """A pair of functions that compresses vectors, and what it costs.
 
     Attributes:
-      name: for people.
+      name: for display.
       bits: of a code.
       encode: vectors [N, D] -> codes [N, ...], integers.
       decode: codes [N, ...] -> reconstructions [N, D] float32.
-      size: bytes of the codebooks and networks that both need.
+      size: bytes of the codebooks and networks.
       unit_norm: whether the reconstructions approximate x / |x|, not x.
-      column_sizes: how many values each column of a code takes; `None` where they share the bits
-        equally.
+      column_sizes: how many values each column of a code takes; `None` if all columns have the
+        same number of bits.
     """
 
     name: str
@@ -37,23 +37,23 @@ class Codec(NamedTuple):
 
 AtRate = Callable[[float], Codec]
 Advance = Callable[[float, float], Any]
-"""Shows progress: what is done, of how much."""
+"""Shows progress: (done, total)."""
 
 
 class Contender(NamedTuple):
     """A codec to train once and to measure at one rate or several.
 
     Attributes:
-      codec: as it was asked for, such as "small@16:A=4:B=8".
-      family: the same without its search, "small@16".
+      codec: its specification, such as "small@16:A=4:B=8".
+      model: the specification without search options, "small@16".
       bytes: the rate that it is trained for.
       rates: bytes at which it is measured, at most `bytes`.
-      facts: more to stand in its rows; json.
-      train: (vectors, seed, folder for its checkpoints, progress) -> the codec at a rate.
+      facts: further fields of its rows; json.
+      train: (vectors, seed, folder for checkpoints, progress) -> a function from bytes to codec.
     """
 
     codec: str
-    family: str
+    model: str
     bytes: float
     rates: tuple[float, ...]
     facts: Mapping[str, Any]

@@ -1,8 +1,8 @@
-"""Classical codecs as Faiss implements them: PQ, OPQ, RQ, LSQ, and those of vector databases.
+"""Faiss's codecs: PQ, OPQ, RQ, LSQ, and those of vector databases.
 
-PQ, OPQ, RQ and LSQ have 8 bits a code and Faiss's defaults, as in the QINCo paper (Sec. 5.1), on at
-most 500,000 training vectors. RaBitQ, TurboQuant (without its unbiased part) and scalar
-quantization keep some bits of every dimension, so they exist at few rates, from D / 8 bytes.
+PQ, OPQ, RQ and LSQ have 8 bits per code and Faiss's defaults, as in the QINCo paper (Sec. 5.1), and
+at most 500,000 training vectors. RaBitQ, TurboQuant (without its unbiased part) and scalar
+quantization keep some bits of every dimension, so they have few rates, from D / 8 bytes.
 """
 
 import functools
@@ -29,11 +29,11 @@ NAMES = {
     "turboquant": "TurboQuant",
     "sq": "SQ",
 }
-NEED_IT = ", ".join(NAMES.values())
+NAMED = ", ".join(NAMES.values())
 
 
 def rates(name: str, dim: int) -> list[int] | None:
-    """Bytes at which a codec exists for D dimensions, `None` for any up to D."""
+    """The rates in bytes that a codec has for D dimensions; `None` if it has all from 1 to D."""
     if name == "rabitq":
         return [-(-dim // 8) + 8]
     if name == "turboquant":
@@ -49,22 +49,22 @@ def train(
     """Trains a codec.
 
     Args:
-      name: of `NAMES`.
+      name: a key of `NAMES`.
       x: [N, D] training vectors of any real dtype, at least 256; sampled if there are many.
-      num_bytes: of a code, one at which the codec exists.
-      seed: of the sample and the order of the rows, which is where Faiss starts from.
+      num_bytes: of a code, one of the codec's rates.
+      seed: of the sample and the order of the rows, on which Faiss's initial centroids depend.
       beam_size: B of RQ's encoding; `None` is the 5 that it is trained with.
 
     Raises:
-      InputError: Faiss is not installed, vectors are unfit, or there is no such rate.
+      InputError: Faiss is not installed, invalid vectors, or a rate that the codec does not have.
     """
-    faiss = optional.faiss(NEED_IT)
+    faiss = optional.faiss(NAMED)
     checks.vectors(x, what="the training vectors")
-    exists_at = rates(name, x.shape[1])
-    if num_bytes < 1 or (num_bytes not in exists_at if exists_at else num_bytes > x.shape[1]):
-        there = ", ".join(map(str, exists_at)) if exists_at else f"1 to {x.shape[1]}"
+    possible = rates(name, x.shape[1]) or range(1, x.shape[1] + 1)
+    if num_bytes not in possible:
+        listed = ", ".join(map(str, possible))
         raise InputError(
-            f"{NAMES[name]} of {x.shape[1]} dimensions exists at {there} bytes, not {num_bytes}"
+            f"{NAMES[name]} of {x.shape[1]} dimensions takes {listed} bytes, not {num_bytes}"
         )
     if len(x) < CODEWORDS:
         raise InputError(
@@ -88,11 +88,11 @@ def train(
 
 
 def _factory(name: str, dim: int, num_bytes: int) -> str:
-    """Faiss's own name of the codec; PQ fills dimensions up to a multiple of its bytes."""
-    whole = -(-dim // num_bytes) * num_bytes
+    """Faiss's own name of the codec; PQ pads dimensions to a multiple of its bytes."""
+    padded = -(-dim // num_bytes) * num_bytes
     return {
-        "pq": f"Pad{whole},PQ{num_bytes}x8" if whole > dim else f"PQ{num_bytes}x8",
-        "opq": f"OPQ{num_bytes}_{whole},PQ{num_bytes}x8",
+        "pq": f"Pad{padded},PQ{num_bytes}x8" if padded > dim else f"PQ{num_bytes}x8",
+        "opq": f"OPQ{num_bytes}_{padded},PQ{num_bytes}x8",
         "rq": f"RQ{num_bytes}x8",
         "lsq": f"LSQ{num_bytes}x8",
         "rabitq": f"RR{dim},RaBitQ",
@@ -112,7 +112,7 @@ def _decode(index: Any, codes: Array) -> np.ndarray:
 
 
 def _unit_encode(index: Any, x: Array) -> np.ndarray:
-    """TurboQuant is made for unit vectors, so their norms are kept beside the codes."""
+    """TurboQuant is made for unit vectors, so norms are stored with the codes."""
     x = np.ascontiguousarray(x, np.float32)
     norms = _norms(x)
     return np.concatenate([_encode(index, x / norms), norms.view(np.uint8)], axis=1)

@@ -1,7 +1,7 @@
 """Codecs by name, ready to be trained and compared: `opq`, `rq:B=32`, `unq`, `small@16:A=4:B=8`.
 
 NAME[@BYTES][:A=..][:B=..][:joint|:each]. Without @BYTES a codec is trained for every rate it is
-measured at; with it, one model of so many bytes is cut to a prefix for each rate. A and B are the
+measured at; with it, one model of that size is cut to a prefix for each rate. A and B are the
 search's candidates and beam. NAME is a baseline, a preset, or the folder of a trained model.
 """
 
@@ -14,23 +14,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qinco_jax import optional
-from qinco_jax.codecs import faiss as through_faiss
+from qinco_jax.codecs import faiss as faiss_codecs
 from qinco_jax.codecs import ours
 from qinco_jax.codecs.codec import Advance, AtRate, Codec, Contender
 from qinco_jax.codecs.unq import unq
+from qinco_jax.codecs.unq.train import train as train_unq
 from qinco_jax.config import PRESETS, QincoConfig, named
 from qinco_jax.errors import InputError
 from qinco_jax.models import disk, orbax
 from qinco_jax.quantizers.coding import Model
-from qinco_jax.training import loop
-from qinco_jax.training.step import RECIPES, Recipe
+from qinco_jax.training.loop import Log
+from qinco_jax.training.recipe import RECIPES, Recipe
+from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors.stored import Vectors
 
-NAMES = (*through_faiss.NAMES, "unq", *PRESETS)
+NAMES = (*faiss_codecs.NAMES, "unq", *PRESETS)
 
 
 class Spec(NamedTuple):
-    """A codec's name in its parts; `search` holds what was said of A, B and joint."""
+    """A parsed specification; `search` has the arguments that its options give."""
 
     text: str
     name: str
@@ -38,47 +40,47 @@ class Spec(NamedTuple):
     search: Mapping[str, Any]
 
     @property
-    def family(self) -> str:
-        """The specification without its search."""
+    def model(self) -> str:
+        """The specification without its search options."""
         return self.text.partition(":")[0]
 
 
 def contenders(
     texts: Sequence[str], rates: Sequence[float], dim: int, settings: Sequence[str] = ()
 ) -> list[Contender]:
-    """What specifications stand for at those of some rates at which they exist.
+    """The codecs of specifications, each at those of the rates that it has.
 
     Args:
       texts: specifications.
       rates: bytes to measure at.
       dim: D of the vectors.
-      settings: `NAME=VALUE` of sizes and recipes, for our own models.
+      settings: `NAME=VALUE`, sizes and recipes of this library's models.
 
     Raises:
-      InputError: an unknown codec or setting, or a codec that exists at none of the rates.
+      InputError: an unknown codec or setting, or a codec that has none of the rates.
     """
     found: list[Contender] = []
     for text in texts:
         own = _of_spec(parse(text), rates, dim, settings)
         if not own:
             asked = ", ".join(f"{rate:g}" for rate in rates)
-            raise InputError(f"{text} exists at {_where(parse(text), dim)} bytes, not at {asked}")
+            raise InputError(f"{text} takes {_rates_of(parse(text), dim)} bytes, not {asked}")
         found += own
     return found
 
 
 def parse(text: str) -> Spec:
-    """Takes a specification apart.
+    """Parses a specification.
 
     Raises:
-      InputError: no such codec or option.
+      InputError: an unknown codec or option.
     """
-    family, *options = text.split(":")
-    name, at, size = family.partition("@")
+    model, *options = text.split(":")
+    name, at, size = model.partition("@")
     if name not in NAMES and not (Path(name) / orbax.METADATA).exists():
         near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
         raise InputError(
-            f"there is no codec {name!r}; did you mean {near!r}? There are {', '.join(NAMES)}, and "
+            f"unknown codec {name!r}; did you mean {near!r}? Codecs are {', '.join(NAMES)} and "
             "folders of trained models"
         )
     search: dict[str, Any] = {}
@@ -92,14 +94,14 @@ def parse(text: str) -> Spec:
             raise InputError(f"{text!r} has the option {option!r}; expected A=, B=, joint or each")
     allowed = {"beam_size"} if name == "rq" else set() if _is_baseline(name) else set(search)
     if set(search) - allowed or (at and _is_baseline(name)):
-        raise InputError(f"{text!r}: {name} has no such option")
+        raise InputError(f"{text!r} has an option that {name} does not take; leave it out")
     if at and not size.replace(".", "", 1).isdecimal():
-        raise InputError(f"{text!r} should give bytes after its @, such as {name}@16")
+        raise InputError(f"{text!r} needs a number of bytes after the @, such as {name}@16")
     return Spec(text, name, float(size) if at else None, search)
 
 
 def _is_baseline(name: str) -> bool:
-    return name in through_faiss.NAMES or name == "unq"
+    return name in faiss_codecs.NAMES or name == "unq"
 
 
 def _of_spec(
@@ -111,14 +113,14 @@ def _of_spec(
         return _of_model(spec, rates, dim)
     if spec.bytes is not None:
         config, _ = sized(spec.name, spec.bytes, settings)
-        fitting = _fitting(config, rates)
-        return [_of_preset(spec, spec.bytes, fitting, dim, settings)] if fitting else []
+        possible = _prefix_rates(config, rates)
+        return [_of_preset(spec, spec.bytes, possible, dim, settings)] if possible else []
     return [_of_preset(spec, rate, (rate,), dim, settings) for rate in rates]
 
 
-def _where(spec: Spec, dim: int) -> str:
-    """The rates at which a codec exists, for people."""
-    fixed = through_faiss.rates(spec.name, dim)
+def _rates_of(spec: Spec, dim: int) -> str:
+    """The rates that a codec has, as text for a message."""
+    fixed = faiss_codecs.rates(spec.name, dim)
     if fixed:
         return ", ".join(map(str, fixed))
     if _is_baseline(spec.name):
@@ -128,30 +130,30 @@ def _where(spec: Spec, dim: int) -> str:
 
 
 def _of_baseline(spec: Spec, rates: Sequence[float], dim: int) -> list[Contender]:
-    if spec.name in through_faiss.NAMES:
-        optional.faiss(through_faiss.NEED_IT)  # known to be there before hours are spent
-    exists_at = through_faiss.rates(spec.name, dim) or range(1, dim + 1)
+    if spec.name in faiss_codecs.NAMES:
+        optional.faiss(faiss_codecs.NAMED)  # fails before training, which may take hours
+    possible = faiss_codecs.rates(spec.name, dim) or range(1, dim + 1)
     return [
         Contender(
-            spec.text, spec.family, rate, (rate,), {**spec.search},
+            spec.text, spec.model, rate, (rate,), {**spec.search},
             functools.partial(_train_baseline, spec, int(rate)),
         )
-        for rate in rates if rate in exists_at
+        for rate in rates if rate in possible
     ]  # fmt: skip
 
 
 def _train_baseline(
-    spec: Spec, num_bytes: int, x: Vectors, seed: int, place: Path, advance: Advance
+    spec: Spec, num_bytes: int, x: Vectors, seed: int, run_dir: Path, advance: Advance
 ) -> AtRate:
     if spec.name == "unq":
-        codec = unq.codec(unq.train(x, num_bytes, seed=seed, log=_shown(advance)))
+        codec = unq.codec(train_unq(x, num_bytes, seed=seed, log=_log(advance)))
     else:
-        codec = through_faiss.train(spec.name, x, num_bytes, seed=seed, **spec.search)
+        codec = faiss_codecs.train(spec.name, x, num_bytes, seed=seed, **spec.search)
     return lambda rate: codec
 
 
-def _shown(advance: Advance) -> loop.Log:
-    """A training's log as progress."""
+def _log(advance: Advance) -> Log:
+    """A log of training that shows progress."""
     return lambda record: advance(record["vectors"], record["num_vectors"])
 
 
@@ -159,19 +161,19 @@ def _of_preset(
     spec: Spec, num_bytes: float, rates: tuple[float, ...], dim: int, settings: Sequence[str]
 ) -> Contender:
     config, recipe = sized(spec.name, num_bytes, settings)
-    config.for_dim(dim)  # refuses what does not fit before hours are spent
+    config.for_dim(dim)  # fails before training, which may take hours
     if config.opq:
         optional.faiss("rotations by OPQ")
 
-    def train(x: Vectors, seed: int, place: Path, advance: Advance) -> AtRate:
-        model = loop.train(x, config, recipe, seed=seed, run_dir=place, log=_shown(advance))
+    def train(x: Vectors, seed: int, run_dir: Path, advance: Advance) -> AtRate:
+        model = train_model(x, config, recipe, seed=seed, run_dir=run_dir, log=_log(advance))
         return functools.partial(_at_rate, model, spec.search)
 
     facts = {
         **_search_facts(config, spec.search),
         "settings": {"config": config.settings, "recipe": dataclasses.asdict(recipe)},
     }
-    return Contender(spec.text, spec.family, num_bytes, rates, facts, train)
+    return Contender(spec.text, spec.model, num_bytes, rates, facts, train)
 
 
 def _of_model(spec: Spec, rates: Sequence[float], dim: int) -> list[Contender]:
@@ -181,27 +183,27 @@ def _of_model(spec: Spec, rates: Sequence[float], dim: int) -> list[Contender]:
         raise InputError(
             f"{spec.name} is a model of {config.dim} dimensions, the vectors have {dim}"
         )
-    fitting = _fitting(config, rates)
+    possible = _prefix_rates(config, rates)
     facts = {
         **_search_facts(config, spec.search),
         "settings": {"config": config.settings},
     }
 
-    def train(x: Vectors, seed: int, place: Path, advance: Advance) -> AtRate:
+    def train(x: Vectors, seed: int, run_dir: Path, advance: Advance) -> AtRate:
         return functools.partial(_at_rate, model, spec.search)
 
-    if not fitting:
+    if not possible:
         return []
-    return [Contender(spec.text, spec.family, config.bits / 8, fitting, facts, train)]
+    return [Contender(spec.text, spec.model, config.bits / 8, possible, facts, train)]
 
 
-def _fitting(config: QincoConfig, rates: Sequence[float]) -> tuple[float, ...]:
-    """The rates at which a prefix of a model ends."""
+def _prefix_rates(config: QincoConfig, rates: Sequence[float]) -> tuple[float, ...]:
+    """The rates at which a prefix of a model is a whole number of steps."""
     return tuple(rate for rate in rates if 1 <= _steps_at(config, rate) <= config.num_steps)
 
 
 def _steps_at(config: QincoConfig, rate: float) -> int:
-    """The number of steps that a model of `rate` bytes has, 0 where it is not whole."""
+    """The number of steps that a model of `rate` bytes has, 0 if it is not whole."""
     steps = (8 * rate - config.coarse_bits) / config.step_bits
     return int(steps) if steps == int(steps) else 0
 
@@ -219,36 +221,37 @@ def sized(preset: str, num_bytes: float, settings: Sequence[str]) -> tuple[Qinco
     """The config and the recipe of a preset at a rate, with settings replaced.
 
     Args:
-      preset: of `PRESETS`.
+      preset: a key of `PRESETS`.
       num_bytes: of a code; a whole number of steps.
-      settings: `NAME=VALUE`, names of the fields of either.
+      settings: `NAME=VALUE` of fields of either.
 
     Raises:
-      InputError: no such preset or setting, or no whole number of steps.
+      InputError: an unknown preset or setting, or bytes that are not a whole number of steps.
     """
     config, recipe = named(PRESETS, preset, "preset"), RECIPES[preset]
     config_names, recipe_names = (
         {field.name for field in dataclasses.fields(kind)} for kind in (QincoConfig, Recipe)
     )
     sizes: dict[str, Any] = {}
-    how: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or name == "num_steps":
             raise InputError(
-                f"--set takes NAME=VALUE, and --bytes the number of steps; got {setting!r}"
+                f"got the setting {setting!r}; give NAME=VALUE, and set num_steps by --bytes"
             )
         if name not in config_names | recipe_names:
             known = sorted(config_names | recipe_names)
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise InputError(f"there is no setting {name!r}; did you mean {near!r}?")
-        (sizes if name in config_names else how)[name] = _value(text)
-    config, recipe = dataclasses.replace(config, **sizes), dataclasses.replace(recipe, **how)
+            raise InputError(f"unknown setting {name!r}; did you mean {near!r}?")
+        (sizes if name in config_names else changes)[name] = _value(text)
+    config, recipe = dataclasses.replace(config, **sizes), dataclasses.replace(recipe, **changes)
     num_steps = _steps_at(config, num_bytes)
     if not 1 <= num_steps <= 1024:
         behind = f" behind a coarse index of {config.coarse_bits} bits" * bool(config.coarse_bits)
         raise InputError(
-            f"{num_bytes:g} bytes are no whole number of steps of {config.step_bits:g} bits{behind}"
+            f"{num_bytes:g} bytes are not a whole number, 1 to 1024, of steps of "
+            f"{config.step_bits:g} bits{behind}"
         )
     return dataclasses.replace(config, num_steps=num_steps), recipe
 

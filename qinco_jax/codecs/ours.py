@@ -1,4 +1,4 @@
-"""Models as codecs, at full rate and at the rates of their prefixes."""
+"""The library's own models and RQ as codecs, at full rate and at the rates of their prefixes."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.rq import RQ
 
 
-def rates(num_steps: int) -> list[int]:
+def quarters(num_steps: int) -> list[int]:
     """Numbers of steps at a quarter, half, three quarters and all of the rate."""
     return sorted({max(1, round(num_steps * quarter / 4)) for quarter in (1, 2, 3, 4)})
 
@@ -24,7 +24,7 @@ def of_qinco(
     beam_size: int | None = None,
     joint: bool | None = None,
 ) -> Codec:
-    """The codec of a model's first `num_steps` steps, searched as said (`None`: as it is wont)."""
+    """The codec of a model's first `num_steps` steps; `None` takes the search of its config."""
     model = coding.prefix(model, num_steps)
     config = model.config
     search = coding.search_of(model, num_candidates, beam_size, joint)

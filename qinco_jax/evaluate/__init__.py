@@ -1,5 +1,5 @@
-"""Measures codecs, as tables, plots and a page. Knows no model's insides.
+"""Measures codecs through `Codec` alone, and shows results as tables, plots and a page.
 
-`metrics` measures one codec and `sweep` many, resumably; `plots` and `page` read its files.
-`qinco_jax.compare` runs all of it on codecs by name.
+`metrics` measures one codec, `sweep` trains and measures many and writes `results`, which `tables`,
+`plots` and `page` show. `compare` runs all of it on codecs by name.
 """

@@ -1,4 +1,4 @@
-"""Codecs beside each other on a set, at several rates: one folder of tables, plots and a page."""
+"""Compares codecs on a data set at several rates: one folder of results, plots and a page."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,12 @@ import numpy as np
 from qinco_jax.codecs import named
 from qinco_jax.datasets.catalog import Dataset
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import page, report, sweep
+from qinco_jax.evaluate import page, sweep
 from qinco_jax.evaluate.neighbours import Queries, blocks, queries_of
-from qinco_jax.training import loop, runs
-from qinco_jax.training.step import Recipe
+from qinco_jax.evaluate.results import COSTS, RESULTS, Row
+from qinco_jax.training import runs
+from qinco_jax.training.recipe import Recipe
+from qinco_jax.training.train import split
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily
 
@@ -32,44 +34,45 @@ def compare(
     eval_rows: int | None = None,
     settings: Sequence[str] = (),
     stage: sweep.Stage = sweep.silent,
-) -> list[report.Row]:
+) -> list[Row]:
     """Trains codecs on the same vectors and measures them on the same database.
 
-    What is finished in the folder is skipped, what was interrupted goes on, and several processes
-    may work on one folder. It gets `results.jsonl`, `costs.jsonl`, plots and `report.html`.
+    What the folder already has is skipped, interrupted training is resumed, and several processes
+    may share a folder. It gets `results.jsonl`, `costs.jsonl`, plots and `report.html`.
 
     A model with `unit_norm` approximates x / |x|: its error is that of unit vectors, its rows say
-    `unit_norm`, and no codec is called the best where both kinds of error occur. Recall is by the
-    set's own queries and what is decoded, for all codecs alike; by "cosine" it is fair to both.
+    `unit_norm`, and if both kinds of error occur, no codec is marked as the best. Recall compares
+    decoded vectors with the set's own queries for all codecs; "cosine" is fair to both kinds.
 
     Args:
-      data: a set from `datasets.load`. Without a database, rows held back from training are used.
-      codecs: specifications, such as "opq", "rq:B=32", "unq", "small@16:A=4:B=8" (`contenders`).
+      data: a set from `datasets.load`; without a database, rows held back from training are used.
+      codecs: specifications, such as "opq", "rq:B=32", "unq", "small@16:A=4:B=8"; see
+        `codecs.named`.
       rates: bytes per vector.
-      folder: belongs to this set and these queries from the first call on.
+      folder: for this set and these queries only; created if it does not exist.
       seeds: every codec is trained with each.
       metrics: "l2", "ip", "cosine"; the first one's recall is the main one.
-      noise: further queries with normal noise of so many standard deviations of the database.
-      shifted: further queries [Q, D] by name, of another distribution than the database.
-      eval_rows: measure on so many rows at the head of the database; `None` takes all.
-      settings: `NAME=VALUE` of sizes and recipes of our own models.
+      noise: standard deviations, relative to the database's, of normal noise for further queries.
+      shifted: further queries [Q, D] by name, from another distribution than the database.
+      eval_rows: measure on the first rows of the database only; `None` takes all.
+      settings: `NAME=VALUE`, sizes and recipes of this library's models.
       stage: shows progress.
 
     Returns:
-      The folder's results, one row for each codec, rate and seed.
+      All results in the folder, one row for each codec, rate and seed.
 
     Raises:
-      InputError: an unknown codec, rate or setting, unfit vectors, or another set's folder.
+      InputError: an unknown codec, rate or setting, invalid vectors, or another set's folder.
     """
     folder = Path(folder)
     if not codecs or not rates or not seeds or not metrics:
         raise InputError("name at least one codec, one rate, one seed and one metric")
     rates = [float(rate) for rate in rates]
-    entries = named.contenders(codecs, rates, data.train.shape[1], settings)
-    x_train, held_back = loop.split(data.train, data.validation, Recipe())
+    contenders = named.contenders(codecs, rates, data.train.shape[1], settings)
+    x_train, held_back = split(data.train, data.validation, Recipe())
     whole = held_back if data.database is None else data.database
     database = whole[:eval_rows]
-    for block in blocks(len(database)):  # now, not after hours of training
+    for block in blocks(len(database)):  # before training, which may take hours
         checks.finite(database[block], block.start, "the database")
     extra = shifted or {}
     identity = {
@@ -81,15 +84,15 @@ def compare(
         "noise": list(noise),
         "shifted": {name: runs.fingerprint(lazily(x)) for name, x in extra.items()},
     }
-    questions = _questions(data, database, len(whole), metrics, noise, extra)
-    runs.claim(folder / IDENTITY, identity, (sweep.RESULTS, sweep.COSTS))
-    field = sweep.Field(data.name, x_train, database, questions)
-    sweep.run(entries, field, folder, seeds, stage)
+    query_sets = _query_sets(data, database, len(whole), metrics, noise, extra)
+    runs.claim(folder / IDENTITY, identity, (RESULTS, COSTS))
+    benchmark = sweep.Benchmark(data.name, x_train, database, query_sets)
+    sweep.run(contenders, benchmark, folder, seeds, stage)
     page.write_page(folder)
-    return sweep.read(folder / sweep.RESULTS)
+    return sweep.read(folder / RESULTS)
 
 
-def _questions(
+def _query_sets(
     data: Dataset,
     database: Rows,
     num_rows: int,
@@ -97,14 +100,16 @@ def _questions(
     noise: Sequence[float],
     shifted: Mapping[str, Vectors],
 ) -> list[Queries]:
-    """The set's own queries by each metric, then noisy and foreign ones by the first."""
+    """The set's own queries by each metric, then noisy and shifted ones by the first."""
     first, found = metrics[0], []
     if data.queries is None:
         if noise or shifted:
-            raise InputError(f"{data.name} has no queries; give some to compare others with")
+            raise InputError(
+                f"{data.name} has no queries to compare `noise` and `shifted` with; add some"
+            )
         return []
     for metric in metrics:
-        # A ground truth is that of all rows, and of the metric that the set was made for.
+        # A set's ground truth is of all rows, by the metric that the set was made for.
         truth = data.groundtruth if len(database) == num_rows and metric == first else None
         own = queries_of(data.queries, database, metric, truth, metric)
         found.append(own._replace(paired=metric != first))

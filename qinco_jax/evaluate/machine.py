@@ -1,4 +1,4 @@
-"""The machine that something runs on: what it is, and the memory that it takes."""
+"""The machine: its hardware and software versions, and the memory that this process uses."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ PACKAGES = ("jax", "numpy", "faiss-cpu", "torch")
 
 
 def facts() -> dict[str, str | int | None]:
-    """Versions, devices, revision and date, to stand in every line of results."""
+    """Versions, devices, revision and date, for every row of results."""
     devices = jax.devices()
     return {
         **{f"{name}_version": _version(name) for name in PACKAGES},
@@ -39,7 +39,7 @@ def _version(name: str) -> str | None:
 
 
 def _cpu_model() -> str:
-    """The model's name and family numbers, for hypervisors that hide the name."""
+    """The CPU's model name and family numbers; some hypervisors hide the name."""
     if not CPU_INFO.exists():
         return platform.processor() or platform.machine()
     pairs = [line.split(":", 1) for line in CPU_INFO.read_text().splitlines() if ":" in line]
@@ -49,7 +49,7 @@ def _cpu_model() -> str:
 
 
 def _revision() -> str | None:
-    """The commit, and a + where tracked files differ from it."""
+    """The commit, with a + if tracked files differ from it."""
     git = functools.partial(
         subprocess.run, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
     )
@@ -62,13 +62,13 @@ def _revision() -> str | None:
 
 
 def reset_memory() -> float | None:
-    """MB in use now, from where the peak counts; an accelerator's peak is the process's so far."""
+    """Resets the peak on a CPU and returns MiB in use; an accelerator's peak cannot be reset."""
     if jax.default_backend() != "cpu":
         return _device_memory("bytes_in_use")
     if not STATUS.exists():  # not Linux
         return None
     with contextlib.suppress(AttributeError):  # a C library without it
-        ctypes.CDLL(None).malloc_trim(0)  # what it keeps of freed memory would not count again
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that it keeps would hide new use
     with contextlib.suppress(OSError):
         CLEAR_REFS.write_text("5")
         return _resident("VmRSS")
@@ -76,7 +76,7 @@ def reset_memory() -> float | None:
 
 
 def peak_memory() -> float | None:
-    """The most MB in use since `reset_memory`."""
+    """The most MiB in use since `reset_memory`, on an accelerator since the process started."""
     on_cpu = jax.default_backend() == "cpu"
     return _resident("VmHWM") if on_cpu else _device_memory("peak_bytes_in_use")
 

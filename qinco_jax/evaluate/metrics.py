@@ -1,18 +1,17 @@
-"""Error of a codec, recall of nearest-neighbour search over what it decodes, and use of its codes.
+"""Error of a codec, recall of nearest-neighbour search over decoded vectors, usage of its codes.
 
-Recall is counted as a user would: any database row as near to the query as its k-th neighbour is
-a right answer for rank k, and rows that are equally near after decoding come in a random order,
-over which the mean is taken.
+Ties: any database row as near to the query as its k-th neighbour is a right answer for rank k, and
+rows that are equally near after decoding come in random order, over which the mean is taken.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import gammaln
 
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.evaluate.neighbours import (
@@ -32,7 +31,8 @@ from qinco_jax.vectors.stored import Vectors
 Progress = Callable[[int], Any]
 
 RESAMPLES = 1000
-MIDDLE = (2.5, 97.5)  # percentiles between which an interval lies
+PERCENTILES = (2.5, 97.5)  # ends of an interval
+_log_gamma = np.vectorize(math.lgamma, otypes=[np.float64])
 
 
 class Estimate(NamedTuple):
@@ -47,8 +47,8 @@ class Score(NamedTuple):
     """What `measure` found.
 
     Attributes:
-      mse: squared error summed over dimensions, averaged over the database; the interval is that
-        of the normal distribution. For a codec with `unit_norm`, the error of x / |x|.
+      mse: squared error summed over dimensions, averaged over the database, with an interval by
+        the normal distribution. For a codec with `unit_norm`, the error of x / |x|.
       relative_error: the error as a share of the variance of what is approximated.
       recall: by name of the queries, measure -> estimate with a bootstrap interval over queries.
         "recall@k" is the share of queries that find a nearest neighbour among the k nearest decoded
@@ -68,22 +68,22 @@ class Score(NamedTuple):
 
     @property
     def entropy_bits(self) -> float:
-        """Sum of the columns' entropies, at least what the codes could be packed into."""
+        """Sum of the columns' entropies; entropy coding of each column needs no fewer bits."""
         return sum(self.column_entropy_bits)
 
 
 def measure(
     codec: Codec,
     database: Vectors,
-    questions: Sequence[Queries] = (),
+    query_sets: Sequence[Queries] = (),
     progress: Progress | None = None,
 ) -> Score:
-    """Encodes and decodes a database and searches what is decoded exhaustively.
+    """Encodes and decodes a database and searches the decoded rows exhaustively.
 
     Args:
       codec: what to measure.
       database: [N, D], read in blocks.
-      questions: sets of queries of this database, the main one first; queries are not compressed.
+      query_sets: queries of this database, the main set first; queries are not compressed.
       progress: called with the number of rows done after each block.
     """
     codes, errors, moments = [], [], np.zeros(1 + database.shape[1])
@@ -99,28 +99,28 @@ def measure(
             progress(len(x))
     all_codes, squared = np.concatenate(codes), np.concatenate(errors)
     variance = moments[0] - np.square(moments[1:]).sum()
-    mse, spread = squared.mean(), 1.96 * squared.std() / len(squared) ** 0.5
-    found = [_recall(codec, all_codes, database, asked) for asked in questions]
+    mse, margin = squared.mean(), 1.96 * squared.std() / len(squared) ** 0.5
+    found = [_recall(codec, all_codes, database, queries) for queries in query_sets]
     return Score(
-        Estimate(float(mse), float(mse - spread), float(mse + spread)),
+        Estimate(float(mse), float(mse - margin), float(mse + margin)),
         float(mse / variance) if variance > 0 else 0.0,
-        {asked.name: _estimates(own) for asked, own in zip(questions, found, strict=True)},
+        {queries.name: _estimates(own) for queries, own in zip(query_sets, found, strict=True)},
         {
-            asked.name: _estimates({name: found[0][name] - own[name] for name in own})
-            for asked, own in zip(questions, found, strict=True)
-            if asked.paired
+            queries.name: _estimates({name: found[0][name] - own[name] for name in own})
+            for queries, own in zip(query_sets, found, strict=True)
+            if queries.paired
         },
         *usage(all_codes, codec.column_sizes or _equal_sizes(all_codes, codec.bits)),
     )
 
 
 def _equal_sizes(codes: np.ndarray, bits: float) -> tuple[int, ...]:
-    """How many values each column of codes [N, M] takes that share the bits equally."""
+    """How many values each column of codes [N, M] takes if all have the same number of bits."""
     return (round(2 ** (bits / codes.shape[1])),) * codes.shape[1]
 
 
 def usage(codes: np.ndarray, column_sizes: tuple[int, ...]) -> tuple[tuple[float, ...], int]:
-    """Bits that each column of codes [N, M] really uses, and how many codewords none uses.
+    """The entropy in bits of each column of codes [N, M], and the number of unused codewords.
 
     Args:
       codes: integers.
@@ -136,32 +136,32 @@ def usage(codes: np.ndarray, column_sizes: tuple[int, ...]) -> tuple[tuple[float
 
 
 def bootstrap(values: np.ndarray) -> Estimate:
-    """The mean of values [Q], one a query, and a percentile bootstrap interval over queries."""
+    """The mean of values [Q], one per query, and a percentile bootstrap interval over queries."""
     draw = np.random.default_rng(0)
     size = len(values)
     means = [values[draw.integers(size, size=size)].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, MIDDLE)
+    low, high = np.percentile(means, PERCENTILES)
     return Estimate(float(values.mean()), float(low), float(high))
 
 
-def _estimates(of_queries: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
-    return {name: bootstrap(values) for name, values in of_queries.items()}
+def _estimates(measures: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+    return {name: bootstrap(values) for name, values in measures.items()}
 
 
 def _recall(
-    codec: Codec, codes: np.ndarray, database: Vectors, asked: Queries
+    codec: Codec, codes: np.ndarray, database: Vectors, queries: Queries
 ) -> dict[str, np.ndarray]:
     """Measure -> its value [Q] for each query."""
     last = [min(k, len(codes)) - 1 for k in RANKS]
-    edges = _decoded_reach(codec, codes, asked, last)
+    edges = _decoded_reach(codec, codes, queries, last)
     counts = np.zeros((len(edges), len(RANKS), 6), np.int32)
     for block in blocks(len(codes)):
-        x = padded(prepared(asked.space, database[block]))
-        x_hat = padded(prepared(asked.space, codec.decode(codes[block])))
-        for part in blocks(len(edges), QUERY_BLOCK):
-            counts[part] += _count(
-                asked.space.metric, asked.vectors[part], x, x_hat,
-                asked.reach[part], edges[part], np.int32(block.stop - block.start),
+        x = padded(prepared(queries.space, database[block]))
+        x_hat = padded(prepared(queries.space, codec.decode(codes[block])))
+        for some in blocks(len(edges), QUERY_BLOCK):
+            counts[some] += _count(
+                queries.space.metric, queries.vectors[some], x, x_hat,
+                queries.reach[some], edges[some], np.int32(block.stop - block.start),
             )  # fmt: skip
     found = {}
     for rank, (k, at) in enumerate(zip(RANKS, last, strict=True)):
@@ -174,17 +174,17 @@ def _recall(
 
 
 def _decoded_reach(
-    codec: Codec, codes: np.ndarray, asked: Queries, last: Sequence[int]
+    codec: Codec, codes: np.ndarray, queries: Queries, last: Sequence[int]
 ) -> np.ndarray:
     """Distance [Q, R] of each query to the last decoded row that counts at each rank."""
-    best = np.full((len(asked.vectors), last[-1] + 1), np.inf, np.float32)
+    best = np.full((len(queries.vectors), last[-1] + 1), np.inf, np.float32)
     for block in blocks(len(codes)):
-        x_hat = padded(prepared(asked.space, codec.decode(codes[block])))
+        x_hat = padded(prepared(queries.space, codec.decode(codes[block])))
         limits = np.asarray([block.start, block.stop], np.int32)
-        for part in blocks(len(best), QUERY_BLOCK):
-            so_far = best[part], np.zeros_like(best[part], np.int32)
-            best[part] = merge_nearest(
-                asked.space.metric, so_far, asked.vectors[part], x_hat, limits
+        for some in blocks(len(best), QUERY_BLOCK):
+            so_far = best[some], np.zeros_like(best[some], np.int32)
+            best[some] = merge_nearest(
+                queries.space.metric, so_far, queries.vectors[some], x_hat, limits
             )[0]
     return best[:, last]
 
@@ -202,8 +202,8 @@ def _count(
     """Counts rows of a padded block by their decoded distance and by whether they are right.
 
     Returns:
-      [Q, R, 6] int32: rows nearer than the edge and at it; of both, those as near in truth as the
-      nearest neighbour; of both, those as near as the k-th.
+      [Q, R, 6] int32: rows nearer than the edge, and rows at the edge; of each, those that are
+      truly as near as the nearest neighbour; of each, those truly as near as the k-th.
     """
     true, true_slack = distances(metric, vectors, x)
     found, slack = distances(metric, vectors, x_hat)
@@ -225,12 +225,16 @@ def _chance_of_any(
 ) -> np.ndarray:
     """The chance [Q] that one of `right` of the `tied` rows gets one of the `free` places.
 
-    1 where there is one `before` the tied ones: 1 - C(tied - right, free) / C(tied, free).
+    1 if one of them is `before` the tied ones, else 1 - C(tied - right, free) / C(tied, free).
     """
     wrong = tied - right
-    none = np.exp(_log_binomial(np.maximum(wrong, free), free) - _log_binomial(tied, free))
+    none = np.exp(_log_binomial(wrong, free) - _log_binomial(tied, free))
     return np.where(before > 0, 1.0, np.where(wrong < free, 1.0, 1 - none))
 
 
 def _log_binomial(n: np.ndarray, k: np.ndarray) -> np.ndarray:
-    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+    """Logarithm of C(n, k) of whole numbers k <= n, and a finite number for other k."""
+    binomial: np.ndarray = (
+        _log_gamma(n + 1) - _log_gamma(k + 1) - _log_gamma(np.maximum(n - k, 0) + 1)
+    )
+    return binomial

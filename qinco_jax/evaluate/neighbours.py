@@ -1,6 +1,6 @@
 """Exact nearest neighbours by L2 distance, inner product or cosine, in blocks of bounded memory.
 
-All three are distances to be made small: squared L2, minus the inner product, minus the cosine.
+Distances are the squared L2 distance, minus the inner product and minus the cosine.
 """
 
 import functools
@@ -22,8 +22,8 @@ BLOCK_ROWS = 8192
 QUERY_BLOCK = 1024
 RANKS = (1, 10, 100)
 METRICS = {"l2": "squared L2 distance", "ip": "inner product", "cosine": "cosine"}
-ROUNDING = 1e-6  # of the squared norms: how far two ways to compute one distance may lie apart
-CHECKED_QUERIES, MAX_WRONG = 200, 0.05  # of a given ground truth; rounded vectors swap near ties
+ROUNDING = 1e-6  # of the squared norms: how far two computations of a distance may differ
+CHECKED_QUERIES, MAX_WRONG = 200, 0.05  # of a given ground truth; rounding may swap near ties
 
 
 class Space(NamedTuple):
@@ -31,8 +31,8 @@ class Space(NamedTuple):
 
     Attributes:
       metric: "l2", "ip" or "cosine".
-      center: [D] float32, subtracted from all vectors under "l2"; distances from there lose less
-        to rounding.
+      center: [D] float32, subtracted from all vectors under "l2", so that distances lose less to
+        rounding.
     """
 
     metric: str
@@ -40,15 +40,15 @@ class Space(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """What is asked of a database, and how far away the answers lie.
+    """A set of queries to a database, with the distances of the right answers.
 
     Attributes:
-      name: for people.
+      name: for display.
       space: how distances are measured.
       vectors: [Q, D] float32, `prepared` for the space.
       reach: [Q, R] float32, distance of each query to its k-th neighbour for the k of `RANKS`, or
         to the last one of a smaller database.
-      paired: whether the n-th is the main set's n-th query, disturbed or by another metric.
+      paired: whether the n-th query is the main set's n-th, with noise or by another metric.
     """
 
     name: str
@@ -65,22 +65,25 @@ def queries_of(
     groundtruth: Array | None = None,
     name: str = "queries",
 ) -> Queries:
-    """Asks a database for the neighbours of vectors, or takes them from a ground truth.
+    """Searches a database for the neighbours of vectors, or takes them from a ground truth.
 
     Args:
       vectors: [Q, D] queries of any real dtype.
       database: [N, D], read in blocks.
       metric: "l2", "ip" or "cosine".
       groundtruth: [Q, k] integers, the database rows nearest to each query, nearest first. Checked
-        on some queries; used where it has as many columns as the ranks need, else computed.
-      name: for people.
+        on some queries; used if it has as many columns as the ranks need, else computed.
+      name: for display.
 
     Raises:
       InputError: vectors, metric or ground truth do not fit the database.
     """
     checks.vectors(vectors, database.shape[1], f"the set {name!r}")
     if len(vectors) == 0 or len(database) == 0:
-        raise InputError(f"{name}: {len(vectors)} queries of {len(database)} database rows")
+        raise InputError(
+            f"the set {name!r}: {len(vectors)} queries of {len(database)} database rows; give at "
+            "least one of each"
+        )
     space = space_of(named({m: m for m in METRICS}, metric, "metric"), database)
     ready = prepared(space, checks.finite(np.asarray(vectors), what=f"the set {name!r}"))
     last = [min(k, len(database)) - 1 for k in RANKS]
@@ -111,7 +114,7 @@ def nearest_neighbours(
 
 
 def space_of(metric: str, database: Vectors) -> Space:
-    """The space of a metric, with its center [D] amid the rows of a database [N, D]."""
+    """The space of a metric, with the mean of a database's first rows as the center under "l2"."""
     if metric != "l2":
         return Space(metric, np.zeros(database.shape[1], np.float32))
     head = np.asarray(database[:BLOCK_ROWS], np.float32)
@@ -156,10 +159,10 @@ def _search(
     rows = np.zeros((len(vectors), count), np.int32)
     for block in blocks(len(database)):
         x = padded(prepared(space, database[block]))
-        for part in blocks(len(vectors), QUERY_BLOCK):
-            so_far = (best[part], rows[part])
+        for some in blocks(len(vectors), QUERY_BLOCK):
+            so_far = (best[some], rows[some])
             limits = np.asarray([block.start, block.stop], np.int32)
-            best[part], rows[part] = merge_nearest(space.metric, so_far, vectors[part], x, limits)
+            best[some], rows[some] = merge_nearest(space.metric, so_far, vectors[some], x, limits)
     return best, rows
 
 
@@ -171,10 +174,10 @@ def merge_nearest(
     x: jax.Array,
     limits: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """The nearest of those found so far and of a padded block.
+    """The nearest rows among those found so far and a padded block.
 
     Args:
-      metric: of the prepared vectors.
+      metric: for which the vectors are prepared.
       so_far: distances and rows [Q, k].
       vectors: [Q, D].
       x: [R, D], of which the first `limits[1] - limits[0]` are rows of the database.
@@ -192,29 +195,29 @@ def merge_nearest(
 
 
 def _check(truth: np.ndarray, vectors: np.ndarray, database: Vectors, space: Space) -> None:
-    """Refuses a ground truth that contradicts the database, which some queries tell."""
+    """Raises `InputError` if a ground truth contradicts the database, checked on some queries."""
     if truth.ndim != 2 or truth.dtype.kind not in "iu" or len(truth) != len(vectors):
         raise InputError(
             f"the ground truth is {truth.dtype} {truth.shape}; expected integers "
-            f"[{len(vectors)}, k], one row a query"
+            f"[{len(vectors)}, k], one row per query"
         )
     if truth.min() < 0 or truth.max() >= len(database):
         raise InputError(
             f"the ground truth names row {truth.max()} (lowest {truth.min()}) of a database of "
-            f"{len(database)} rows; give the one that was made for this database, or none"
+            f"{len(database)} rows; give the one made for this database, or none"
         )
-    some = np.linspace(0, len(truth) - 1, min(CHECKED_QUERIES, len(truth))).astype(int)
-    claimed = _reach(truth[some, :1], vectors[some], database, space)[:, 0]
-    exact, rows = _search(vectors[some], database, space, 1)
+    checked = np.linspace(0, len(truth) - 1, min(CHECKED_QUERIES, len(truth))).astype(int)
+    claimed = _reach(truth[checked, :1], vectors[checked], database, space)[:, 0]
+    exact, rows = _search(vectors[checked], database, space, 1)
     scale = np.abs(claimed) + np.abs(exact[:, 0])
     nearest = prepared(space, np.stack([database[int(row)] for row in rows[:, 0]]))
-    squares = np.square(vectors[some]).sum(axis=1) + np.square(nearest).sum(axis=1)
+    squares = np.square(vectors[checked]).sum(axis=1) + np.square(nearest).sum(axis=1)
     wrong = claimed > exact[:, 0] + 1e-3 * scale + ROUNDING * squares  # a query may be a row
     if wrong.mean() > MAX_WRONG:
-        query = some[np.argmax(wrong)]
+        query = checked[np.argmax(wrong)]
         raise InputError(
-            f"the ground truth calls row {truth[query, 0]} nearest to query {query}, but by "
-            f"{METRICS[space.metric]} row {rows[np.argmax(wrong), 0]} is nearer, and so for "
+            f"the ground truth says that row {truth[query, 0]} is nearest to query {query}, but by "
+            f"{METRICS[space.metric]} row {rows[np.argmax(wrong), 0]} is nearer, as for "
             f"{wrong.mean():.0%} of the queries tried; it belongs to another database or metric"
         )
 
@@ -222,11 +225,11 @@ def _check(truth: np.ndarray, vectors: np.ndarray, database: Vectors, space: Spa
 def _reach(truth: np.ndarray, vectors: np.ndarray, database: Vectors, space: Space) -> np.ndarray:
     """Distances [Q, k] of prepared vectors [Q, D] to the database rows `truth` [Q, k]."""
     found = np.zeros(truth.shape, np.float32)
-    for part in blocks(len(truth), QUERY_BLOCK):
-        for column, rows in enumerate(truth[part].T):
+    for some in blocks(len(truth), QUERY_BLOCK):
+        for column, rows in enumerate(truth[some].T):
             x = prepared(space, database[rows])
             if space.metric == "l2":
-                found[part, column] = np.square(vectors[part] - x).sum(axis=1)
+                found[some, column] = np.square(vectors[some] - x).sum(axis=1)
             else:
-                found[part, column] = -(vectors[part] * x).sum(axis=1)
+                found[some, column] = -(vectors[some] * x).sum(axis=1)
     return found

@@ -1,17 +1,16 @@
-"""Plots of result files; they compute nothing but averages over seeds and fitted slopes."""
+"""Which plots an evaluation gets, and how each is drawn."""
 
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from qinco_jax.evaluate import drawing, summary
-from qinco_jax.evaluate.drawing import Label, Look
+from qinco_jax.evaluate import results, style
 from qinco_jax.evaluate.neighbours import RANKS
-from qinco_jax.evaluate.report import Row
-from qinco_jax.evaluate.summary import Evaluation
+from qinco_jax.evaluate.results import Evaluation, Row
+from qinco_jax.evaluate.style import Label, Look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,33 +28,45 @@ AXES = {
 }
 
 
-def plot_rates(results: str | os.PathLike[str], image: str | os.PathLike[str], title: str) -> None:
+class Plot(NamedTuple):
+    """One kind of plot.
+
+    Attributes:
+      draw: evaluation -> figure, `None` if the files have nothing to show in it.
+      about: what it shows, for the page.
+    """
+
+    draw: "Callable[[Evaluation], Figure | None]"
+    about: str
+
+
+def plot_rates(file: str | os.PathLike[str], image: str | os.PathLike[str], title: str) -> None:
     """Draws error and recall against bytes per vector, one line a codec, as PNG or SVG.
 
     Args:
-      results: json lines written by `report.write`.
-      image: file to write, named by its ending.
+      file: json lines written by `results.write`.
+      image: file to write; its suffix gives the format.
       title: above the plot.
     """
-    evaluation = summary.load_results(results)._replace(title=title)
-    with drawing.house_style():
-        drawing.save(_rates(evaluation), image)
+    evaluation = results.gather(results.read(file, results.MEASURED))._replace(title=title)
+    with style.plot_style():
+        style.save(_rates(evaluation), image)
 
 
 def draw_all(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Draws every plot that an evaluation's files allow, as PNG and SVG in its folder.
+    """Draws every plot for which an evaluation has results, as PNG and SVG in its folder.
 
     Returns:
       The name of each plot -> its SVG.
     """
-    evaluation = summary.load(folder)
+    evaluation = results.load(folder)
     drawn = {}
-    with drawing.house_style():
-        for name, draw in FIGURES.items():
-            if figure := draw(evaluation):
-                for ending in ("png", "svg"):
-                    drawn[name] = Path(folder) / f"{name}.{ending}"
-                    drawing.save(figure, drawn[name])
+    with style.plot_style():
+        for name, plot in PLOTS.items():
+            if figure := plot.draw(evaluation):
+                for suffix in ("png", "svg"):
+                    drawn[name] = Path(folder) / f"{name}.{suffix}"
+                    style.save(figure, drawn[name])
     return drawn
 
 
@@ -64,28 +75,28 @@ def _rates(evaluation: Evaluation) -> "Figure":
     from matplotlib.transforms import ScaledTranslation
 
     shown = [key for key in MEASURES if any(key in row for row in evaluation.points)]
-    figure, axes = drawing.panels(len(shown), evaluation.title)
+    figure, axes = style.panels(len(shown), evaluation.title)
     codecs = _looks(evaluation, evaluation.points)
     for axis, key in zip(axes, shown, strict=True):
         for i, (codec, look) in enumerate(codecs.items()):
             points = _having(evaluation.points, codec, key)
             if not points:
                 continue
-            # Side by side at each rate, or intervals would hide each other.
+            # Side by side at each rate, so that intervals do not cover each other.
             beside = min(1.6, 14 / len(codecs)) * (i - (len(codecs) - 1) / 2) / 72
             move = ScaledTranslation(beside, 0, figure.dpi_scale_trans)
             x, y = [row["bytes"] for row in points], [_value(row, key) for row in points]
-            low, high = _whiskers(y, [summary.interval(row, key) for row in points], key)
+            low, high = _whiskers(y, [results.interval(row, key) for row in points], key)
             axis.errorbar(
                 x, y, (low, high), **look, elinewidth=0.9, capsize=2,
                 transform=axis.transData + move,
             )  # fmt: skip
             for far in (np.subtract(y, low), np.add(y, high)):
-                axis.update_datalim(np.column_stack([x, far]))  # which moved lines do not
+                axis.update_datalim(np.column_stack([x, far]))  # moved lines do not do this
         axis.autoscale_view()
-        drawing.rate_axis(axis, sorted({row["bytes"] for row in evaluation.points}))
-        drawing.quality_axis(axis, key)
-    drawing.legend(figure, _named(codecs, evaluation))
+        style.rate_axis(axis, sorted({row["bytes"] for row in evaluation.points}))
+        style.quality_axis(axis, key)
+    style.legend(figure, _named(codecs, evaluation))
     return figure
 
 
@@ -95,7 +106,7 @@ def _times(evaluation: Evaluation) -> "Figure | None":
     shown = [key for key in TIMES if any(key in row for row in rows)]
     if not shown:
         return None
-    figure, axes = drawing.panels(len(shown), evaluation.title, height=3.4)
+    figure, axes = style.panels(len(shown), evaluation.title, height=3.4)
     codecs = _looks(evaluation, [row for row in rows if any(key in row for key in shown)])
     labels: list[list[Label]] = []
     for axis, key in zip(axes, shown, strict=True):
@@ -107,48 +118,48 @@ def _times(evaluation: Evaluation) -> "Figure | None":
             texts = [f"{row['bytes']:g}" for row in points]
             labels[-1] += zip(x, y, texts, strict=True)
         axis.set_xlabel(f"{TIMES[key]}, µs per vector")
-        drawing.log_axis(axis, "x")
-        drawing.quality_axis(axis, measure)
-    drawing.legend(figure, _named(codecs, evaluation), "numbers: bytes per vector")
-    drawing.write_labels(figure, axes, labels)
+        style.log_axis(axis, "x")
+        style.quality_axis(axis, measure)
+    style.legend(figure, _named(codecs, evaluation), "numbers: bytes per vector")
+    style.write_labels(figure, axes, labels)
     return figure
 
 
 def _search(evaluation: Evaluation) -> "Figure | None":
-    """Searches over the cost of encoding, at the rates at which a family has the most of them."""
+    """Searches against the cost of encoding, at the rates at which a model has the most of them."""
     groups: dict[tuple[float, str], list[Row]] = {}
     for row in evaluation.points:
         if row.get("beam_size") is not None:
-            groups.setdefault((row["bytes"], row.get("family", row["codec"])), []).append(row)
+            groups.setdefault((row["bytes"], row.get("model", row["codec"])), []).append(row)
     most = max(map(len, groups.values()), default=0)
     if most < 2:
         return None
     sizes = sorted({size for (size, _), rows in groups.items() if len(rows) == most})
-    groups = {place: rows for place, rows in groups.items() if place[0] in sizes and len(rows) > 1}
+    groups = {key: rows for key, rows in groups.items() if key[0] in sizes and len(rows) > 1}
     searched = [row for rows in groups.values() for row in rows]
     timed = all("encode_us" in row for row in searched)
     measures = [key for key in MEASURES[:2] if any(key in row for row in searched)]
     shown = [(size, key) for size in sizes for key in measures]
-    families = drawing.looks(dict.fromkeys(family for _, family in groups))
-    figure, axes = drawing.panels(len(shown), evaluation.title, len(measures))
+    models = style.looks(dict.fromkeys(model for _, model in groups))
+    figure, axes = style.panels(len(shown), evaluation.title, len(measures))
     labels: list[list[Label]] = []
     for axis, (size, key) in zip(axes, shown, strict=True):
         labels.append([])
-        for family, look in families.items():
-            rows = [row for row in groups.get((size, family), []) if key in row]
+        for model, look in models.items():
+            rows = [row for row in groups.get((size, model), []) if key in row]
             labels[-1] += _envelope(axis, rows, key, timed, look)
         axis.set_title(f"{size:g} bytes")
         axis.set_xlabel("encoding, µs per vector" if timed else "A · B")
-        drawing.log_axis(axis, "x")
-        drawing.quality_axis(axis, key)
+        style.log_axis(axis, "x")
+        style.quality_axis(axis, key)
     note = "numbers: A,B; lines: the best up to each cost"
-    drawing.legend(figure, drawing.lines(families), note)
-    drawing.write_labels(figure, axes, labels)
+    style.legend(figure, style.lines(models), note)
+    style.write_labels(figure, axes, labels)
     return figure
 
 
 def _envelope(axis: "Axes", rows: Sequence[Row], key: str, timed: bool, look: Look) -> list[Label]:
-    """Draws one family's searches, and as a line the best that each cost affords."""
+    """Draws one model's searches, and a line through the best up to each cost."""
     points = []
     for row in rows:
         candidates = row.get("num_candidates") or "all"
@@ -166,7 +177,7 @@ def _envelope(axis: "Axes", rows: Sequence[Row], key: str, timed: bool, look: Lo
 
 def _shift(evaluation: Evaluation) -> "Figure | None":
     """Losses on other sets of queries, at the highest of the rates that most codecs have."""
-    losses = [(row, summary.shifts(row)) for row in evaluation.points]
+    losses = [(row, results.losses(row)) for row in evaluation.points]
     count = Counter(row["bytes"] for row, found in losses if found)
     if not count:
         return None
@@ -174,7 +185,7 @@ def _shift(evaluation: Evaluation) -> "Figure | None":
     losses = [(row, found) for row, found in losses if found and row["bytes"] == size]
     others = list(dict.fromkeys(name for _, found in losses for name in found))
     height = 0.7 + 0.13 * len(losses) * (len(others) + 1)
-    figure, (axis,) = drawing.panels(1, evaluation.title, height=height)
+    figure, (axis,) = style.panels(1, evaluation.title, height=height)
     thick, bars = 0.8 / len(others), {}
     for i, other in enumerate(others):
         found = {y: found[other] for y, (_, found) in enumerate(losses) if other in found}
@@ -182,13 +193,13 @@ def _shift(evaluation: Evaluation) -> "Figure | None":
         whiskers = _whiskers(values, [ends for _, ends in found.values()], "recall@1")
         bars[other] = axis.barh(
             [y + thick * (i - (len(others) - 1) / 2) for y in found], values, thick,
-            xerr=whiskers, **drawing.bar_look(i),
+            xerr=whiskers, **style.bar_look(i),
         )  # fmt: skip
     axis.set_yticks(range(len(losses)), [evaluation.names[row["codec"]] for row, _ in losses])
     axis.invert_yaxis()
     axis.grid(False, axis="y")
     axis.set_xlabel(f"loss of recall@1 at {size:g} bytes, percentage points")
-    drawing.legend(figure, bars, f"from “{losses[0][0].get('queries', 'the main queries')}” to")
+    style.legend(figure, bars, f"from “{losses[0][0].get('queries', 'the main queries')}” to")
     return figure
 
 
@@ -203,8 +214,8 @@ def _growth(evaluation: Evaluation, keys: Sequence[str], ylabel: str) -> "Figure
         (codec, key): {**look, "markerfacecolor": "white" if key == "decode_us" else look["color"]}
         for codec, look in codecs.items() for key in keys
     }  # fmt: skip
-    height = 2.4 + 0.1 * len(variants)  # room for the slopes
-    figure, axes = drawing.panels(len(shown), evaluation.title, 3, height, one_scale=True)
+    height = 2.4 + 0.1 * len(variants)  # space for the slopes
+    figure, axes = style.panels(len(shown), evaluation.title, 3, height, one_scale=True)
     for axis, name in zip(axes, shown, strict=True):
         for (codec, key), look in variants.items():
             own = _having([row for row in rows if row["axis"] == name], codec, key)
@@ -212,15 +223,15 @@ def _growth(evaluation: Evaluation, keys: Sequence[str], ylabel: str) -> "Figure
             if points:
                 axis.plot(*zip(*points, strict=True), **look, label=_slope(points))
         axis.set_xlabel(AXES.get(name, name))
-        drawing.log_axis(axis, "x")
-        drawing.legend_below(axis, "fitted slopes")
+        style.log_axis(axis, "x")
+        style.legend_below(axis, "fitted slopes")
     figure.supylabel(ylabel, fontsize="medium")
-    drawing.log_axis(axes[0], "y")
+    style.log_axis(axes[0], "y")
     names = {
         evaluation.names[codec] + (f", {TIMES[key]}" if key in TIMES else ""): look
         for (codec, key), look in variants.items()
     }
-    drawing.legend(figure, drawing.lines(names))
+    style.legend(figure, style.lines(names))
     return figure
 
 
@@ -234,12 +245,12 @@ def _slope(points: Sequence[tuple[float, float]]) -> str:
 def _looks(evaluation: Evaluation, rows: Sequence[Row]) -> dict[str, Look]:
     """The codecs of some rows; each looks the same in every plot."""
     present = {row["codec"] for row in rows}
-    every = drawing.looks(evaluation.names)
+    every = style.looks(evaluation.names)
     return {codec: look for codec, look in every.items() if codec in present}
 
 
 def _named(codecs: Mapping[str, Look], evaluation: Evaluation) -> dict[str, Any]:
-    return drawing.lines({evaluation.names[codec]: look for codec, look in codecs.items()})
+    return style.lines({evaluation.names[codec]: look for codec, look in codecs.items()})
 
 
 def _having(rows: Sequence[Row], codec: str, key: str) -> list[Row]:
@@ -255,7 +266,7 @@ def _unit(key: str) -> int:
 
 
 def _whiskers(
-    values: Sequence[float], ends: Sequence[summary.Interval], key: str
+    values: Sequence[float], ends: Sequence[results.Interval], key: str
 ) -> tuple[list[float], list[float]]:
     """How far intervals reach below and above values, as matplotlib takes it."""
     pairs = list(zip(values, ends, strict=True))
@@ -263,13 +274,33 @@ def _whiskers(
     return low, [max(0.0, _unit(key) * ends[1] - value) for value, ends in pairs]
 
 
-FIGURES: dict[str, Callable[[Evaluation], "Figure | None"]] = {
-    "rates": _rates,
-    "times": _times,
-    "search": _search,
-    "shift": _shift,
-    "growth": lambda found: _growth(found, list(TIMES), "µs per vector"),
-    "growth-training": lambda found: _growth(found, ["train_seconds"], "training, s"),
-    "growth-memory": lambda found: _growth(found, ["peak_mib"], "peak memory, MiB"),
+PLOTS = {
+    "rates": Plot(
+        _rates,
+        "Error and recall against the size of a code. Bars are the intervals of the table; "
+        "points of the same rate are drawn side by side.",
+    ),
+    "times": Plot(_times, "Quality against the time that encoding and decoding take."),
+    "search": Plot(
+        _search,
+        "Quality against the cost of search: A candidates are tried for each of B beams.",
+    ),
+    "shift": Plot(
+        _shift,
+        "What codecs lose of recall@1 on other queries. A bar whose interval crosses zero "
+        "shows no loss.",
+    ),
+    "growth": Plot(
+        lambda found: _growth(found, list(TIMES), "µs per vector"),
+        "How the time for a vector grows with each size, the others fixed.",
+    ),
+    "growth-training": Plot(
+        lambda found: _growth(found, ["train_seconds"], "training, s"),
+        "How the time of training grows with each size, the others fixed.",
+    ),
+    "growth-memory": Plot(
+        lambda found: _growth(found, ["peak_mib"], "peak memory, MiB"),
+        "How peak memory grows with each size, the others fixed.",
+    ),
 }
-"""What draws each plot, or gives `None` where the files have nothing for it."""
+"""All plots, by the name of their files."""

@@ -246,7 +246,7 @@ def test_bad_arguments_are_refused_before_anything_is_made(folder: Path, tmp_pat
         (["train", "--dataset", tmp_path, "--out", out], "holds no training vectors"),
         (["train", "--dataset", x, "--out", out, "--preset", "larg"], "small, qinco1"),
         (["train", "--dataset", x, "--out", out, "--set", "hiden_dim=3"], "'hidden_dim'"),
-        (["train", "--dataset", x, "--out", out, "--bytes", "0.3"], "no whole number of steps"),
+        (["train", "--dataset", x, "--out", out, "--bytes", "0.3"], "not a whole number"),
         (["train", "--dataset", x, "--out", out, "--set", "codebook_size=512", "--bytes", "9"],
          "270 training vectors for 512 codewords"),
         (["train", "--dataset", x, "--out", "/proc/no/run", *SMALL], "/proc/no"),

@@ -14,11 +14,10 @@ import pytest
 import qinco_jax as qj
 from qinco_jax.codecs.unq import lookup, triplets, unq
 from qinco_jax.codecs.unq.network import EPSILON, Network
+from qinco_jax.codecs.unq.train import imbalance, straight_through, train
 
 M, K, D = 3, 16, 8
-TRAIN = functools.partial(
-    unq.train, num_steps=M, codebook_size=K, hidden_dim=64, learning_rate=3e-3
-)
+TRAIN = functools.partial(train, num_steps=M, codebook_size=K, hidden_dim=64, learning_rate=3e-3)
 
 
 def curved(num_rows: int, seed: int) -> np.ndarray:
@@ -97,7 +96,7 @@ def test_codes_and_vectors_do_not_depend_on_how_they_are_computed() -> None:
 
 
 def test_more_codewords_than_a_byte_counts_take_two() -> None:
-    model = unq.train(X, 1, 300, hidden_dim=8, num_epochs=0)
+    model = train(X, 1, 300, hidden_dim=8, num_epochs=0)
     codes = np.asarray(unq.encode(model, X))
     assert codes.dtype == np.uint16 and codes.max() > 255
 
@@ -135,21 +134,21 @@ def test_the_second_stage_orders_the_shortlist_by_what_it_decodes() -> None:
 
 def test_imbalance_is_zero_for_equal_use_and_by_hand_otherwise() -> None:
     equal = np.tile(np.eye(4, dtype=np.float32), (2, 3, 1))
-    np.testing.assert_allclose(unq.imbalance(jnp.asarray(equal)), 0, atol=1e-7)
+    np.testing.assert_allclose(imbalance(jnp.asarray(equal)), 0, atol=1e-7)
     usage = np.float32([[0.7, 0.1, 0.1, 0.1], [0.4, 0.6, 0.0, 0.0]])
     by_hand = np.mean([0.0675 / 0.0625, 0.0675 / 0.0625])
-    np.testing.assert_allclose(unq.imbalance(jnp.asarray(usage[:, None])), by_hand, rtol=1e-5)
+    np.testing.assert_allclose(imbalance(jnp.asarray(usage[:, None])), by_hand, rtol=1e-5)
 
 
 def test_straight_through_is_hard_with_the_gradient_of_the_soft() -> None:
     scores, weight = (jnp.float32(np.random.default_rng(i).normal(size=(5, 7))) for i in range(2))
-    value = np.asarray(unq.straight_through(scores))
+    value = np.asarray(straight_through(scores))
     np.testing.assert_allclose(value, np.eye(7)[np.argmax(scores, axis=1)], atol=1e-6)
 
     def of(function: Callable[[jax.Array], jax.Array]) -> jax.Array:
         return jax.grad(lambda scores: jnp.sum(weight * function(scores)))(scores)
 
-    np.testing.assert_allclose(of(unq.straight_through), of(jax.nn.softmax), rtol=1e-6)
+    np.testing.assert_allclose(of(straight_through), of(jax.nn.softmax), rtol=1e-6)
 
 
 def test_mined_neighbours_are_the_nearest_others() -> None:
@@ -199,8 +198,8 @@ WRONG = {
     "too few rows": (lambda: TRAIN(X[:10]), "10 training vectors for 16 codewords"),
     "NaN": (lambda: TRAIN(np.where(X[7, 0] == X, np.nan, X)), "row 7 of the training vectors"),
     "one vector to train on": (lambda: TRAIN(X[0]), "shape"),
-    "one codeword": (lambda: unq.train(X, M, 1), "codebook_size from 2"),
-    "diverges": (lambda: unq.train(X, M, K, learning_rate=1e30), "lower learning_rate"),
+    "one codeword": (lambda: train(X, M, 1), "codebook_size of at least 2"),
+    "diverges": (lambda: train(X, M, K, learning_rate=1e30), "lower learning_rate"),
     "other dimension": (lambda: unq.encode(AFTER, X[:, :2]), "2 dimensions"),
     "Inf to encode": (lambda: unq.encode(AFTER, X / np.zeros(D, np.float32)), "row 0 "),
     "code K": (lambda: unq.decode(AFTER, np.full((1, M), K)), "code 16"),

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import qinco_jax as qj
 from qinco_jax.cli import main as cli
-from qinco_jax.codecs import faiss as through_faiss
+from qinco_jax.codecs import faiss as faiss_codecs
 from qinco_jax.codecs import named
 from qinco_jax.evaluate.metrics import measure
 
@@ -128,11 +128,11 @@ def test_finished_rows_are_not_made_again(data: Path, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--codecs", "opg"], "no codec 'opg'; did you mean 'opq'?"),
-        (["--codecs", "pq:B=2"], "pq has no such option"),
+        (["--codecs", "opg"], "unknown codec 'opg'; did you mean 'opq'?"),
+        (["--codecs", "pq:B=2"], "pq does not take"),
         (["--codecs", "small:Z=2"], "expected A=, B=, joint or each"),
-        (["--rates", "9", "--codecs", "pq"], "pq exists at 1 to 8 whole bytes, not at 9"),
-        (["--rates", "4", "--codecs", "small@2"], "exists at whole steps up to 2 bytes, not at 4"),
+        (["--rates", "9", "--codecs", "pq"], "pq takes 1 to 8 whole bytes, not 9"),
+        (["--rates", "4", "--codecs", "small@2"], "takes whole steps up to 2 bytes, not 4"),
         (["--rates", "two"], "no list of numbers"),
         (["--codecs", ","], "at least one codec"),
         (["--metrics", "l2,manhattan"], "no metric 'manhattan'"),
@@ -171,12 +171,12 @@ def test_a_codec_whose_package_is_missing_says_so(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", list(through_faiss.NAMES))
+@pytest.mark.parametrize("name", list(faiss_codecs.NAMES))
 def test_faiss_codecs_compress_to_the_bytes_that_they_say(name: str) -> None:
     x = np.float32(np.random.default_rng(0).normal(size=(600, 20)) + 3)
     errors = []
-    for size in through_faiss.rates(name, 20) or [2, 4]:  # 20 = 3 * 6 + 2: PQ has to fill up
-        codec = through_faiss.train(name, x, size)
+    for size in faiss_codecs.rates(name, 20) or [2, 4]:  # 20 = 3 * 6 + 2: PQ has to fill up
+        codec = faiss_codecs.train(name, x, size)
         codes = np.asarray(codec.encode(x))
         assert (codes.shape, codes.dtype) == ((600, size), np.uint8)
         assert codec.bits == 8 * size
@@ -185,14 +185,14 @@ def test_faiss_codecs_compress_to_the_bytes_that_they_say(name: str) -> None:
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1
     with pytest.raises(qj.InputError, match="not 21"):
-        through_faiss.train(name, x, 21)
+        faiss_codecs.train(name, x, 21)
     with pytest.raises(qj.InputError, match="at least as many"):
-        through_faiss.train(name, x[:100], (through_faiss.rates(name, 20) or [2])[0])
+        faiss_codecs.train(name, x[:100], (faiss_codecs.rates(name, 20) or [2])[0])
 
 
 def test_prefixes_of_a_model_are_measured_at_their_rates() -> None:
     spec = named.parse("small@16:A=4:B=8:each")
-    assert (spec.name, spec.family, spec.bytes) == ("small", "small@16", 16.0)
+    assert (spec.name, spec.model, spec.bytes) == ("small", "small@16", 16.0)
     assert spec.search == {"num_candidates": 4, "beam_size": 8, "joint": False}
     (one,) = named.contenders([spec.text], [4, 8, 4.5, 20], 128)
     assert (one.bytes, one.rates) == (16.0, (4, 8))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import metrics, neighbours, report
+from qinco_jax.evaluate import metrics, neighbours, results, tables
 from qinco_jax.evaluate.metrics import measure, usage
 from qinco_jax.evaluate.neighbours import RANKS, nearest_neighbours, queries_of
 
@@ -125,7 +125,7 @@ def test_losses_are_differences_query_by_query() -> None:
         assert loss.low <= loss.value <= loss.high
         # Narrower than two sets of other queries would tell.
         assert loss.high - loss.low <= np.hypot(before.high - before.low, after.high - after.low)
-    row = report.figures(score, [first, noisy, same, far])["other_queries"]
+    row = results.fields(score, [first, noisy, same, far])["other_queries"]
     assert row["noisy"]["10-recall@10_loss"] == score.losses["noisy"]["10-recall@10"].value
     assert "recall@1_loss" not in row["far"]
 
@@ -169,7 +169,7 @@ def test_a_ground_truth_that_contradicts_the_database_is_refused() -> None:
     np.testing.assert_allclose(few.reach, taken.reach, rtol=1e-4)
     for bad, words in (
         (truth + 450, "database of 500 rows"),
-        (truth[:30], "one row a query"),
+        (truth[:30], "one row per query"),
         (np.float32(truth), "expected integers"),
         (truth[:, ::-1], "belongs to another database or metric"),
     ):
@@ -179,7 +179,7 @@ def test_a_ground_truth_that_contradicts_the_database_is_refused() -> None:
         queries_of(queries, database, "ip", truth)
     with pytest.raises(InputError, match="no metric 'l1'; there are: l2, ip, cosine"):
         queries_of(queries, database, "l1")
-    with pytest.raises(InputError, match="0 queries of 500"):
+    with pytest.raises(InputError, match="0 queries of 500 database rows; give"):
         queries_of(queries[:0], database)
     assert len(queries) < neighbours.CHECKED_QUERIES
 
@@ -189,7 +189,7 @@ def test_a_table_reads_by_rate() -> None:
         {"codec": name, "bytes": size, "mse": 1.5, "recall@1": 0.25}
         for size in (4.0, 2.0) for name in ("b", "a")
     ]  # fmt: skip
-    lines = report.table(rows).splitlines()
+    lines = tables.markdown(rows).splitlines()
     assert lines[0].split() == ["|", "codec", "|", "bytes", "|", "MSE", "|", "R@1", "|"]
     assert [line.split()[1] for line in lines[2:]] == ["b", "a", "b", "a"]
     assert len({len(line) for line in lines}) == 1

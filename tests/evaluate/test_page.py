@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import drawing, page, plots, report, summary
+from qinco_jax.evaluate import page, plots, results, style
 
 NASTY = """</b><script>console.error("ran")</script>&"'$_$"""
 FLAGS = [
@@ -32,7 +32,7 @@ def result(codec: str, size: float, mse: float, recall: float, **more: Any) -> d
 
 
 def searched(a: int, b: int) -> dict[str, Any]:
-    return {"family": "small", "num_candidates": a, "beam_size": b, "joint": False}
+    return {"model": "small", "num_candidates": a, "beam_size": b, "joint": False}
 
 
 RESULTS = [
@@ -57,7 +57,7 @@ GROWTH = [
 
 def folder_of(folder: Path, **files: list[dict[str, Any]]) -> Path:
     for name, rows in files.items():
-        report.write(rows, folder / f"{name}.jsonl")
+        results.write(rows, folder / f"{name}.jsonl")
     return folder
 
 
@@ -173,9 +173,9 @@ def test_results_alone_are_enough(tmp_path: Path) -> None:
 
 
 def test_the_plot_of_rates_holds_every_interval() -> None:
-    evaluation = summary.gather(RESULTS)
-    with drawing.house_style():
-        figure = plots.FIGURES["rates"](evaluation)
+    evaluation = results.gather(RESULTS)
+    with style.plot_style():
+        figure = plots.PLOTS["rates"].draw(evaluation)
     assert figure is not None
     for axis, key, unit in zip(figure.axes, ("mse", "recall@1"), (1, 100), strict=True):
         ends = [end * unit for row in RESULTS for end in row[f"{key}_interval"]]
@@ -184,7 +184,7 @@ def test_the_plot_of_rates_holds_every_interval() -> None:
 
 
 def test_twelve_codecs_differ_in_grey_and_in_colour() -> None:
-    looks = drawing.looks(map(str, range(12))).values()
+    looks = style.looks(map(str, range(12))).values()
     assert len({look["marker"] for look in looks}) == 12
     assert len({(look["color"], str(look["linestyle"])) for look in looks}) == 12
 
@@ -199,7 +199,7 @@ def test_seeds_are_averaged_and_their_intervals_joined() -> None:
         {"codec": "c", "bytes": 4.0, "encode_us": 5.0},
         {"codec": "other", "bytes": 4.0, "encode_us": 5.0},
     ]
-    (point,) = summary.gather(rows, costs).points
+    (point,) = results.gather(rows, costs).points
     assert (point["mse"], point["mse_interval"], point["A"]) == (2.5, [1.5, 4.0], 4)
     assert point["encode_us"] == 5.0
 
@@ -216,7 +216,7 @@ def test_a_loss_has_the_intervals_of_both_sets() -> None:
             },
         },
     }  # fmt: skip
-    (name, (value, ends)), paired = summary.shifts(row).items()
+    (name, (value, ends)), paired = results.losses(row).items()
     assert (name, value) == ("other", pytest.approx(0.1))
     np.testing.assert_allclose(ends, [0.1 - 0.05, 0.1 + 0.05])
     assert paired == ("noise", (0.1, (0.09, 0.11)))
@@ -228,7 +228,7 @@ def test_a_loss_has_the_intervals_of_both_sets() -> None:
         (None, "results.jsonl cannot be read"),
         ("", "results.jsonl holds no results"),
         ('{"codec": "a", "bytes": 1, "mse": 1}\n{"codec', "results.jsonl, line 2 .*; delete"),
-        ('{"codec": "a", "bytes": 1}', "line 1 is no result with 'codec' and 'bytes' and 'mse'"),
+        ('{"codec": "a", "bytes": 1}', "line 1 is not a result with 'codec' and 'bytes' and 'mse'"),
         ('{"codec": "a", "bytes": 1, "mse": 1, "dataset": "b"}\n'
          + '{"codec": "a", "bytes": 2, "mse": 1, "dataset": "c"}\n', r"several data sets \(b, c\)"),
     ],

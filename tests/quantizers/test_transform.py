@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import qinco_jax as qj
 from qinco_jax.cli import main as cli
-from qinco_jax.evaluate import page
+from qinco_jax.evaluate import tables
 from qinco_jax.models import orbax
 from qinco_jax.quantizers import qinco, transform
 from qinco_jax.training import loop
@@ -307,8 +307,8 @@ def test_the_command_line_trains_and_measures_unit_vectors(tmp_path: Path) -> No
 
 def test_a_comparison_claims_no_best_of_errors_of_two_kinds() -> None:
     rows = [{"unit_norm": True, "mse": 0.1}, {"unit_norm": False, "mse": 20.0}]
-    assert page._columns(rows)[0].best is None
-    assert page._columns(rows[1:])[0].best is min
+    assert tables.columns(rows)[0].best is None
+    assert tables.columns(rows[1:])[0].best is min
 
 
 def test_a_comparison_names_models_of_unit_vectors(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ BLOCK_ROWS = 8192
 
 
 def nearest(tables: jax.Array, codes: np.ndarray, count: int) -> np.ndarray:
-    """The rows of a database that have the smallest sums of table entries.
+    """The rows of a database with the smallest sums of table entries.
 
     Args:
-      tables: [M, K, Q] float32; row i is sum_m tables[m, codes[i, m], q] away from query q.
+      tables: [M, K, Q] float32; the distance of row i to query q is
+        sum_m tables[m, codes[i, m], q].
       codes: [N, M] integers; a memory map is read block by block.
       count: rows to find for each query, at most N.
 
@@ -54,5 +55,5 @@ def _merge(
     here = jnp.where((rows < num_rows)[:, None], here, jnp.inf).T
     numbers = jnp.broadcast_to((begin + rows)[None], here.shape)
     both = jnp.concatenate([distances, here], axis=1)
-    distances, place = smallest(both, distances.shape[1])
-    return distances, jnp.take_along_axis(jnp.concatenate([index, numbers], 1), place, axis=1)
+    distances, position = smallest(both, distances.shape[1])
+    return distances, jnp.take_along_axis(jnp.concatenate([index, numbers], 1), position, axis=1)

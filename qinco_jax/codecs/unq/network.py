@@ -26,7 +26,7 @@ class Network:
       last: W_3 [H, O].
       gain: [2, H], of the normalizations.
       shift: [2, H].
-      mean: [2, H], running statistics that they use outside training.
+      mean: [2, H], running statistics, used outside training.
       variance: [2, H].
     """
 
@@ -61,20 +61,20 @@ def apply(net: Network, x: jax.Array, training: bool) -> tuple[jax.Array, Networ
     Args:
       net: from I to O dimensions.
       x: [N, I] float32.
-      training: scale by the batch's statistics, not by the running ones.
+      training: normalize by the batch's statistics, not by the running ones.
 
     Returns:
-      [N, O] float32, and the network; its running statistics have moved on if `training`.
+      [N, O] float32, and the network, with updated running statistics if `training`.
     """
     z, statistics = jnp.zeros((), jnp.float32), []
     for layer, weights in enumerate((net.first, net.second)):
-        inside = matmul(z if layer else x, weights)
+        linear = matmul(z if layer else x, weights)
         mean, variance = net.mean[layer], net.variance[layer]
         if training:
-            mean, variance = jnp.mean(inside, axis=0), jnp.var(inside, axis=0)
+            mean, variance = jnp.mean(linear, axis=0), jnp.var(linear, axis=0)
         statistics.append((mean, variance))
         slope = net.gain[layer] * lax.rsqrt(variance + EPSILON)
-        z = z + jax.nn.relu((inside - mean[None]) * slope[None] + net.shift[layer][None])
+        z = z + jax.nn.relu((linear - mean[None]) * slope[None] + net.shift[layer][None])
     y = matmul(x, net.skip) + along_last(net.bias, x) + matmul(z, net.last)
     if not training:
         return y, net

@@ -12,11 +12,11 @@ from qinco_jax.quantizers.kmeans import kmeans
 ERROR_ROWS = 8192
 
 
-class Parts(NamedTuple):
-    """M parts of W = ceil(D / M) dimensions each.
+class ProductQuantizer(NamedTuple):
+    """K centroids in each of M parts of W = ceil(D / M) dimensions.
 
     Attributes:
-      directions: [M, D, W], orthonormal; columns that a part does not fill are 0.
+      directions: [M, D, W], orthonormal; columns that a part does not use are 0.
       codebooks: [M, K, W].
       errors: [M], mean squared error per dimension.
     """
@@ -26,11 +26,11 @@ class Parts(NamedTuple):
     errors: jax.Array
 
 
-def train(key: jax.Array, x: jax.Array, num_steps: int, codebook_size: int) -> Parts:
-    """Rotates vectors [N, D] to their principal directions and trains k-means on M parts of them.
+def train(key: jax.Array, x: jax.Array, num_steps: int, codebook_size: int) -> ProductQuantizer:
+    """Rotates vectors [N, D] to their principal directions and trains k-means on M parts.
 
-    Directions are dealt in the order of their variance, each to the part with the least product of
-    variances so far, so that the parts' errors are alike (Ge et al., CVPR 2013, Sec. 3.2).
+    Directions are assigned in order of variance, each to the part with the smallest product of
+    variances so far, so that the parts' errors are similar (Ge et al., CVPR 2013, Sec. 3.2).
 
     Args:
       key: PRNG key of the k-means.
@@ -45,7 +45,7 @@ def train(key: jax.Array, x: jax.Array, num_steps: int, codebook_size: int) -> P
         codebooks.append(kmeans(jax.random.fold_in(key, step), part, codebook_size))
         nearest, _ = smallest(squared_distances(part[:ERROR_ROWS], codebooks[-1]), 1)
         errors.append(jnp.mean(nearest) / part.shape[1])
-    return Parts(directions, jnp.stack(codebooks), jnp.stack(errors))
+    return ProductQuantizer(directions, jnp.stack(codebooks), jnp.stack(errors))
 
 
 def _directions(x: np.ndarray, num_steps: int) -> np.ndarray:

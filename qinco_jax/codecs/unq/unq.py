@@ -2,49 +2,31 @@
 
 An encoder network maps a vector to M spaces, in each of which the codeword with the greatest inner
 product gives a code; a decoder network maps the chosen codewords back to a vector (Sec. 3).
-
-The paper trains for hundreds of epochs, this module for minutes: networks have a linear path beside
-hidden layers of half the paper's width, and start as a product quantizer of the rotated vectors;
-Gumbel noise fades towards the end; batches are half the paper's, an eighth of a batch has triplets,
-and the optimizer is Adam instead of QHAdam.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
 
 from qinco_jax.codecs.codec import Codec
-from qinco_jax.codecs.unq import lookup, network, pq, triplets
+from qinco_jax.codecs.unq import lookup, network
 from qinco_jax.codecs.unq.network import Network
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers import packing
 from qinco_jax.quantizers.batching import block_rows, map_rows
 from qinco_jax.quantizers.distances import matmul, smallest
 from qinco_jax.quantizers.packing import code_dtype
-from qinco_jax.quantizers.rq import sample_rows
-from qinco_jax.quantizers.transform import Transform, from_model_space, of_rows, to_model_space
-from qinco_jax.training.order import batch_rows
+from qinco_jax.quantizers.transform import Transform, from_model_space, to_model_space
 from qinco_jax.vectors import checks
-from qinco_jax.vectors.stored import Rows, Vectors, lazily
+from qinco_jax.vectors.stored import Vectors
 
 Array = jax.Array | np.ndarray
-Log = Callable[[Mapping[str, float]], None]
 
-SEEN_ROWS, MINED_ROWS = 2_400_000, 2**15
-BATCH_ROWS, TRIPLETS = 128, 16
-FREE_DIMS = 48  # of a learned space, beside those that it starts with
-MARGIN, TRIPLET_WEIGHT = 1.0, 0.01
-BALANCE_WEIGHTS = 1.0, 0.05  # from the first step to the last
-FULL_NOISE = 1 / 3  # of all steps; then the Gumbel noise fades, as codes have none
-LOG_STEPS, QUERY_BLOCK = 32, 128
+QUERY_BLOCK = 128
 
 
 @flax.struct.dataclass
@@ -71,81 +53,6 @@ class UNQ:
     def transform(self) -> Transform:
         """From vectors to model space."""
         return Transform(self.mean, self.scale)
-
-
-@flax.struct.dataclass
-class _State:
-    step: jax.Array
-    model: UNQ
-    moments: optax.OptState
-
-
-def train(
-    x: Vectors,
-    num_steps: int = 8,
-    codebook_size: int = 256,
-    *,
-    seed: int = 0,
-    hidden_dim: int = 512,
-    num_epochs: int | None = None,
-    learning_rate: float = 1e-3,
-    log: Log | None = None,
-) -> UNQ:
-    """Trains a model by reconstruction, triplets of neighbours and balanced codes (Sec. 3).
-
-    The same arguments on the same machine give the same model. Vectors are read batch by batch, so
-    `x` may be a memory map or a `Stored` of any size; neighbours are looked for among at most
-    32,768 of them.
-
-    Args:
-      x: [N, D], any real dtype, N >= K.
-      num_steps: M.
-      codebook_size: K.
-      seed: of the initial model, the order of the vectors and the samples of codes.
-      hidden_dim: H, width of the networks.
-      num_epochs: passes over `x`; `None` takes as many as see 2.4 million vectors, 0 gives the
-        initial model, a product quantizer.
-      learning_rate: peak rate of the one-cycle schedule.
-      log: called with records of numbers: `step`, `vectors` seen of `num_vectors`, `loss`.
-
-    Returns:
-      The model after the last step.
-
-    Raises:
-      InputError: unfit vectors, fewer than K, or unfit settings; a loss that became NaN or Inf.
-    """
-    x = lazily(checks.vectors(x, what="the training vectors"))
-    _check(x, num_steps, codebook_size, hidden_dim, num_epochs)
-    num_vectors = SEEN_ROWS if num_epochs is None else num_epochs * len(x)
-    batch_size = min(BATCH_ROWS, len(x))
-    total_steps = LOG_STEPS * math.ceil(num_vectors / batch_size / LOG_STEPS)
-    model = _start(x, num_steps, codebook_size, hidden_dim, seed)
-    if total_steps == 0:
-        return model
-    mined = checks.finite(sample_rows(x, MINED_ROWS, seed))
-    sample = to_model_space(jnp.asarray(mined), model.transform)
-    neighbours = triplets.neighbours(sample)
-    optimizer = _optimizer(learning_rate, total_steps)
-    state = _State(jnp.int32(0), model, optimizer.init(model))
-    state = jax.tree.map(jnp.copy, state)  # donated buffers must not be shared
-    for step in range(0, total_steps, LOG_STEPS):
-        chosen = [batch_rows(seed, step + i, batch_size, len(x)) for i in range(LOG_STEPS)]
-        rows = checks.finite(x[np.concatenate(chosen)])
-        batches = to_model_space(jnp.asarray(rows), model.transform)
-        batches = batches.reshape(LOG_STEPS, batch_size, -1)
-        state, losses = _train_steps(
-            state, batches, sample, neighbours, seed, learning_rate, total_steps
-        )
-        loss, done = float(losses.mean()), step + LOG_STEPS
-        if not np.isfinite(loss):
-            raise InputError(
-                f"the loss became NaN or Inf by step {done}; lower learning_rate, or look for "
-                "extreme values in the vectors"
-            )
-        if log is not None:
-            seen = {"vectors": done * batch_size, "num_vectors": total_steps * batch_size}
-            log({"step": done, **seen, "loss": loss})
-    return state.model
 
 
 def encode(model: UNQ, x: Vectors) -> jax.Array:
@@ -192,8 +99,8 @@ def decode(model: UNQ, codes: Array) -> jax.Array:
 def search(model: UNQ, codes: Array, queries: Array, k: int, shortlist: int = 500) -> np.ndarray:
     """The rows nearest to queries in two stages (Sec. 3).
 
-    The first finds a shortlist by d2(q, i) = -sum_m <net(q)_m, c_{m, i_m}>, summed up from tables;
-    the second orders it by d1(q, i) = ||q - decode(i)||. Queries and codes go through in blocks.
+    The first finds a shortlist by d2(q, i) = -sum_m <net(q)_m, c_{m, i_m}>, a sum of table entries;
+    the second orders it by d1(q, i) = ||q - decode(i)||. Queries and codes are processed in blocks.
 
     Args:
       model: of M codes of K values each.
@@ -220,79 +127,21 @@ def search(model: UNQ, codes: Array, queries: Array, k: int, shortlist: int = 50
         block = checks.finite(queries[begin : begin + QUERY_BLOCK], begin, "queries")
         padded = np.pad(np.float32(block), ((0, QUERY_BLOCK - len(block)), (0, 0)))
         listed = lookup.nearest(_tables(model, padded), codes, shortlist)
-        used, place = np.unique(listed, return_inverse=True)
-        x_hat = np.asarray(decode(model, codes[used]))[place.reshape(listed.shape)]
+        used, position = np.unique(listed, return_inverse=True)
+        x_hat = np.asarray(decode(model, codes[used]))[position.reshape(listed.shape)]
         best = np.asarray(_order(padded, x_hat, k))
         found.append(np.take_along_axis(listed, best, axis=1)[: len(block)])
     return np.concatenate(found) if found else np.zeros((0, k), np.int64)
 
 
 def codec(model: UNQ) -> Codec:
-    """The model as a codec of M log2(K) bits; its size counts all of its arrays."""
+    """The model as a codec of M log2(K) bits; its size is that of all its arrays."""
     num_steps, codebook_size, _ = model.codebooks.shape
     bits = num_steps * math.log2(codebook_size)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
-    of_model = functools.partial(encode, model), functools.partial(decode, model)
-    return Codec("UNQ", bits, of_model[0], of_model[1], size)
-
-
-def straight_through(scores: jax.Array) -> jax.Array:
-    """One-hot of the greatest score, with the gradient of the softmax: [..., K] of [..., K]."""
-    soft = jax.nn.softmax(scores)
-    hard = jax.nn.one_hot(jnp.argmax(scores, axis=-1), scores.shape[-1])
-    return hard + soft - lax.stop_gradient(soft)
-
-
-def imbalance(probabilities: jax.Array) -> jax.Array:
-    """CV^2 [] of the mean use of the codewords, by probabilities [M, N, K], averaged over M."""
-    usage = jnp.mean(probabilities, axis=1)
-    return jnp.mean(jnp.var(usage, axis=-1) / jnp.square(jnp.mean(usage, axis=-1)))
-
-
-def _check(
-    x: Rows, num_steps: int, codebook_size: int, hidden_dim: int, num_epochs: int | None
-) -> None:
-    epochs_fit = num_epochs is None or num_epochs >= 0
-    if x.ndim != 2 or min(num_steps, hidden_dim) < 1 or codebook_size < 2 or not epochs_fit:
-        raise InputError(
-            f"got training vectors of shape {x.shape}, num_steps {num_steps}, codebook_size "
-            f"{codebook_size}, hidden_dim {hidden_dim}, num_epochs {num_epochs}; expected [N, D], "
-            "numbers from 1, codebook_size from 2 and num_epochs from 0"
-        )
-    if len(x) < codebook_size:
-        raise InputError(
-            f"{len(x)} training vectors for {codebook_size} codewords; give at least as many "
-            "vectors as codewords, or lower codebook_size"
-        )
-    for begin in range(0, len(x), 65536):
-        checks.finite(x[begin : begin + 65536], begin, "the training vectors")
-
-
-def _start(x: Rows, num_steps: int, codebook_size: int, hidden_dim: int, seed: int) -> UNQ:
-    """The untrained model, a product quantizer.
-
-    The centroid c nearest to a part y is that of the greatest <[y, 1, 0], [c, -|c|^2 / 2, *]>; *
-    are free dimensions, by which the decoder tells codewords apart. Temperatures start at the
-    parts' errors, where the probabilities are those of a mixture of normal distributions.
-    """
-    rows = checks.finite(sample_rows(x, 256 * codebook_size, seed))
-    found = of_rows(rows)
-    target = to_model_space(jnp.asarray(rows), found)
-    keys = jax.random.split(jax.random.key(seed), 4)
-    parts = pq.train(keys[0], target, num_steps, codebook_size)
-    width = parts.codebooks.shape[-1]
-    offset = -0.5 * jnp.sum(jnp.square(parts.codebooks), axis=-1, keepdims=True)
-    free = jax.random.normal(keys[1], (num_steps, codebook_size, FREE_DIMS))
-    path = jnp.pad(parts.directions, ((0, 0), (0, 0), (0, 1 + FREE_DIMS)))
-    path = path.swapaxes(0, 1).reshape(len(found.mean), -1)
-    one = jnp.tile(jnp.arange(width + 1 + FREE_DIMS) == width, num_steps).astype(jnp.float32)
-    return UNQ(
-        found.mean, found.scale,
-        encoder=network.init(keys[2], path, one, hidden_dim),
-        codebooks=jnp.concatenate([parts.codebooks, offset, free], axis=-1),
-        log_temperatures=jnp.log(jnp.maximum(parts.errors, 1e-3)),
-        decoder=network.init(keys[3], path.T, jnp.zeros_like(found.mean), hidden_dim),
-    )  # fmt: skip
+    return Codec(
+        "UNQ", bits, functools.partial(encode, model), functools.partial(decode, model), size
+    )
 
 
 def _full_codes(model: UNQ, codes: Array) -> Array:
@@ -310,7 +159,7 @@ def _of_encoder(model: UNQ, x: jax.Array) -> jax.Array:
     return network.apply(model.encoder, to_model_space(x, model.transform), training=False)[0]
 
 
-def _products(model: UNQ, flat: jax.Array) -> jax.Array:
+def products(model: UNQ, flat: jax.Array) -> jax.Array:
     """<net(x)_m, c_mk> [M, N, K] of the encoder's output [N, M C]."""
     num_steps, _, code_dim = model.codebooks.shape
     spaces = flat.reshape(-1, num_steps, code_dim).swapaxes(0, 1)
@@ -318,7 +167,7 @@ def _products(model: UNQ, flat: jax.Array) -> jax.Array:
 
 
 def _encode_rows(model: UNQ, rows: jax.Array) -> jax.Array:
-    index = jnp.argmax(_products(model, _of_encoder(model, rows)), axis=-1)
+    index = jnp.argmax(products(model, _of_encoder(model, rows)), axis=-1)
     return index.T.astype(code_dtype(model.codebooks.shape[1]))
 
 
@@ -329,78 +178,13 @@ def _decode_rows(model: UNQ, codes: jax.Array) -> jax.Array:
     return from_model_space(x_hat, model.transform)
 
 
-def _loss(
-    model: UNQ, x: jax.Array, mined: jax.Array, key: jax.Array, progress: jax.Array
-) -> tuple[jax.Array, UNQ]:
-    """L_1 + alpha L_2 + beta L_3 (Sec. 3), and the model with new running statistics.
-
-    Args:
-      model: of M codes.
-      x: [N, D] in model space, to be reconstructed.
-      mined: triplets [3, T, D] in model space: anchors, near neighbours, farther ones.
-      key: of the Gumbel noise.
-      progress: [], 0 at the first step to 1 at the last.
-    """
-    rows = jnp.concatenate([x, mined.reshape(-1, x.shape[1])])
-    flat, encoder = network.apply(model.encoder, rows, training=True)
-    scores = _products(model, flat) * jnp.exp(-model.log_temperatures)[:, None, None]
-    noise = jnp.minimum((1 - progress) / (1 - FULL_NOISE), 1) * jax.random.gumbel(key, scores.shape)
-    chosen = jax.vmap(matmul)(straight_through(scores + noise), model.codebooks)
-    codewords = chosen.swapaxes(0, 1).reshape(flat.shape)
-    x_hat, decoder = network.apply(model.decoder, codewords[: len(x)], training=True)
-    error = jnp.mean(jnp.sum(jnp.square(x - x_hat), axis=-1))
-
-    shape = *mined.shape[:2], -1
-    anchor = flat[len(x) :].reshape(shape)[:1]
-    near, far = -jnp.sum(anchor * codewords[len(x) :].reshape(shape)[1:], axis=-1)
-    ranking = jnp.mean(jax.nn.relu(MARGIN + near - far))
-    balance = BALANCE_WEIGHTS[0] + progress * (BALANCE_WEIGHTS[1] - BALANCE_WEIGHTS[0])
-    total = error + TRIPLET_WEIGHT * ranking + balance * imbalance(jax.nn.softmax(scores))
-    return total, dataclasses.replace(model, encoder=encoder, decoder=decoder)
-
-
-@functools.partial(
-    jax.jit, static_argnames=("learning_rate", "total_steps"), donate_argnames="state"
-)
-def _train_steps(
-    state: _State,
-    batches: jax.Array,
-    sample: jax.Array,
-    neighbours: jax.Array,
-    seed: int,
-    learning_rate: float,
-    total_steps: int,
-) -> tuple[_State, jax.Array]:
-    """A step for each of the batches [S, N, D]; the losses [S]."""
-    optimizer = _optimizer(learning_rate, total_steps)
-
-    def update(state: _State, x: jax.Array) -> tuple[_State, jax.Array]:
-        key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
-        key_noise, key_mined = jax.random.split(key)
-        mined = sample[triplets.draw(key_mined, neighbours, TRIPLETS)]
-        progress = state.step.astype(jnp.float32) / total_steps
-        of_model = jax.value_and_grad(_loss, has_aux=True)
-        (loss, model), gradient = of_model(state.model, x, mined, key_noise, progress)
-        with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes float and int
-            # What has no gradient, as the running statistics, is not updated.
-            updates, moments = optimizer.update(gradient, state.moments)
-        return _State(state.step + 1, optax.apply_updates(model, updates), moments), loss
-
-    return lax.scan(update, state, batches)
-
-
-def _optimizer(learning_rate: float, total_steps: int) -> optax.GradientTransformation:
-    return optax.adam(optax.cosine_onecycle_schedule(total_steps, learning_rate, pct_start=0.1))
-
-
 @jax.jit
 def _tables(model: UNQ, queries: jax.Array) -> jax.Array:
     """-<net(q)_m, c_mk> [M, K, Q] of queries [Q, D]."""
-    x = to_model_space(queries, model.transform)
-    return -_products(model, network.apply(model.encoder, x, training=False)[0]).swapaxes(1, 2)
+    return -products(model, _of_encoder(model, queries)).swapaxes(1, 2)
 
 
 @functools.partial(jax.jit, static_argnames="k")
 def _order(queries: jax.Array, x_hat: jax.Array, k: int) -> jax.Array:
-    """Places [Q, k] of the nearest to each query [Q, D] of its reconstructions [Q, S, D]."""
+    """Positions [Q, k] of the reconstructions [Q, S, D] nearest to each query [Q, D]."""
     return smallest(jnp.sum(jnp.square(queries[:, None] - x_hat), axis=-1), k)[1]

@@ -1,4 +1,4 @@
-"""How plots look: lines told apart on paper and by colour-blind readers, axes, legends, labels."""
+"""How all plots look: colors and markers, axes, legends and labels."""
 
 import math
 import os
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours without yellow, which vanishes on paper. The three lists have different
-# lengths, so that lines of one colour have other markers and dashes, which also grey print shows.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's colors for color-blind readers, without yellow, which is invisible on paper. The
+# three lists have different lengths, so lines that share a color differ in marker and dashes.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX*<>ph"
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (9, 2)))
-BAR_COLOURS = ("#56B4E9", "#F5C04A", "#7FCBB1", "#E3A7C6", "#F0946B", "#BBBBBB")
+BAR_COLORS = ("#56B4E9", "#F5C04A", "#7FCBB1", "#E3A7C6", "#F0946B", "#BBBBBB")
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
 SETTINGS: dict[Any, Any] = {
     "font.size": 10,
@@ -36,7 +36,7 @@ SETTINGS: dict[Any, Any] = {
     "hatch.linewidth": 0.6,
     "savefig.dpi": 200,
     "svg.hashsalt": "qinco_jax",
-    "text.parse_math": False,  # names may hold dollars
+    "text.parse_math": False,  # names may contain dollar signs
 }
 WIDTH = 7.0  # inches, the two columns of a paper
 LABEL_SIZE = 8.0  # points
@@ -53,18 +53,18 @@ Label = tuple[float, float, str]
 Box = tuple[float, float, float, float]
 
 
-def house_style() -> "AbstractContextManager[None]":
-    """Within it, figures look as all of this library's do."""
+def plot_style() -> "AbstractContextManager[None]":
+    """A context in which figures get the settings of this library's plots."""
     from matplotlib import rc_context
 
     return rc_context(SETTINGS)
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """A colour, marker and dashes for each name, by its place."""
+    """A color, marker and dashes for each name, by its position."""
     return {
         name: {
-            "color": COLOURS[i % len(COLOURS)],
+            "color": COLORS[i % len(COLORS)],
             "marker": MARKERS[i % len(MARKERS)],
             "linestyle": DASHES[i % len(DASHES)],
         }
@@ -73,9 +73,9 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
 
 def bar_look(i: int) -> Look:
-    """Colour and hatching of the i-th of several bars, for `barh`."""
+    """Color and hatching of the i-th of several bars, for `barh`."""
     return {
-        "color": BAR_COLOURS[i % len(BAR_COLOURS)],
+        "color": BAR_COLORS[i % len(BAR_COLORS)],
         "hatch": HATCHES[i % len(HATCHES)],
         "edgecolor": "black",
         "linewidth": 0.6,
@@ -103,7 +103,7 @@ def panels(
 
 
 def quality_axis(axis: "Axes", key: str) -> None:
-    """Names the vertical axis of a measure, after drawing; error is logarithmic."""
+    """Labels the vertical axis of a measure, after drawing; error is logarithmic."""
     if key != "mse":
         axis.set_ylabel(f"{key} (%)")
         return
@@ -125,7 +125,7 @@ def rate_axis(axis: "Axes", sizes: Sequence[float]) -> None:
 
 
 def log_axis(axis: "Axes", which: str) -> None:
-    """Makes an axis logarithmic, after drawing, with a few ticks that read as plain numbers."""
+    """Makes an axis logarithmic, after drawing, with a few ticks shown as plain numbers."""
     axis.set(**{f"{which}scale": "log"})
     low, high = axis.get_xlim() if which == "x" else axis.get_ylim()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -154,7 +154,7 @@ def legend(figure: "Figure", handles: Mapping[str, Any], title: str | None = Non
 
 
 def lines(names: Mapping[str, Look]) -> dict[str, Any]:
-    """Legend handles of lines that look so."""
+    """Legend handles of lines with these looks."""
     from matplotlib.lines import Line2D
 
     return {name: Line2D([], [], **look) for name, look in names.items()}
@@ -169,13 +169,13 @@ def legend_below(axis: "Axes", title: str) -> None:
 
 
 def write_labels(figure: "Figure", axes: Sequence["Axes"], labels: Sequence[list[Label]]) -> None:
-    """Writes texts beside points, where they cover the fewest points and other texts; call last.
+    """Writes texts beside points, where they overlap points and other texts least; call last.
 
-    Of points at one place with one text, the first alone is labelled.
+    Of points at the same position with the same text, only the first is labeled.
     """
     from matplotlib.patheffects import withStroke
 
-    figure.draw_without_rendering()  # lays the panels out, which places the points
+    figure.draw_without_rendering()  # lays out the panels, which fixes where points are
     scale = 72 / figure.dpi
     for axis, texts in zip(axes, labels, strict=True):
         points = [(scale * axis.transData.transform(label[:2])).tolist() for label in texts]
@@ -183,7 +183,7 @@ def write_labels(figure: "Figure", axes: Sequence["Axes"], labels: Sequence[list
         taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in points]
         written: list[tuple[str, list[float]]] = []
         for point, (x, y, text) in zip(points, texts, strict=True):
-            if any(text == other and math.dist(point, place) < 9 for other, place in written):
+            if any(text == other and math.dist(point, at) < 9 for other, at in written):
                 continue
             written.append((text, point))
             boxes = _boxes(point, 0.56 * LABEL_SIZE * len(text), 0.9 * LABEL_SIZE)
@@ -193,23 +193,23 @@ def write_labels(figure: "Figure", axes: Sequence["Axes"], labels: Sequence[list
             ]  # fmt: skip
             box = min(inside or boxes, key=lambda box: sum(_overlap(box, other) for other in taken))
             taken.append(box)
-            place = (box[0] + box[2]) / 2 - point[0], (box[1] + box[3]) / 2 - point[1]
+            offset = (box[0] + box[2]) / 2 - point[0], (box[1] + box[3]) / 2 - point[1]
             axis.annotate(
-                text, (x, y), place, textcoords="offset points", ha="center", va="center",
+                text, (x, y), offset, textcoords="offset points", ha="center", va="center",
                 fontsize=LABEL_SIZE, in_layout=False,
                 path_effects=[withStroke(linewidth=2, foreground="white")],
             )  # fmt: skip
 
 
 def _boxes(point: Sequence[float], width: float, height: float) -> list[Box]:
-    """Places for a text around a point, the likeable first."""
+    """Boxes for a text around a point, the preferred ones first."""
     x, y = point
     around = [(0, 1), (0, -1), (-1, 1), (1, 1), (-1, -1), (1, -1), (1, 0), (-1, 0)]
-    centres = [
+    centers = [
         (x + across * (far + width / 2), y + up * (far + height / 2))
         for far in (4, 10) for across, up in around
     ]  # fmt: skip
-    return [(x - width / 2, y - height / 2, x + width / 2, y + height / 2) for x, y in centres]
+    return [(x - width / 2, y - height / 2, x + width / 2, y + height / 2) for x, y in centers]
 
 
 def _overlap(a: Box, b: Box) -> float:
@@ -219,6 +219,6 @@ def _overlap(a: Box, b: Box) -> float:
 
 
 def save(figure: "Figure", image: str | os.PathLike[str]) -> None:
-    """Writes a figure, beside its place first; the same figure gives the same SVG."""
+    """Writes a figure, whole or not at all; the same figure gives the same SVG."""
     with replacing(image) as partial:
         figure.savefig(partial, metadata={"Date": None} if partial.suffix == ".svg" else None)

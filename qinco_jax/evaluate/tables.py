@@ -1,0 +1,172 @@
+"""Tables of results: what their columns are and mean, in Markdown and for the page."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from qinco_jax.evaluate import results
+from qinco_jax.evaluate.neighbours import RANKS
+from qinco_jax.evaluate.results import Evaluation, Row
+
+RECALL = re.compile(r"(?:(\d+)-)?recall@(\d+)")
+
+
+class Column(NamedTuple):
+    """A column of numbers.
+
+    Attributes:
+      key: of the number in a row.
+      heading: above it.
+      about: what it means.
+      show: number -> text.
+      best: which number is the best; `None` if none can be called better than another.
+    """
+
+    key: str
+    heading: str
+    about: str
+    show: Callable[[float], str]
+    best: Callable[[Iterable[float]], float] | None = None
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table, ordered by rate, that also reads well in a terminal."""
+    ranks = [k for k in RANKS if all(f"recall@{k}" in row for row in rows)]
+    lines = [["codec", "bytes", "MSE", *(f"R@{k}" for k in ranks)]]
+    for row in sorted(rows, key=lambda row: row["bytes"]):
+        recall = [f"{100 * row[f'recall@{k}']:.1f}" for k in ranks]
+        lines.append([row["codec"], f"{row['bytes']:g}", f"{row['mse']:.6g}", *recall])
+    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    text = [
+        " | ".join([f"| {name:{first}}", *map(str.rjust, cells, widths)]) + " |"
+        for name, *cells in lines
+    ]
+    rule = "|".join(["", "-" * (first + 2), *("-" * (width + 1) + ":" for width in widths), ""])
+    return "\n".join([text[0], rule, *text[1:]])
+
+
+def of_scores(evaluation: Evaluation) -> dict[str, Any]:
+    """The page's main table: error, recall, usage and costs of each codec at each rate."""
+    rows = evaluation.points
+    measured = [
+        column for column in columns(rows) if any(row.get(column.key) is not None for row in rows)
+    ]
+    return _table("Results", measured, rows, evaluation.names)
+
+
+def of_losses(evaluation: Evaluation) -> dict[str, Any] | None:
+    """The page's table of what each codec loses on other queries; `None` without any."""
+    rows: list[Row] = []
+    for row in evaluation.points:
+        found = results.losses(row)
+        if found:
+            same = {key: row[key] for key in ("codec", "bytes", "trained_bytes") if key in row}
+            values = {name: value for name, (value, _) in found.items()}
+            ends = {f"{name}_interval": ends for name, (_, ends) in found.items()}
+            rows.append({**same, **values, **ends})
+    names = dict.fromkeys(name for row in evaluation.points for name in results.losses(row))
+    about = "loss of recall@1 on these queries, percentage points"
+    shown = [Column(name, name, about, lambda v: f"{100 * v:z.1f}") for name in names]
+    return _table("Other queries", shown, rows, evaluation.names) if rows else None
+
+
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """All columns of the main table, with those of the recalls that occur in the rows."""
+    found = {key: RECALL.fullmatch(key) for row in rows for key in row}
+    matches = [match for match in found.values() if match]
+    matches.sort(key=lambda match: (int(match[1] or 0), int(match[2])))
+    kinds = {bool(row.get("unit_norm")) for row in rows}  # errors of vectors, and of unit vectors
+    best = min if len(kinds) == 1 else None
+    return [
+        Column("mse", "MSE", "mean squared error, summed over dimensions", _digits, best),
+        *map(_recall_column, matches),
+        Column("entropy_bits", "bits used", "entropy of the codewords' use, of the bits", _short),
+        Column("dead_codewords", "dead", "codewords that no vector uses", _short),
+        Column("encode_us", "encode µs", "time to encode a vector", _short),
+        Column("decode_us", "decode µs", "time to decode a vector", _short),
+        Column("train_seconds", "train s", "time of training", _short),
+        Column("peak_mib", "peak MiB", "peak memory", _short),
+        Column("model_bytes", "model kB", "size of the model", lambda v: _short(v / 1000)),
+    ]
+
+
+def _recall_column(match: re.Match[str]) -> Column:
+    key, count, rank = match[0], match[1], match[2]
+    if count:
+        heading = f"{count}-R@{rank}"
+        about = f"share of the {count} true nearest neighbours among the {rank} found"
+    else:
+        heading = f"R@{rank}"
+        about = f"queries whose true nearest neighbour is among the {rank} found"
+    return Column(key, heading, about, lambda value: f"{100 * value:.1f}", max)
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _table(
+    title: str, columns: Sequence[Column], rows: Sequence[Row], names: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the page's template shows as a table; the first column orders the rows of a rate."""
+    head = [{"heading": "codec", "about": "the codec", "first": "ascending", "sort": "none"}]
+    for column in columns:
+        first = "descending" if column.best is max else "ascending"
+        sort = "ascending" if column is columns[0] else "none"
+        head.append(
+            {"heading": column.heading, "about": column.about, "first": first, "sort": sort}
+        )
+    rates = []
+    for size in dict.fromkeys(row["bytes"] for row in rows):
+        group = [row for row in rows if row["bytes"] == size]
+        group.sort(key=lambda row: row.get(columns[0].key, float("inf")))
+        shown = [
+            {
+                "name": names[row["codec"]],
+                "notes": _notes(row, names),
+                "cells": [_cell(row, column, group) for column in columns],
+            }
+            for row in group
+        ]
+        rates.append({"heading": f"{size:g} bytes per vector", "rows": shown})
+    return {"title": title, "columns": head, "rates": rates}
+
+
+def _notes(row: Row, names: Mapping[str, str]) -> list[str]:
+    notes = [row["codec"]] if row["codec"] != names[row["codec"]] else []
+    if row.get("trained_bytes", row["bytes"]) != row["bytes"]:
+        notes.append(f"cut from {row['trained_bytes']:g} bytes")
+    if row.get("unit_norm"):
+        notes.append("MSE of unit vectors")
+    return notes
+
+
+def _cell(row: Row, column: Column, group: Sequence[Row]) -> dict[str, Any]:
+    key, show = column.key, column.show
+    if row.get(key) is None:
+        return {"value": "", "text": "—", "note": "", "standing": ""}
+    note = ""
+    if f"{key}_interval" in row:
+        low, high = (show(end) for end in results.interval(row, key))
+        note = f"{low} to {high}"
+    elif key == "entropy_bits" and "bits" in row:
+        note = f"of {row['bits']:g}"
+    standing = _standing(row, column, group) if column.best else ""
+    return {"value": row[key], "text": show(row[key]), "note": note, "standing": standing}
+
+
+def _standing(row: Row, column: Column, group: Sequence[Row]) -> str:
+    """How a row compares at its rate: "best", "same" if not distinguishable from it, else ""."""
+    assert column.best is not None
+    key = column.key
+    having = [other for other in group if other.get(key) is not None]
+    value = column.best(other[key] for other in having)
+    if row[key] == value:
+        return "best"
+    low, high = results.interval(row, key)
+    bests = [results.interval(other, key) for other in having if other[key] == value]
+    return "same" if any(low <= best[1] and best[0] <= high for best in bests) else ""
