@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qinco_jax.datasets import official, sets
+from qinco_jax.datasets import sets
 from qinco_jax.datasets.holdout import cut_training
 from qinco_jax.errors import InputError
 from qinco_jax.vectors import checks, containers, shards
@@ -88,6 +88,8 @@ def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dat
 
 
 def _published(text: str) -> dict[str, Any]:
+    from qinco_jax.datasets import official  # what downloads need takes a while to import
+
     name, known, size = sets.named(text)
     if "all" in known.files:
         ((_, path),) = official.fetch(name, size, official.downloads())

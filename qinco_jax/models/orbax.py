@@ -29,7 +29,17 @@ from qinco_jax.errors import InputError
 
 ARRAYS, METADATA, DIGEST = "arrays", "model.json", "digest"
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every step of every save
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Within it Orbax does not log every step of every save."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def write_tree(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any]) -> None:
@@ -52,7 +62,7 @@ def write_tree(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, A
 
 
 def _write(folder: Path, tree: Any, metadata: Mapping[str, Any]) -> None:
-    with ocp.StandardCheckpointer() as checkpointer:
+    with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / ARRAYS, _named(tree))
     content = {**metadata, "files": _hashes(folder / ARRAYS)}
     text = json.dumps({**content, "sha256": _hash_of(content)}, indent=2)
@@ -91,7 +101,7 @@ def read_tree(path: str | os.PathLike[str], abstract: Any) -> Any:
       path: the folder, checked by `read_metadata`.
       abstract: pytree of `jax.ShapeDtypeStruct` as they must be.
     """
-    with ocp.StandardCheckpointer() as checkpointer:
+    with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.restore((Path(path) / ARRAYS).absolute(), _abstract(abstract))
     return _unnamed(found, abstract)
 
@@ -162,7 +172,8 @@ def _writing(folder: Path) -> Iterator[None]:
 class Checkpoints:
     """The rolling checkpoints of a run: the latest two and the one with the lowest error.
 
-    Saving is asynchronous. A checkpoint that a crash left half written does not count.
+    Saving is asynchronous, in a `with` block. A checkpoint that a crash left half written does not
+    count.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -173,7 +184,8 @@ class Checkpoints:
             preservation_policy=keep, best_fn=lambda metrics: -metrics["error"]
         )
         self.folder = Path(folder).absolute()
-        with _writing(self.folder):
+        self._quiet = contextlib.ExitStack()
+        with quiet_orbax(), _writing(self.folder):
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     @property
@@ -213,6 +225,7 @@ class Checkpoints:
         return tree
 
     def __enter__(self) -> "Checkpoints":
+        self._quiet.enter_context(quiet_orbax())
         return self
 
     def __exit__(
@@ -221,5 +234,5 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with _writing(self.folder):
+        with self._quiet, _writing(self.folder):
             self._manager.close()  # waits for a save under way
