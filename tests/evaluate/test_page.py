@@ -204,6 +204,13 @@ def test_seeds_are_averaged_and_their_intervals_joined() -> None:
     assert point["encode_us"] == 5.0
 
 
+def test_files_of_older_versions_are_read_under_todays_names(tmp_path: Path) -> None:
+    results.write([{"codec": "a", "family": "b", "settings": {"normalize": True}}], tmp_path / "r")
+    assert results.read(tmp_path / "r") == [
+        {"codec": "a", "model": "b", "settings": {"unit_norm": True}}
+    ]
+
+
 def test_a_loss_has_the_intervals_of_both_sets() -> None:
     row = {
         "recall@1": 0.6, "recall@1_interval": [0.57, 0.64],
