@@ -8,6 +8,7 @@ from qinco_jax import datasets
 from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate.compare import compare
+from qinco_jax.evaluate.metrics import mse, recall
 from qinco_jax.models.disk import load, save
 from qinco_jax.models.export import export
 from qinco_jax.models.faiss import from_faiss, to_faiss
@@ -49,8 +50,10 @@ __all__ = [
     "load",
     "load_pytorch",
     "loss",
+    "mse",
     "pack",
     "prefix",
+    "recall",
     "rq",
     "save",
     "to_faiss",

@@ -10,13 +10,13 @@ from qinco_jax.codecs import named
 from qinco_jax.datasets.catalog import Dataset
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import page, sweep
-from qinco_jax.evaluate.neighbours import Queries, blocks, queries_of
+from qinco_jax.evaluate.neighbours import BLOCK_ROWS, Queries, queries_of
 from qinco_jax.evaluate.results import COSTS, RESULTS, Row
 from qinco_jax.training import runs
 from qinco_jax.training.recipe import Recipe
 from qinco_jax.training.train import split
 from qinco_jax.vectors import checks
-from qinco_jax.vectors.stored import Rows, Vectors, lazily
+from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
 
 IDENTITY = "evaluation.json"
 
@@ -72,7 +72,7 @@ def compare(
     x_train, held_back = split(data.train, data.validation, Recipe())
     whole = held_back if data.database is None else data.database
     database = whole[:eval_rows]
-    for block in blocks(len(database)):  # before training, which may take hours
+    for block in spans(len(database), BLOCK_ROWS):  # before training, which may take hours
         checks.finite(database[block], block.start, "the database")
     extra = shifted or {}
     identity = {

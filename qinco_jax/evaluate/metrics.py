@@ -14,19 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.codecs.codec import Codec
+from qinco_jax.config import named
+from qinco_jax.errors import InputError
 from qinco_jax.evaluate.neighbours import (
+    BLOCK_ROWS,
+    METRICS,
     QUERY_BLOCK,
     RANKS,
     Queries,
-    blocks,
     distances,
+    distances_to,
     merge_nearest,
+    nearest_neighbours,
     padded,
     prepared,
 )
 from qinco_jax.quantizers.transform import approximated
 from qinco_jax.vectors import checks
-from qinco_jax.vectors.stored import Vectors
+from qinco_jax.vectors.stored import Vectors, spans
 
 Progress = Callable[[int], Any]
 
@@ -72,6 +77,69 @@ class Score(NamedTuple):
         return sum(self.column_entropy_bits)
 
 
+def mse(x: Vectors, x_hat: Vectors) -> float:
+    """The squared error of reconstructions, summed over dimensions and averaged over vectors.
+
+    Args:
+      x: [N, D] vectors of any real dtype.
+      x_hat: [N, D] their reconstructions.
+
+    Raises:
+      InputError: different shapes, no vectors, NaN or Inf.
+    """
+    _check_pairs(x, x_hat)
+    errors = [
+        np.square(np.float64(x[span]) - np.float64(x_hat[span])).sum(axis=1)
+        for span in spans(len(x), BLOCK_ROWS)
+    ]
+    return float(np.concatenate(errors).mean())
+
+
+def recall(
+    queries: Vectors, database: Vectors, x_hat: Vectors, *, k: int = 1, metric: str = "l2"
+) -> float:
+    """The share of queries whose nearest neighbour is among the k nearest reconstructions.
+
+    Args:
+      queries: [Q, D] vectors of any real dtype.
+      database: [N, D] vectors to find.
+      x_hat: [N, D] their reconstructions, which are searched exhaustively.
+      k: how many reconstructions each query finds, 1 to N.
+      metric: "l2", "ip" or "cosine".
+
+    Returns:
+      R@k from 0 to 1. A row as near as the nearest neighbour is a right answer too.
+
+    Raises:
+      InputError: shapes that do not fit together, an unknown metric, k out of range, NaN or Inf.
+    """
+    _check_pairs(database, x_hat)
+    checks.vectors(queries, database.shape[1], "the queries")
+    checks.finite(np.asarray(queries), what="the queries")
+    named({name: name for name in METRICS}, metric, "metric")
+    if not 1 <= k <= len(database) or len(queries) == 0:
+        raise InputError(
+            f"got {len(queries)} queries and k = {k}; give at least one query, and k from 1 to the "
+            f"{len(database)} rows of the database"
+        )
+    best = distances_to(database, queries, nearest_neighbours(database, queries, 1, metric), metric)
+    rows = nearest_neighbours(x_hat, queries, k, metric)
+    found = distances_to(database, queries, rows, metric)
+    return float((found.min(axis=1) <= best[:, 0]).mean())
+
+
+def _check_pairs(x: Vectors, x_hat: Vectors) -> None:
+    for what, rows in (("x", x), ("x_hat", x_hat)):
+        checks.vectors(rows, what=what)
+    if x.shape != x_hat.shape or len(x.shape) != 2 or len(x) == 0:
+        raise InputError(
+            f"got vectors {x.shape} and reconstructions {x_hat.shape}; expected the same [N, D]"
+        )
+    for what, rows in (("x", x), ("x_hat", x_hat)):
+        for span in spans(len(rows), BLOCK_ROWS):
+            checks.finite(np.asarray(rows[span]), span.start, what)
+
+
 def measure(
     codec: Codec,
     database: Vectors,
@@ -87,7 +155,7 @@ def measure(
       progress: called with the number of rows done after each block.
     """
     codes, errors, moments = [], [], np.zeros(1 + database.shape[1])
-    for block in blocks(len(database)):
+    for block in spans(len(database), BLOCK_ROWS):
         x = checks.finite(np.asarray(database[block]), block.start, "the database")
         codes.append(np.asarray(codec.encode(x)))
         goal = approximated(x, codec.unit_norm)
@@ -155,10 +223,10 @@ def _recall(
     last = [min(k, len(codes)) - 1 for k in RANKS]
     edges = _decoded_reach(codec, codes, queries, last)
     counts = np.zeros((len(edges), len(RANKS), 6), np.int32)
-    for block in blocks(len(codes)):
+    for block in spans(len(codes), BLOCK_ROWS):
         x = padded(prepared(queries.space, database[block]))
         x_hat = padded(prepared(queries.space, codec.decode(codes[block])))
-        for some in blocks(len(edges), QUERY_BLOCK):
+        for some in spans(len(edges), QUERY_BLOCK):
             counts[some] += _count(
                 queries.space.metric, queries.vectors[some], x, x_hat,
                 queries.reach[some], edges[some], np.int32(block.stop - block.start),
@@ -178,10 +246,10 @@ def _decoded_reach(
 ) -> np.ndarray:
     """Distance [Q, R] of each query to the last decoded row that counts at each rank."""
     best = np.full((len(queries.vectors), last[-1] + 1), np.inf, np.float32)
-    for block in blocks(len(codes)):
+    for block in spans(len(codes), BLOCK_ROWS):
         x_hat = padded(prepared(queries.space, codec.decode(codes[block])))
         limits = np.asarray([block.start, block.stop], np.int32)
-        for some in blocks(len(best), QUERY_BLOCK):
+        for some in spans(len(best), QUERY_BLOCK):
             so_far = best[some], np.zeros_like(best[some], np.int32)
             best[some] = merge_nearest(
                 queries.space.metric, so_far, queries.vectors[some], x_hat, limits

@@ -4,7 +4,6 @@ Distances are the squared L2 distance, minus the inner product and minus the cos
 """
 
 import functools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ from qinco_jax.config import named
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers.distances import matmul, smallest, squared_distances
 from qinco_jax.vectors import checks
-from qinco_jax.vectors.stored import Vectors
+from qinco_jax.vectors.stored import Vectors, spans
 
 BLOCK_ROWS = 8192
 QUERY_BLOCK = 1024
@@ -113,6 +112,14 @@ def nearest_neighbours(
     return _search(prepared(space, np.asarray(vectors)), database, space, count)[1]
 
 
+def distances_to(
+    database: Vectors, vectors: Vectors, rows: np.ndarray, metric: str = "l2"
+) -> np.ndarray:
+    """Distances [Q, k] float32 of queries [Q, D] to the rows [Q, k] of a database [N, D]."""
+    space = space_of(metric, database)
+    return _reach(rows, prepared(space, np.asarray(vectors)), database, space)
+
+
 def space_of(metric: str, database: Vectors) -> Space:
     """The space of a metric, with the mean of a database's first rows as the center under "l2"."""
     if metric != "l2":
@@ -140,12 +147,6 @@ def distances(metric: str, vectors: jax.Array, x: jax.Array) -> tuple[jax.Array,
     return found, ROUNDING * (squares[0] + squares[1])
 
 
-def blocks(num_rows: int, size: int = BLOCK_ROWS) -> Iterator[slice]:
-    """Slices of at most `size` rows that cover `num_rows`."""
-    for begin in range(0, num_rows, size):
-        yield slice(begin, min(begin + size, num_rows))
-
-
 def padded(x: np.ndarray, size: int = BLOCK_ROWS) -> np.ndarray:
     """Rows [N, D] filled up with zeros to [size, D], the one shape to compile."""
     return np.pad(x, ((0, size - len(x)), (0, 0)))
@@ -157,9 +158,9 @@ def _search(
     """Distances and rows [Q, count] nearest to prepared vectors [Q, D], nearest first."""
     best = np.full((len(vectors), count), np.inf, np.float32)
     rows = np.zeros((len(vectors), count), np.int32)
-    for block in blocks(len(database)):
+    for block in spans(len(database), BLOCK_ROWS):
         x = padded(prepared(space, database[block]))
-        for some in blocks(len(vectors), QUERY_BLOCK):
+        for some in spans(len(vectors), QUERY_BLOCK):
             so_far = (best[some], rows[some])
             limits = np.asarray([block.start, block.stop], np.int32)
             best[some], rows[some] = merge_nearest(space.metric, so_far, vectors[some], x, limits)
@@ -225,7 +226,7 @@ def _check(truth: np.ndarray, vectors: np.ndarray, database: Vectors, space: Spa
 def _reach(truth: np.ndarray, vectors: np.ndarray, database: Vectors, space: Space) -> np.ndarray:
     """Distances [Q, k] of prepared vectors [Q, D] to the database rows `truth` [Q, k]."""
     found = np.zeros(truth.shape, np.float32)
-    for some in blocks(len(truth), QUERY_BLOCK):
+    for some in spans(len(truth), QUERY_BLOCK):
         for column, rows in enumerate(truth[some].T):
             x = prepared(space, database[rows])
             if space.metric == "l2":

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import qinco_jax as qj
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import metrics, neighbours, results, tables
@@ -204,3 +205,35 @@ def test_queries_may_be_rows_of_the_database(metric: str) -> None:
     assert asked.reach.shape[0] == 500
     with pytest.raises(InputError, match="belongs to another database or metric"):
         queries_of(database, database, metric, np.roll(truth, 1, axis=0))
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_recall_and_error_of_arrays_are_those_of_brute_force(metric: str) -> None:
+    rng = np.random.default_rng(0)
+    database, queries = rng.normal(size=(2, 300, 6))
+    database[1] = database[0]
+    x_hat = database + 0.5 * rng.normal(size=database.shape)
+    np.testing.assert_allclose(qj.mse(database, x_hat), ((database - x_hat) ** 2).sum(1).mean())
+
+    def distances(x: np.ndarray) -> np.ndarray:
+        if metric == "l2":
+            return np.square(queries[:, None] - x[None]).sum(-1)
+        return -queries @ (x / np.linalg.norm(x, axis=1, keepdims=True) ** (metric == "cosine")).T
+
+    true, found = distances(database), np.argsort(distances(x_hat), axis=1, kind="stable")
+    for k in (1, 7, 300):
+        right = np.isclose(np.take_along_axis(true, found[:, :k], 1), true.min(1)[:, None])
+        assert qj.recall(queries, database, x_hat, k=k, metric=metric) == right.any(axis=1).mean()
+
+
+def test_recall_and_error_refuse_what_does_not_fit() -> None:
+    x = np.ones((4, 3))
+    for wrong, message in (
+        (lambda: qj.mse(x, x[:3]), r"vectors \(4, 3\) and reconstructions \(3, 3\)"),
+        (lambda: qj.mse(x, np.full((4, 3), np.nan)), "row 0 of x_hat holds NaN"),
+        (lambda: qj.recall(x[:, :2], x, x), "the queries has 2 dimensions"),
+        (lambda: qj.recall(x, x, x, k=5), "k from 1 to the 4 rows"),
+        (lambda: qj.recall(x, x, x, metric="hamming"), "no metric 'hamming'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            wrong()
