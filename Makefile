@@ -26,7 +26,7 @@ reproduce: .venv/eval  ## the papers' tables and figures: SCALE=small|full DATAS
 	.venv/bin/python experiments/costs.py --scale $(SCALE)
 
 test: .venv/dev  ## run the tests
-	.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
+	.venv/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 bench: .venv/dev  ## measure speed: ARGS="--grid full --seconds 20"; see experiments/README.md
 	mkdir -p runs && .venv/bin/python experiments/speed.py --out runs/speed.jsonl $(ARGS)

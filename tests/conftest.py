@@ -6,10 +6,15 @@ import tempfile
 
 import hypothesis
 
-COMPILED = tempfile.TemporaryDirectory()  # the command line keeps what it compiles; not at home
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)
+# Workers and subprocesses inherit one folder for temporary files and compiled programs.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # tmp_path is kept
+    FOLDER = tempfile.TemporaryDirectory(prefix="qinco_jax-tests-", ignore_cleanup_errors=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = FOLDER.name
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(FOLDER.name, "compiled")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-import strict  # noqa: E402, F401
+import strict  # noqa: F401
 
 # What a shell runs in the background ignores Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,13 +6,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from killed import CONFIG, RECIPE, vectors
+from killed import CONFIG, vectors
 
 import qinco_jax as qj
 
+X, X_VAL = np.split(vectors(4000), [3600])
+LONGER = qj.Recipe(num_epochs=10, batch_size=64)
 
-def mse(model: qj.Qinco | qj.Product) -> float:
-    x = vectors()
+
+def mse(model: qj.Qinco | qj.Product, x: np.ndarray = X_VAL) -> float:
     return float(np.square(x - qj.decode(model, qj.encode(model, x))).sum(axis=1).mean())
 
 
@@ -23,20 +25,20 @@ def assert_same(a: object, b: object) -> None:
 @pytest.mark.parametrize("parts", [1, 2])
 def test_training_goes_on_from_a_model(parts: int, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, num_parts=parts)
-    first = qj.train(vectors(), config, RECIPE, num_epochs=1)
-    assert_same(first, qj.train(vectors(), init=first, num_epochs=0))
+    first = qj.train(X, config, num_epochs=0)
+    assert_same(first, qj.train(X, init=first, num_epochs=0))
     run = tmp_path / "run"
-    further = qj.train(vectors(), init=first, recipe=RECIPE, run_dir=run)
+    further = qj.train(X, init=first, recipe=LONGER, x_val=X_VAL, run_dir=run)
     assert further.config == first.config and mse(further) < mse(first)
-    assert_same(further, qj.train(vectors(), first.config, RECIPE, init=first, run_dir=run))
+    assert_same(further, qj.train(X, first.config, LONGER, x_val=X_VAL, init=first, run_dir=run))
     with pytest.raises(qj.InputError, match="belongs to another run: init is"):
-        qj.train(vectors(), init=further, recipe=RECIPE, run_dir=run)
+        qj.train(X, init=further, recipe=LONGER, x_val=X_VAL, run_dir=run)
 
 
 def test_centroids_of_the_model_stay() -> None:
     config = dataclasses.replace(CONFIG, num_centroids=10)
-    first = qj.train(vectors(), config, RECIPE, num_epochs=0)
-    further = qj.train(vectors(), init=first, recipe=RECIPE, num_epochs=1)
+    first = qj.train(X, config, num_epochs=0)
+    further = qj.train(X, init=first, recipe=LONGER, x_val=X_VAL)
     assert isinstance(first, qj.Qinco) and isinstance(further, qj.Qinco)
     np.testing.assert_array_equal(further.codebook, first.codebook)
     assert not np.array_equal(further.steps.codebook, first.steps.codebook)
@@ -59,17 +61,17 @@ def test_settings_that_do_not_belong_are_refused() -> None:
 
 def test_a_loop_of_ones_own_trains() -> None:
     """The public pieces of the loop, put together as the README shows."""
-    x, recipe = vectors(), RECIPE
-    model = qj.train(x, CONFIG, num_epochs=0)
+    recipe = qj.Recipe(batch_size=256)
+    model = qj.train(X, CONFIG, num_epochs=0)
     assert isinstance(model, qj.Qinco)
     state = qj.init_state(model, recipe)
-    for step in range(30):
-        batch = x[np.random.default_rng(step).choice(len(x), 64, replace=False)]
-        state, _ = qj.train_step(state, batch, recipe, 30)
+    for step in range(60):
+        rows = np.random.default_rng(step).choice(len(X), recipe.batch_size, replace=False)
+        state, value = qj.train_step(state, X[rows], recipe, 60)
+    assert int(state.step) == 60 and np.isfinite(float(value))
+    z = (X - np.asarray(model.mean)) / np.asarray(model.scale)
+    (at_start, _), (total, x_hat) = (qj.loss(m, z, qj.encode(m, X)) for m in (model, state.model))
+    assert x_hat.shape == (3, *X.shape) and 0 < float(total) < float(at_start)
+    last = jax.device_get(state.model)
     state = qj.end_epoch(state, np.float32(mse(state.model)), jax.random.key(0), recipe)
-    assert mse(state.best) < mse(model)
-    z = (x - np.asarray(model.mean)) / np.asarray(model.scale)
-    total, x_hat = qj.loss(state.best, z, qj.encode(state.best, x))
-    assert x_hat.shape == (3, 1000, 8) and 0 < float(total) < float(
-        qj.loss(model, z, qj.encode(model, x))[0]
-    )
+    assert_same(state.best, last)
