@@ -181,7 +181,7 @@ def test_norms_behind_faisss_codes_are_no_codes() -> None:
 
 REFUSED = {
     "not of 'qinco2'": oracle.random_model(dataclasses.replace(CONFIG, form="qinco2")),
-    "no coarse codebook": MODEL.replace(ivf=True),
+    "no coarse codebook": MODEL.replace(config=dataclasses.replace(MODEL.config, num_centroids=16)),
     "export each of model.parts": qj.Product((MODEL, MODEL)),
     "got RQ; pass a Qinco": qj.rq.RQ(np.zeros((1, 16, 6)), np.zeros(6), np.ones(())),
 }
@@ -194,8 +194,9 @@ def test_what_faiss_lacks_is_refused(message: str) -> None:
 
 
 def test_vectors_divided_by_their_length_are_refused() -> None:
-    with pytest.raises(qj.InputError, match=r"pass model.replace\(unit_norm=False\)"):
-        qj.to_faiss(MODEL.replace(unit_norm=True))
+    config = dataclasses.replace(MODEL.config, unit_norm=True)
+    with pytest.raises(qj.InputError, match="set unit_norm=False in its config"):
+        qj.to_faiss(MODEL.replace(config=config))
 
 
 def test_what_is_no_qinco_of_faiss_is_refused() -> None:

@@ -47,7 +47,8 @@ def test_codes_and_reconstructions_are_the_same(kind: dict[str, object]) -> None
 def test_a_coarse_codebook_is_folded_as_well() -> None:
     model = oracle.random_model(dataclasses.replace(PLAIN, form="qinco", rotate=True))
     centroids = np.random.default_rng(1).normal(size=(30, 6))
-    model = model.replace(codebook=jnp.asarray(centroids, jnp.float32), ivf=True)
+    config = dataclasses.replace(model.config, num_steps=2, num_centroids=len(centroids))
+    model = model.replace(codebook=jnp.asarray(centroids, jnp.float32), config=config)
     assert_same_codec(model, folded(model), X)
 
 
@@ -59,8 +60,9 @@ def test_what_has_no_transform_is_kept_bit_for_bit() -> None:
 
 def test_lengths_are_left_to_the_user() -> None:
     model = oracle.random_model(dataclasses.replace(PLAIN, unit_norm=True, rotate=True))
-    with pytest.raises(qj.InputError, match=r"pass model.replace\(unit_norm=False\).* x / \|x\|"):
+    with pytest.raises(qj.InputError, match=r"set unit_norm=False in its config.* x / \|x\|"):
         folded(model)
-    plain = folded(model.replace(unit_norm=False))
+    config = dataclasses.replace(model.config, unit_norm=False)
+    plain = folded(model.replace(config=config))
     units = np.float32(X / np.linalg.norm(np.float64(X), axis=1, keepdims=True))
     assert_same_codec(model, plain, units)
