@@ -223,7 +223,8 @@ def test_without_faiss_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(qj.InputError, match=r"pip install 'qinco_jax\[faiss\]'"):
         qj.to_faiss(MODEL)
-    for refused in (*REFUSED.values(), MODEL.replace(unit_norm=True)):  # whom it would not help
+    scaled = MODEL.replace(config=dataclasses.replace(MODEL.config, unit_norm=True))
+    for refused in (*REFUSED.values(), scaled):  # whom it would not help
         with pytest.raises(qj.InputError) as caught:
             qj.to_faiss(refused)
         assert "pip install" not in str(caught.value)
