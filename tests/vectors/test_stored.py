@@ -16,7 +16,8 @@ from qinco_jax.codecs.ours import of_rq
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate.metrics import measure
 from qinco_jax.evaluate.neighbours import queries_of
-from qinco_jax.training import loop, runs
+from qinco_jax.training import runs
+from qinco_jax.training import train as train_module
 from qinco_jax.vectors.shards import read_rows
 from qinco_jax.vectors.stored import Stored, expect, mapped
 
@@ -108,7 +109,7 @@ def test_a_model_is_the_same_from_files_of_any_kind(tmp_path: Path) -> None:
 
 
 def test_what_is_read_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "CHECKED_ROWS", 5000)
+    monkeypatch.setattr(train_module, "CHECKED_ROWS", 5000)
     x = np.random.default_rng(0).normal(size=(60_000, 2)).astype(np.float32)
     slow = Slow(x)
     rows = Stored([x[:1], slow], block_rows=1000)
