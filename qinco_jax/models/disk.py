@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -26,7 +25,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     """Saves a model: as the new file `path` if that ends in `.safetensors`, else as a new folder.
 
     The folder is an Orbax checkpoint with the config beside it. The file is for programs without
-    JAX: `portable` says how to read it.
+    JAX: `qinco_jax.models.safetensors` says how to read it.
 
     Raises:
       InputError: `path` exists.
@@ -34,40 +33,42 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     """
     if not isinstance(model, Model):
         raise InputError(f"a {type(model).__name__} cannot be saved; pass a Qinco or a Product")
-    metadata = {"version": __version__, "config": model.config.settings}
-    _format(path).write_tree(path, model, metadata)
+    write_tree = safetensors.write_tree if _is_file(path) else orbax.write_tree
+    write_tree(path, model, {"version": __version__, "config": model.config.settings})
 
 
 def load(path: str | os.PathLike[str]) -> Model:
     """Loads a model that `save` wrote, a folder or a `.safetensors` file.
 
     Raises:
-      InputError: no model there, or a file of it is missing or damaged.
+      InputError: there is no model, or it is damaged or incomplete.
     """
     if Path(path).suffix in PYTORCH:
         raise InputError(
-            f"{path} is a file of PyTorch; load it by qinco_jax.load_pytorch, or convert it by "
+            f"{path} is a PyTorch file; load it with qinco_jax.load_pytorch, or convert it with "
             "`qinco convert`"
         )
-    room = _format(path)
-    content = room.read_metadata(path)
-    return room.read_tree(path, _abstract_of(content, path))
+    read_tree = safetensors.read_tree if _is_file(path) else orbax.read_tree
+    return read_tree(path, lambda metadata: _abstract_of(metadata, path))
 
 
-def _abstract_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> Model:
-    """The abstract model of metadata that `save` wrote, whatever somebody else wrote there."""
+def _is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a model is one file, by the path's suffix, and not a folder."""
+    return Path(path).suffix == safetensors.SUFFIX
+
+
+def _abstract_of(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> Model:
+    """The abstract model of a file's metadata, which may be anything."""
     try:
-        config = QincoConfig.from_settings(content["config"])
+        config = QincoConfig.from_settings(metadata["config"])
         if config.dim is None:
             raise ValueError("dim is missing")
         return abstract(config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} has a config that no model has ({error})") from error
-
-
-def _format(path: str | os.PathLike[str]) -> ModuleType:
-    """The module that writes and reads what a path's ending asks for."""
-    return safetensors if Path(path).suffix == safetensors.ENDING else orbax
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} has an invalid config ({error}); take the model from a backup or train it "
+            "again"
+        ) from error
 
 
 def abstract(config: QincoConfig) -> Model:

@@ -1,17 +1,16 @@
-"""Pytrees on disk, in Orbax's format: one finished tree, and the rolling checkpoints of a run.
+"""Pytrees in Orbax's format: one finished tree, and the rolling checkpoints of a run.
 
 Knows no model. A tree is written beside its place and renamed, so a path holds all of it or
-nothing; hashes tell a damaged file from a good one.
+nothing. In Orbax's files an array has the name that `jax.tree_util.keystr` gives its place.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,20 +25,25 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from qinco_jax.errors import InputError
+from qinco_jax.models import digest, older
 
 ARRAYS, METADATA, DIGEST = "arrays", "model.json", "digest"
+REMEDY = "take the model from a backup or train it again"
 
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Within it Orbax does not log every step of every save."""
+    """Within it Orbax logs errors only, not every step of every save; other logging stays."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or "orbax" not in Path(record.pathname).parts
+
     logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(passes)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(passes)
 
 
 def write_tree(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any]) -> None:
@@ -64,79 +68,66 @@ def write_tree(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, A
 def _write(folder: Path, tree: Any, metadata: Mapping[str, Any]) -> None:
     with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / ARRAYS, _named(tree))
-    content = {**metadata, "files": _hashes(folder / ARRAYS)}
-    text = json.dumps({**content, "sha256": _hash_of(content)}, indent=2)
-    (folder / METADATA).write_text(text + "\n")
+    content = {**metadata, "sha256": digest.sha256(metadata, digest.named(tree))}
+    (folder / METADATA).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The metadata that `write_tree` put beside the arrays, after checking every file.
-
-    Raises:
-      InputError: no such checkpoint, or a file of it is missing or damaged; names the file.
-    """
-    folder, remedy = Path(path), "take the model from a backup or train it again"
-    file = folder / METADATA
-    if not file.is_file():
-        raise InputError(f"{folder} is no saved model: {file} is missing")
-    try:
-        content = json.loads(file.read_bytes())
-        known = content.pop("sha256") == _hash_of(content)
-    except (ValueError, KeyError, AttributeError):
-        known = False
-    if not known:
-        raise InputError(f"{file} is damaged; {remedy}")
-    there = _hashes(folder / ARRAYS)
-    for name, expected in content["files"].items():
-        if there.get(name) != expected:
-            state = "damaged" if name in there else "missing"
-            raise InputError(f"{folder / ARRAYS / name} is {state}; {remedy}")
-    return content
-
-
-def read_tree(path: str | os.PathLike[str], abstract: Any) -> Any:
-    """The arrays that `write_tree` wrote, on the default device.
+def read_tree(path: str | os.PathLike[str], abstract_of: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """The arrays that `write_tree` wrote, checked, on the default device.
 
     Args:
-      path: the folder, checked by `read_metadata`.
-      abstract: pytree of `jax.ShapeDtypeStruct` as they must be.
+      path: the folder.
+      abstract_of: maps the metadata to the pytree of `jax.ShapeDtypeStruct` to read.
+
+    Raises:
+      InputError: no such folder, or it is damaged; names the damaged file or folder.
     """
-    with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore((Path(path) / ARRAYS).absolute(), _abstract(abstract))
-    return _unnamed(found, abstract)
+    folder = Path(path)
+    content = _read_metadata(folder)
+    expected = content.pop("sha256")
+    is_older = content.pop("files", None) is not None
+    abstract, arrays = abstract_of(content), folder / ARRAYS
+    if not arrays.is_dir():
+        raise InputError(f"{arrays} is missing; {REMEDY}")
+    try:
+        with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+            found = checkpointer.restore(arrays.absolute(), _abstract(abstract))
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        raise InputError(
+            f"a file in {arrays} is damaged or missing ({_reason(error)}); {REMEDY}"
+        ) from error
+    tree = _unnamed(found, abstract)
+    if not is_older and digest.sha256(content, digest.named(tree)) != expected:
+        raise InputError(
+            f"{folder} is damaged (its arrays and {METADATA} do not match their sha256); {REMEDY}"
+        )
+    return tree
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    """The hash of every file below a folder, by its relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
-
-
-def _hash_of(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(tree: Any) -> np.ndarray:
-    """A hash [32] uint8 of all arrays of a tree with their names and shapes."""
-    result = hashlib.sha256()
-    for name, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        result.update(f"{jax.tree_util.keystr(name)} {array.shape} {array.dtype}".encode())
-        result.update(array.tobytes())
-    return np.frombuffer(result.digest(), np.uint8)
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    """The metadata with its digest; an older folder is checked here."""
+    file = folder / METADATA
+    if not file.is_file():
+        raise InputError(f"{folder} is not a saved model: {file} is missing")
+    try:
+        content = json.loads(file.read_bytes())
+        if not isinstance(content["sha256"], str):
+            raise TypeError("sha256 is not a string")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged; {REMEDY}") from error
+    if "files" in content:
+        older.check_files(file, folder / ARRAYS, content, REMEDY)
+    return dict(content)
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """The arrays of a tree by name; TensorStore takes none that are empty."""
+    """The arrays of a tree by their names inside Orbax; TensorStore refuses empty ones."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if leaf.size}
 
 
 def _unnamed(named: Mapping[str, Any], abstract: Any) -> Any:
-    """The tree like `abstract` whose arrays `_named` named."""
+    """The tree shaped like `abstract`, from the arrays that `_named` named."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
             named[jax.tree_util.keystr(path)] if leaf.size else np.zeros(leaf.shape, leaf.dtype)
@@ -156,24 +147,28 @@ def _abstract(abstract: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Turns what Orbax and TensorStore raise when they cannot write into one sentence."""
+    """Turns the errors that Orbax and TensorStore raise on writing into one sentence."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0][:200]
         raise InputError(
-            f"cannot write to {folder} ({reason}); see that it is writable and has space, then run "
-            "the same again"
+            f"cannot write to {folder} ({_reason(error)}); make sure that it is writable and has "
+            "free space, then run the same command again"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 class Checkpoints:
     """The rolling checkpoints of a run: the latest two and the one with the lowest error.
 
-    Saving is asynchronous, in a `with` block. A checkpoint that a crash left half written does not
-    count.
+    Saves asynchronously; use it in a `with` block. A checkpoint that a crash left half written is
+    ignored.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -190,22 +185,22 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """Of the newest checkpoint."""
+        """The step of the newest checkpoint, or `None` if there is none."""
         return self._manager.latest_step()
 
     def save(self, step: int, tree: Any, error: float) -> None:
-        """Starts to save a copy of a tree, whose buffers may be donated then; `error` ranks it."""
+        """Starts saving a copy of a tree, whose buffers may be donated then; `error` ranks it."""
         if step not in self._manager.all_steps():
             copy = jax.tree.map(np.array, tree)
-            item = ocp.args.StandardSave({**_named(copy), DIGEST: _digest(copy)})
+            item = ocp.args.StandardSave({**_named(copy), DIGEST: _bytes(_digest(copy))})
             with _writing(self.folder):
                 self._manager.save(step, args=item, metrics={"error": error}, force=True)
 
     def restore_latest(self, abstract: Any) -> Any | None:
-        """The newest checkpoint's tree, or `None` where there is none.
+        """The newest checkpoint's tree, or `None` if there is none.
 
         Raises:
-          InputError: it is damaged; names it and says how to go on from the one before.
+          InputError: it is damaged; names it and says how to resume from the one before it.
         """
         step = self.latest_step
         if step is None:
@@ -218,9 +213,9 @@ class Checkpoints:
         try:
             saved = self._manager.restore(step, args=ocp.args.StandardRestore(item))
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            raise InputError(f"{damaged} ({str(error).splitlines()[0][:200]})") from error
+            raise InputError(f"{damaged} ({_reason(error)})") from error
         tree = _unnamed(saved, abstract)
-        if not np.array_equal(saved[DIGEST], _digest(tree)):
+        if bytes(np.asarray(saved[DIGEST])).hex() not in (_digest(tree), older.digest(tree)):
             raise InputError(f"{damaged} (its arrays do not match their digest)")
         return tree
 
@@ -235,4 +230,13 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         with self._quiet, _writing(self.folder):
-            self._manager.close()  # waits for a save under way
+            self._manager.close()  # waits for a save in progress
+
+
+def _digest(tree: Any) -> str:
+    return digest.sha256({}, digest.named(tree))
+
+
+def _bytes(sha256: str) -> np.ndarray:
+    """A digest as an array [32] uint8."""
+    return np.frombuffer(bytes.fromhex(sha256), np.uint8)

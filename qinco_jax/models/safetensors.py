@@ -1,13 +1,9 @@
 """Pytrees in one `.safetensors` file, which every language reads.
 
 Knows no model. A tensor's name is its place in the tree, such as `steps.codebook` or
-`parts.0.mean`; where the tree has `None` there is none. The file's metadata has one entry,
-`qinco_jax`: JSON with the version, the config, and `sha256`, the hex digest over
-
-    json.dumps(the other entries, sort_keys=True)
-    for each tensor in the order of names: f"{name} {shape} {dtype}", then its bytes
-
-with shape and dtype as NumPy prints them. Read it without JAX:
+`parts.0.mean`; a `None` in the tree has no tensor. The file's metadata has one entry,
+`qinco_jax`: JSON with the version, the config, and `sha256`, the digest of the rest and the tensors
+(`qinco_jax.models.digest`). To read it without JAX:
 
     file = safetensors.safe_open("model.safetensors", framework="numpy")
     config = json.loads(file.metadata()["qinco_jax"])["config"]
@@ -15,7 +11,6 @@ with shape and dtype as NumPy prints them. Read it without JAX:
 """
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -28,14 +23,10 @@ import numpy as np
 
 from qinco_jax.errors import InputError
 from qinco_jax.files import replacing
+from qinco_jax.models import digest
 
-ENDING, KEY = ".safetensors", "qinco_jax"
+SUFFIX, KEY = ".safetensors", "qinco_jax"
 SHOWN_FAULTS = 5
-DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool",
-    **{f"I{8 * size}": f"int{8 * size}" for size in (1, 2, 4, 8)},
-    **{f"U{8 * size}": f"uint{8 * size}" for size in (1, 2, 4, 8)},
-}  # fmt: skip
 
 
 def write_tree(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any]) -> None:
@@ -50,51 +41,48 @@ def write_tree(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, A
     target = Path(path).absolute()
     if target.exists():
         raise InputError(f"{target} exists; choose another place or remove it first")
-    tensors = {name: np.array(leaf, order="C") for name, leaf in _named(tree).items()}
-    content = {**metadata, "sha256": _digest(metadata, sorted(tensors), tensors.__getitem__)}
+    tensors = {name: np.array(leaf, order="C") for name, leaf in digest.named(tree).items()}
+    content = {**metadata, "sha256": digest.sha256(metadata, tensors)}
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial:
         partial.write_bytes(save(tensors, {KEY: json.dumps(content)}))
 
 
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The metadata that `write_tree` put into a file, after checking every byte of it.
+def read_tree(path: str | os.PathLike[str], abstract_of: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """The arrays that `write_tree` wrote, checked, on the default device.
+
+    Args:
+      path: the file.
+      abstract_of: maps the metadata to the pytree of `jax.ShapeDtypeStruct` to read.
 
     Raises:
-      InputError: no such file, no file of `write_tree`, or damage.
+      InputError: no such file, not one of `write_tree`, damaged, or with tensors that are missing,
+        unknown, or of another shape or dtype; names them.
     """
     path = Path(path)
+    metadata, tensors = _read(path)
+    abstract = abstract_of(metadata)
+    _compare(path, _described(tensors), _described(digest.named(abstract)))
+    return jax.tree_util.tree_map_with_path(
+        lambda place, _: jnp.asarray(tensors[digest.name_of(place)]), abstract
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The metadata and the tensors of a file, checked against its digest."""
     with _opened(path) as file:
         text = (file.metadata() or {}).get(KEY)
         if text is None:
             raise InputError(
-                f"{path} holds tensors, but no metadata {KEY!r}, so it is no model that qinco_jax "
-                "saved; to read vectors from it, give it as a file of vectors"
+                f"{path} holds tensors, but no metadata {KEY!r}, so qinco_jax did not save it as a "
+                "model; to read vectors from it, pass it as a file of vectors"
             )
-        content = json.loads(text)
-        expected = content.pop("sha256")
-        if _digest(content, sorted(file.offset_keys()), file.get_tensor) != expected:
-            raise ValueError("its sha256 is another")
-        return dict(content)
-
-
-def read_tree(path: str | os.PathLike[str], abstract: Any) -> Any:
-    """The arrays that `write_tree` wrote, on the default device.
-
-    Args:
-      path: the file, checked by `read_metadata`.
-      abstract: pytree of `jax.ShapeDtypeStruct` as they must be.
-
-    Raises:
-      InputError: tensors are missing, unknown, or of another shape or dtype; names them.
-    """
-    path = Path(path)
-    wanted = {name: f"{leaf.dtype} {leaf.shape}" for name, leaf in _named(abstract).items()}
-    with _opened(path) as file:
-        found = {name: _described(file.get_slice(name)) for name in file.offset_keys()}
-        _compare(path, found, wanted)
-        arrays = {name: jnp.asarray(file.get_tensor(name)) for name in wanted}
-    return jax.tree_util.tree_map_with_path(lambda place, _: arrays[_name(place)], abstract)
+        metadata = json.loads(text)
+        expected = metadata.pop("sha256")
+        tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
+        if digest.sha256(metadata, tensors) != expected:
+            raise ValueError("its content does not match its sha256")
+        return dict(metadata), tensors
 
 
 def _compare(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
@@ -115,11 +103,11 @@ def _compare(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) ->
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A file whose header is sound and whose tensors fill the rest of it."""
+    """An open file with a valid header, whose tensors fill the rest of it."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise InputError(f"{path} is no saved model: there is no such file")
+        raise InputError(f"{path} is not a saved model: there is no such file")
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
@@ -134,24 +122,5 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def _digest(
-    metadata: Mapping[str, Any], names: list[str], tensor: Callable[[str], np.ndarray]
-) -> str:
-    result = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name in names:
-        array = tensor(name)
-        result.update(f"{name} {array.shape} {array.dtype}".encode())
-        result.update(array.tobytes())
-    return result.hexdigest()
-
-
-def _described(tensor: Any) -> str:
-    return f"{DTYPES.get(tensor.get_dtype(), tensor.get_dtype())} {tuple(tensor.get_shape())}"
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    return {_name(place): leaf for place, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _name(place: Any) -> str:
-    return jax.tree_util.keystr(place, simple=True, separator=".")
+def _described(arrays: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{array.dtype} {array.shape}" for name, array in arrays.items()}

@@ -240,7 +240,7 @@ def test_bad_arguments_are_refused_before_anything_is_made(folder: Path, tmp_pat
         (["encode", model, x, model], "name the output"),
         (["encode", model, x, folder / "train.npy"], "exists"),
         (["encode", model, x, tmp_path / "no" / "codes.npy"], "folder"),
-        (["encode", tmp_path, x, tmp_path / "codes.npy"], "is no saved model"),
+        (["encode", tmp_path, x, tmp_path / "codes.npy"], "is not a saved model"),
         (["encode", model, x, tmp_path / "c.npy", "--num-candidates", 99], "1 to 16, got 99"),
         (["train", "--dataset", "deep2m", "--out", out], "there are the sets sift-photos"),
         (["train", "--dataset", tmp_path, "--out", out], "holds no training vectors"),

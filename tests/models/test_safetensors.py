@@ -295,7 +295,7 @@ def test_the_command_line_converts_and_exports(file: Path, tmp_path: Path) -> No
         ("convert", file, tmp_path / "m.faiss"): "qinco_jax.to_faiss",
         ("convert", PAIRWISE, tmp_path / "m"): "no model to convert",
         ("convert", file, tmp_path / "m", "--db-scale", "2"): "leave out",
-        ("export", tmp_path / "none", served): "no saved model",
+        ("export", tmp_path / "none", served): "not a saved model",
     }.items():
         code, output = run(*args)
         assert (code, message in output) == (2, True), output

@@ -1,14 +1,16 @@
-"""Run folders that an earlier version wrote."""
+"""Run folders: checkpoints that are damaged or that an earlier version wrote."""
 
 import dataclasses
 import gc
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import qinco_jax as qj
+from qinco_jax.models import older, orbax
 
 OLD = Path(__file__).parents[1] / "models" / "old"
 CONFIG = qj.QincoConfig(
@@ -32,6 +34,24 @@ def test_an_older_run_goes_on_to_the_end(name: str, config: qj.QincoConfig, tmp_
     assert min(steps) > 4 and max(steps) == 6
     assert (qj.encode(model, x) == np.load(tmp_path / "codes.npy")).mean() > 0.95
     assert (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("older_digest", [True, False])
+def test_a_checkpoint_of_other_arrays_is_refused(older_digest: bool, tmp_path: Path) -> None:
+    tree = {"a": np.arange(6.0).reshape(2, 3), "b": [np.float32(2), np.zeros(0)]}
+    other = {**tree, "a": tree["a"] + 1}
+    compute = older.digest if older_digest else orbax._digest
+    with pytest.MonkeyPatch.context() as patch, orbax.Checkpoints(tmp_path / "same") as same:
+        patch.setattr(orbax, "_digest", compute)
+        same.save(1, tree, 0.5)
+    with pytest.MonkeyPatch.context() as patch, orbax.Checkpoints(tmp_path / "other") as wrong:
+        patch.setattr(orbax, "_digest", lambda _: compute(other))
+        wrong.save(1, tree, 0.5)
+    with orbax.Checkpoints(tmp_path / "same") as same:
+        jax.tree.map(np.testing.assert_array_equal, same.restore_latest(tree), tree)
+    damaged = pytest.raises(qj.InputError, match=r"other/1 is damaged.*do not match their digest")
+    with orbax.Checkpoints(tmp_path / "other") as wrong, damaged:
+        wrong.restore_latest(tree)
 
 
 @every_run
