@@ -154,8 +154,10 @@ def damaged(folder: Path, name: str, change: object) -> Path:
     """A copy of the model with one of its files changed, or removed where `change` is None."""
     model = folder / name
     subprocess.run(["cp", "-r", folder / "run" / "model", model], check=True)
-    files = sorted(model.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
-    target = model / "model.json" if name == "config" else files[-1]
+    files = (model / "arrays" / "d").iterdir()  # Orbax writes others that it never reads
+    target = (
+        model / "model.json" if name == "config" else max(files, key=lambda f: f.stat().st_size)
+    )
     if change is None:
         target.unlink()
     else:
