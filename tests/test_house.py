@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -98,7 +99,8 @@ qj.load(sys.argv[1] + "/model")
 assert (logging.getLogger("absl").level, list(logging.getLogger().handlers)) == there
 """
     command = [sys.executable, "-c", script, str(tmp_path / "run")]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    own = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}  # shared, it warns
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
     assert ran.returncode == 0 and not ran.stderr, ran.stderr
 
 
