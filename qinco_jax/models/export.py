@@ -1,4 +1,4 @@
-"""Exports a model as two programs, encode and decode, which JAX runs without this package."""
+"""Exports a model as two programs, encode and decode, which run in JAX without this package."""
 
 import dataclasses
 import hashlib
@@ -21,7 +21,7 @@ from qinco_jax.version import __version__
 
 ABOUT = "about.json"
 PLATFORMS = "cpu", "cuda", "tpu"
-MAX_BYTES = 2**31 - 2**20  # flatbuffers, in which JAX writes a program, end there
+MAX_BYTES = 2**31 - 2**20  # JAX writes programs as flatbuffers, which hold no more
 
 
 def export(
@@ -34,26 +34,26 @@ def export(
 ) -> None:
     """Writes encode and decode of a model as the new folder `path`, for programs that serve it.
 
-    In it, `encode.jaxprogram` maps vectors [N, D] float32 to codes, and `decode.jaxprogram` codes,
-    all columns in the dtype that `encode` gives, to vectors [N, D] float32, for any N from 1.
-    Weights and search are inside. They run on CPUs, NVIDIA's GPUs and TPUs, in bounded memory, in a
-    process that has `jax` and its optional `flatbuffers`:
+    In it, `encode.jaxprogram` maps vectors [N, D] float32 to codes, and `decode.jaxprogram` maps
+    codes, all columns in the dtype that `encode` returns, to vectors [N, D] float32; N is at least
+    1. They include the weights and the search, and run on CPUs, NVIDIA GPUs and TPUs, in bounded
+    memory, in a process with `jax` and `flatbuffers`:
 
         program = jax.export.deserialize(Path("FOLDER/encode.jaxprogram").read_bytes())
         encode = jax.jit(program.call)
         codes = encode(x)
 
-    Each N is compiled once, at its first call, so a server should call with few different N.
-    Nothing is checked there: NaN gives some code, and codes that are none some vector.
-    `program.mlir_module()` is the StableHLO, for other compilers; its first argument is the number
-    of the platform in `program.platforms`, and N is open in it. JAX promises to run programs with a
-    `jax` that is up to 6 months newer than the one that wrote them, or 3 weeks older: keep the
-    model too. `about.json` tells of shapes, search, versions and hashes.
+    Each N is compiled at its first call, so a server should use few different N. Inputs are not
+    checked: NaN gives some code, and invalid codes give some vector. `program.mlir_module()` is the
+    StableHLO, for other compilers; its first argument is the index of the platform in
+    `program.platforms`, and N is symbolic. JAX promises to run programs with a `jax` up to 6 months
+    newer than the one that wrote them, or 3 weeks older: keep the model too. `about.json` has
+    shapes, search, versions and hashes.
 
     Args:
       model: to export.
-      path: of the folder.
-      num_candidates: A, to encode with. `None` means the model's own, here and below.
+      path: the folder.
+      num_candidates: A, to encode with; `None` means the model's own, here and below.
       beam_size: B.
       joint: whether candidates are chosen jointly over the beam.
 
@@ -67,7 +67,7 @@ def export(
     search = coding.search_of(model, num_candidates, beam_size, joint)
     if sum(leaf.nbytes for leaf in jax.tree.leaves(model)) > MAX_BYTES:
         raise InputError("a program holds at most 2 GB of weights; save the model instead")
-    model = jax.tree.map(np.asarray, model)  # known while JAX traces, so a constant
+    model = jax.tree.map(np.asarray, model)  # constants while JAX traces
 
     def encode(x: jax.Array) -> jax.Array:
         return coding.encode(model, x, **dataclasses.asdict(search))

@@ -11,7 +11,7 @@ import oracle
 import pytest
 
 import qinco_jax as qj
-from qinco_jax.models.folding import folded
+from qinco_jax.models.faiss import folded
 from qinco_jax.quantizers import packing
 
 with warnings.catch_warnings():
@@ -211,11 +211,11 @@ def test_a_network_of_faiss_that_is_no_model_of_ours_is_refused() -> None:
     codec.get_step(1).get_residual_block(0).linear2.from_array(
         np.zeros((6, 9), np.float32), np.ones(6, np.float32)
     )
-    with pytest.raises(qj.InputError, match=r"6 weights where its sizes ask for .* \(0,\)"):
+    with pytest.raises(qj.InputError, match=r"6 weights where its sizes need .* \(0,\)"):
         qj.from_faiss(codec)
     codec = qj.to_faiss(MODEL)
     codec.codebook0 = faiss.Embedding(32, 6)
-    with pytest.raises(qj.InputError, match=r"192 weights where its sizes ask for .* \(16, 6\)"):
+    with pytest.raises(qj.InputError, match=r"192 weights where its sizes need .* \(16, 6\)"):
         qj.from_faiss(codec)
 
 

@@ -1,4 +1,4 @@
-"""The transform folded into the network: the same codec of the vectors themselves."""
+"""The transform folded into the network: the same codec. Needs no Faiss."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import oracle
 import pytest
 
 import qinco_jax as qj
-from qinco_jax.models.folding import folded
+from qinco_jax.models.faiss import folded
 
 PLAIN = qj.QincoConfig(
     dim=6, num_steps=3, codebook_size=16, hidden_dim=9, num_blocks=1, num_candidates=5, beam_size=4

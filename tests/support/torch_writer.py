@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qinco_jax.models.pytorch.pickles import Record
+from qinco_jax.models.pytorch.safe_pickle import Record
 
 STORAGES = {"f": "FloatStorage", "i": "LongStorage"}
 

@@ -1,19 +1,19 @@
-"""Imports what the two published programs of QINCo saved, without PyTorch and without them."""
+"""Imports checkpoints of the two published QINCo programs, without PyTorch and without them."""
 
 import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.models.pytorch import layouts, modules, torch_files
-from qinco_jax.models.pytorch.layouts import Sizes, listed, positive
-from qinco_jax.models.pytorch.pickles import Record
+from qinco_jax.models.pytorch import pickled_modules, state_dicts, torch_zip
+from qinco_jax.models.pytorch.safe_pickle import Record
+from qinco_jax.models.pytorch.state_dicts import Sizes, listed, positive
 from qinco_jax.quantizers import pairwise
 from qinco_jax.quantizers.pairwise import PairwiseDecoder
 from qinco_jax.quantizers.product import Product
@@ -23,7 +23,7 @@ from qinco_jax.vectors import checks, formats
 FIRST_KEYS = {"epoch", "scheduler", "state_dict"}
 SECOND_KEYS = {"model", "parameters", "data_dim"}
 NOT_NEEDED = {"epoch", "optimizer", "scheduler", "logger"}
-"""Of a training of the second program; they say nothing about what the model computes."""
+"""Keys of the second program's training state, which do not affect what the model computes."""
 PARAMETERS = {"K", "M", "de", "dh", "L", "A", "B", "ivf_in_use", "ivf_K", "qinco1_mode"}
 PAIRWISE_KEYS = ("ivf_code_map", "combine_mvals_m", "codebook_MKD")
 SCHEDULERS = ("__main__ Scheduler", "train_qinco Scheduler")
@@ -33,7 +33,6 @@ EXPECTED = (
     f"{', '.join(PAIRWISE_KEYS)}"
 )
 
-M = TypeVar("M", Qinco, Product)
 Imported = Qinco | Product | PairwiseDecoder
 
 
@@ -46,31 +45,31 @@ def load_pytorch(
 ) -> Imported:
     """Imports a checkpoint of one of QINCo's published programs.
 
-    PyTorch is not needed, and nothing that the file asks for is done. Every array and size in it is
-    accounted for. Read are modules of the first program (QINCo, QINCo-LR, IVF-QINCo, PQ-QINCo), the
-    state of its trainings on several GPUs, checkpoints of the second (QINCo2, IVF-QINCo2, QINCo),
-    and its pairwise decoders.
+    PyTorch is not needed, and no code in the file is run. Every array and size in it is checked. It
+    reads modules of the first program (QINCo, QINCo-LR, IVF-QINCo, PQ-QINCo), the state of its
+    multi-GPU trainings, checkpoints of the second (QINCo2, IVF-QINCo2, QINCo), and its pairwise
+    decoders.
 
     Args:
       path: the file.
       centroids: [K_ivf, D] numbers in the space of the vectors, or a file of them, for an
-        IVF-QINCo2 that was saved without.
-      db_scale: by which vectors are divided, where only a state of the first program's trainings
-        is left: it is not in there. That program takes the greatest number of its training set.
-      num_steps: M of the model for whose codes a pairwise decoder is, which its file does not say;
-        `None` takes half its tables, since the published program fits two for each step.
+        IVF-QINCo2 that was saved without them.
+      db_scale: what vectors are divided by, for a state of the first program's multi-GPU trainings,
+        which lacks it. That program takes the largest number in its training set.
+      num_steps: M of the model whose codes a pairwise decoder decodes, which its file does not
+        say; `None` takes half its tables, since the published program fits two for each step.
 
     Returns:
       A model that encodes and decodes as the published one does, in float32; or a
       `PairwiseDecoder`.
 
     Raises:
-      InputError: no such file, another format, damage, or anything in it that is not as expected;
-        `centroids`, `db_scale` or `num_steps` are missing, or are not needed.
+      InputError: no such file, another format, damage, or unexpected content; `centroids`,
+        `db_scale` or `num_steps` is missing, or not needed.
     """
-    classes = (*modules.CLASSES, *SCHEDULERS)
+    classes = (*pickled_modules.CLASSES, *SCHEDULERS)
     try:
-        found = torch_files.read(path, classes)
+        found = torch_zip.read(path, classes)
         kind = _kind(found)
         for name, value, needs_it in (
             ("db_scale", db_scale, "first state"),
@@ -78,7 +77,7 @@ def load_pytorch(
             ("num_steps", num_steps, "pairwise"),
         ):
             if value is not None and kind != needs_it:
-                raise InputError(f"it needs no {name}; leave that out")
+                raise InputError(f"it needs no {name}; leave it out")
         if kind == "first state":
             return _of_first_state(found, db_scale)
         if kind == "second":
@@ -89,7 +88,7 @@ def load_pytorch(
 
 
 def _kind(found: Any) -> str:
-    if type(found) is Record and found.name in modules.MODELS:
+    if type(found) is Record and found.name in pickled_modules.MODELS:
         return "module"
     if type(found) is not dict:
         name = found.name if type(found) is Record else type(found).__name__
@@ -104,61 +103,62 @@ def _kind(found: Any) -> str:
 
 
 def _of_module(root: Record) -> Qinco | Product:
-    tree = modules.tree(root)
-    if root.name != modules.PRODUCT:
-        return _validated(_qinco(tree))
+    tree = pickled_modules.tree(root)
+    if root.name != pickled_modules.PRODUCT:
+        return _qinco(tree)
     children = tree.children()
     names = [f"sub_quantizer_{i}" for i in range(len(children))]
     if children.keys() != set(names) or not names:
         raise InputError(f"it has the modules {listed(children)}; expected sub_quantizer_0, ...")
     for name in names:
         kind = children[name].modules[""].name
-        if kind != modules.QINCO:
+        if kind != pickled_modules.QINCO:
             raise InputError(f"its {name} is a {kind}; expected a QINCo")
     parts = tuple(_qinco(children[name]) for name in names)
     rotation = _rotation(tree, sum(len(part.mean) for part in parts), names)
-    if len(parts) == 1:  # it divides before it rotates, which is the same
-        return _validated(dataclasses.replace(parts[0], rotation=rotation))
-    return _validated(Product(parts, rotation))
+    if len(parts) == 1:  # it divides before it rotates, which gives the same
+        config = dataclasses.replace(parts[0].config, rotate=rotation is not None)
+        return dataclasses.replace(parts[0], rotation=rotation, config=config)
+    product = Product(parts, rotation)
+    _ = product.config  # raises if the parts differ in size
+    return product
 
 
-def _qinco(tree: modules.Tree) -> Qinco:
+def _qinco(tree: pickled_modules.Tree) -> Qinco:
     """A QINCo, a QINCo-LR or an IVF-QINCo."""
-    sizes, coarse = modules.sizes(tree)
-    low_rank = tree.modules[""].name == modules.LOW_RANK
+    sizes, coarse = pickled_modules.sizes(tree)
+    low_rank = tree.modules[""].name == pickled_modules.LOW_RANK
     scale = tree.plain.get("db_scale")
-    model = layouts.first_program(tree.arrays, sizes, scale, low_rank=low_rank, coarse=coarse)
-    modules.check(tree, sizes, coarse)
+    model = state_dicts.first_program(tree.arrays, sizes, scale, low_rank=low_rank, coarse=coarse)
+    pickled_modules.check(tree, sizes, coarse)
     return model
 
 
-def _rotation(tree: modules.Tree, dim: int, names: list[str]) -> jax.Array | None:
-    """The matrix R by which rows are multiplied, which is published transposed, if there is one."""
+def _rotation(tree: pickled_modules.Tree, dim: int, names: list[str]) -> jax.Array | None:
+    """The matrix R that rows are multiplied by, published transposed, or `None`."""
     own = {name: value for name, value in tree.arrays.items() if "." not in name}
     plain = {name: value for name, value in tree.plain.items() if "." not in name}
     rotated = "opq_matrix" in own
-    modules.check_plain(
+    pickled_modules.check_plain(
         tree._replace(plain=plain),
         {"db_scale": 1} if rotated else {"db_scale": 1, "opq_matrix": None},
         {"sub_quantizers": names},
         others=set(),
     )
-    layouts.check(own, {"opq_matrix": (dim, dim)} if rotated else {})
-    return jnp.asarray(layouts.floats(own, "opq_matrix").T) if rotated else None
+    state_dicts.check(own, {"opq_matrix": (dim, dim)} if rotated else {})
+    return jnp.asarray(state_dicts.floats(own, "opq_matrix").T) if rotated else None
 
 
 def _of_first_state(found: Mapping[str, Any], db_scale: float | None) -> Qinco:
     arrays = _arrays(found["state_dict"])
     if db_scale is None:
         raise InputError(
-            "it is the state of a training on several GPUs, which lacks db_scale, by which vectors "
-            "are divided; pass db_scale=..., the greatest number of the training vectors unless "
-            "the training was told another"
+            "it is the state of a multi-GPU training, which lacks db_scale, what vectors are "
+            "divided by; pass db_scale=..., the largest number in the training vectors unless the "
+            "training was given another"
         )
-    sizes, low_rank, coarse = layouts.sizes_of_first_program(arrays)
-    return _validated(
-        layouts.first_program(arrays, sizes, db_scale, low_rank=low_rank, coarse=coarse)
-    )
+    sizes, low_rank, coarse = state_dicts.sizes_of_first_program(arrays)
+    return state_dicts.first_program(arrays, sizes, db_scale, low_rank=low_rank, coarse=coarse)
 
 
 def _of_second(
@@ -175,12 +175,12 @@ def _of_second(
         raise InputError(f"it is a QINCo with de = {embed_dim}; those have de = {dim}, as data_dim")
     coarse = _num_centroids(given.get("ivf_K")) if ivf else None
     if not ivf and (centroids is not None or "ivf_K" in given):
-        raise InputError("it is no IVF-QINCo2; there is no place for centroids or ivf_K")
+        raise InputError("it is not an IVF-QINCo2; leave out centroids and ivf_K")
     sizes = Sizes(
         dim, positive("K", given.get("K")), embed_dim, positive("dh", given.get("dh")),
         positive("L", given.get("L")), range(1, num_steps + 1 if ivf else num_steps),
     )  # fmt: skip
-    model = layouts.second_program(
+    return state_dicts.second_program(
         arrays,
         sizes,
         form="qinco" if first else "qinco2",
@@ -189,7 +189,6 @@ def _of_second(
         centroids=_centroids(arrays, centroids, coarse, dim) if coarse else None,
         coarse=coarse,
     )
-    return _validated(model)
 
 
 def _parameters(given: Any) -> dict[str, Any]:
@@ -208,17 +207,17 @@ def _parameters(given: Any) -> dict[str, Any]:
 
 def _num_centroids(value: Any) -> int:
     if type(value) is not int or not 2 <= value <= 2**24:
-        raise InputError("it states an IVF, but its ivf_K is no number from 2 to 2^24")
+        raise InputError("it states an IVF, but its ivf_K is not an integer from 2 to 2^24")
     return value
 
 
 def _centroids(
-    arrays: layouts.Arrays,
+    arrays: state_dicts.Arrays,
     centroids: str | os.PathLike[str] | np.ndarray | None,
     coarse: int,
     dim: int,
 ) -> np.ndarray | None:
-    """Centroids [K_ivf, D] float32 that are not in the file, or `None` where they are."""
+    """Centroids [K_ivf, D] float32 if the file has none, or `None` if it has them."""
     inside = "steps.0.ivf_centroids.weight" in arrays
     if inside and centroids is not None:
         raise InputError("it has its own centroids; leave yours out")
@@ -226,8 +225,8 @@ def _centroids(
         if inside:
             return None
         raise InputError(
-            f"it is an IVF-QINCo2 without its {coarse} centroids, which are in a file of their "
-            "own; pass centroids=..., its path"
+            f"it is an IVF-QINCo2 without its {coarse} centroids, which are in a separate "
+            "file; pass centroids=..., its path"
         )
     given = formats.read(centroids) if isinstance(centroids, str | os.PathLike) else centroids
     given = np.asarray(checks.vectors(given, what="centroids"))
@@ -242,13 +241,13 @@ def _pairwise(found: Mapping[str, Any], num_steps: int | None) -> PairwiseDecode
         num_steps, odd = divmod(len(arrays["codebook_MKD"]), 2)
         if odd:
             raise InputError(
-                "it is a pairwise decoder that has not two tables for each step; pass "
+                "it is a pairwise decoder without two tables for each step; pass "
                 "num_steps=..., M of the codes"
             )
     return pairwise.checked(*(arrays[name] for name in PAIRWISE_KEYS), num_steps=num_steps)
 
 
-def _arrays(found: Any) -> layouts.Arrays:
+def _arrays(found: Any) -> state_dicts.Arrays:
     """A state dict."""
     if type(found) is not dict or not found:
         raise InputError(f"its state dict is a {type(found).__name__}; expected one of tensors")
@@ -256,11 +255,5 @@ def _arrays(found: Any) -> layouts.Arrays:
         if type(name) is not str or type(value) is not np.ndarray:
             kind = type(value).__name__
             raise InputError(f"its state dict has {name!a}, a {kind}; expected tensors by name")
-    layouts.require_distinct(found)
+    state_dicts.require_distinct(found)
     return found
-
-
-def _validated(model: M) -> M:
-    """The model, if its sizes can be a model's."""
-    _ = model.config
-    return model

@@ -1,6 +1,6 @@
-"""The arrays of the published models: their names and shapes there, and their place in ours.
+"""Models from published state dicts: the names and shapes of arrays there and in our models.
 
-Linear weights are published as [out, in]; ours map the first axis to the second.
+Linear weights are published as [out, in]; ours are [in, out].
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from qinco_jax.quantizers.qinco import Qinco
 SHOWN_NAMES = 12
 MAX_SIZE = 2**20
 LEAST, GREATEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-TABLES = ("codebook", "preselect")  # no linear weights
+TABLES = ("codebook", "preselect")  # not linear weights
 
 Arrays = Mapping[str, np.ndarray]
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -32,7 +32,7 @@ class Sizes:
     """D, K, E, H, L of a published model, and the numbers m of its network steps.
 
     Raises:
-      InputError: a size that is no integer from 1 to 2^20.
+      InputError: a size that is not an integer from 1 to 2^20.
     """
 
     dim: int
@@ -51,7 +51,7 @@ def positive(name: str, value: Any) -> int:
     """Returns a size that a file states.
 
     Raises:
-      InputError: it is no integer from 1 to 2^20.
+      InputError: it is not an integer from 1 to 2^20.
     """
     if type(value) is not int or not 1 <= value <= MAX_SIZE:
         raise InputError(f"its {name} is {ascii(value)[:20]}; expected 1 to {MAX_SIZE}")
@@ -66,13 +66,13 @@ def first_program(
     Args:
       arrays: the published state dict.
       sizes: as published.
-      scale: the `db_scale`, by which vectors are divided, as somebody gave it.
+      scale: the `db_scale` that vectors are divided by; may be anything.
       low_rank: whether W is the product of two matrices (QINCo-LR).
       coarse: K_ivf of an IVF-QINCo.
 
     Raises:
-      InputError: names what is missing, unknown or of another shape; or `scale` is no number above
-        0 that float32 holds.
+      InputError: names what is missing, unknown or of another shape; or `scale` is not a positive
+        number that float32 holds.
     """
     dim, hidden_dim = sizes.dim, sizes.hidden_dim
     layout: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -93,8 +93,8 @@ def first_program(
     real = isinstance(scale, numbers.Real) and not isinstance(scale, bool)
     if not (real and LEAST <= scale <= GREATEST):
         raise InputError(
-            f"its db_scale is no number from {LEAST:.3g} to {GREATEST:.3g}; one below 0, as of a "
-            "training set without numbers above 0, is not supported: train on other vectors"
+            f"its db_scale is not a number from {LEAST:.3g} to {GREATEST:.3g}; a negative one, as "
+            "of a training set without positive numbers, is not supported: train on other vectors"
         )
     return Qinco.of_arrays(
         mean=jnp.zeros(dim),
@@ -108,10 +108,10 @@ def first_program(
 
 
 def sizes_of_first_program(arrays: Arrays) -> tuple[Sizes, bool, int | None]:
-    """Sizes, and `low_rank` and `coarse` of `first_program`, read off the names and shapes.
+    """Sizes, and `low_rank` and `coarse` of `first_program`, from the names and shapes.
 
     Raises:
-      InputError: there is not enough to tell.
+      InputError: they do not determine it.
     """
     coarse = "step0.codebook.weight" in arrays
     first = 0 if coarse else 1
@@ -130,7 +130,7 @@ def sizes_of_first_program(arrays: Arrays) -> tuple[Sizes, bool, int | None]:
         if name in arrays
     ]  # fmt: skip
     if [len(shape) for shape in shapes] != [2, 2, 2]:
-        raise InputError("its codebook0.weight is missing, or its weights are no matrices")
+        raise InputError("its codebook0.weight is missing, or its weights are not matrices")
     (num_centroids, _), (codebook_size, dim), (hidden_dim, _) = shapes
     steps = range(first, max(numbers) + 1)
     sizes = Sizes(dim, codebook_size, dim, hidden_dim, max(blocks) + 1, steps)
@@ -153,9 +153,9 @@ def second_program(
       arrays: the published state dict.
       sizes: as published.
       form: "qinco" or "qinco2".
-      num_candidates: A; `None` where there are no pre-selection codebooks.
+      num_candidates: A; `None` if there are no pre-selection codebooks.
       beam_size: B.
-      centroids: [K_ivf, D] in the space of the vectors, where the state dict has none.
+      centroids: [K_ivf, D] in the space of the vectors, if the state dict has none.
       coarse: K_ivf of an IVF-QINCo2.
 
     Raises:
@@ -171,11 +171,11 @@ def second_program(
     coded = sizes.steps if coarse is not None else range(sizes.steps.stop)
     statistics = {
         f"steps.{m}.xtarget_{kind}": (dim,) for m in coded for kind in ("mean", "var")
-    }  # of the residuals, for codewords that no vector uses; training alone needs them
+    }  # of the residuals, for unused codewords; only training needs them
     check(arrays, {**expected, **_shapes(layout, sizes)}, optional=statistics)
     mean, scale = floats(arrays, "data_mean"), floats(arrays, "data_std")
     if not scale > 0:
-        raise InputError(f"its data_std is {scale}; expected a number above 0")
+        raise InputError(f"its data_std is {scale}; expected a positive number")
     codebook = floats(arrays, first) if centroids is None else (centroids - mean[None]) / scale
     return Qinco.of_arrays(
         mean=jnp.asarray(mean),
@@ -213,7 +213,7 @@ def check(
     expected: Mapping[str, tuple[int, ...]],
     optional: Mapping[str, tuple[int, ...]] | None = None,
 ) -> None:
-    """Raises InputError unless `found` has the expected arrays, of their shapes, and no others."""
+    """Raises InputError unless `found` has exactly the expected arrays, with their shapes."""
     optional = optional or {}
     unknown = [name for name in found if name not in expected and name not in optional]
     if unknown:
@@ -230,16 +230,16 @@ def check(
 
 
 def require_distinct(arrays: Mapping[str, Any]) -> None:
-    """Raises InputError if an array has two names: copied for each, it could fill the memory."""
+    """Raises InputError if an array has two names: copied for each, it could fill memory."""
     if len({id(array) for array in arrays.values()}) < len(arrays):
-        raise InputError("it has a tensor under several names, which no model has")
+        raise InputError("it has a tensor under several names, as no published model does")
 
 
 def floats(arrays: Arrays, name: str) -> np.ndarray:
     """An array as float32.
 
     Raises:
-      InputError: it has no floats, or NaN or Inf among them.
+      InputError: it is not of floats, or has NaN or Inf.
     """
     array = arrays[name]
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -247,15 +247,15 @@ def floats(arrays: Arrays, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     if not np.isfinite(array).all():
-        raise InputError(f"its {name} holds NaN or Inf; the file is of a failed training")
+        raise InputError(f"its {name} holds NaN or Inf; the training diverged")
     return array
 
 
 def _check_count(arrays: Arrays, sizes: Sizes) -> None:
-    """That there may be an array for each block, before all their names are made."""
+    """Checks that there can be an array for each block, before their names are built."""
     if len(sizes.steps) * sizes.num_blocks > len(arrays):
         raise InputError(
-            f"it says that it has {len(sizes.steps)} network steps of {sizes.num_blocks} blocks, "
+            f"it states {len(sizes.steps)} network steps of {sizes.num_blocks} blocks, "
             f"but holds {len(arrays)} arrays"
         )
 
@@ -277,7 +277,7 @@ def _steps(arrays: Arrays, layout: Layout, sizes: Sizes) -> Step:
 
 
 def _stacked(arrays: Arrays, field: str, layout: Layout, sizes: Sizes) -> jax.Array:
-    """All steps' arrays of a field, and all blocks' where it has blocks, in our layout."""
+    """The arrays of a field of all steps, and of all blocks if it has blocks, in our layout."""
     name, shape = layout[field]
     turned = len(shape) == 2 and field not in TABLES
     shape = shape[::-1] if turned else shape
@@ -293,12 +293,12 @@ def _stacked(arrays: Arrays, field: str, layout: Layout, sizes: Sizes) -> jax.Ar
 
 
 def _numbers(names: Collection[str], pattern: str) -> list[int]:
-    """The numbers in the names that match a pattern."""
+    """The numbers in names that match a pattern."""
     matches = (re.fullmatch(pattern, name, re.ASCII) for name in names)
     return [int(match[1]) for match in matches if match and len(match[1]) < 4]
 
 
 def listed(names: Collection[str]) -> str:
-    """The first few names, for people."""
+    """The first few names, for a message."""
     shown = ", ".join(ascii(name)[:80] for name in list(names)[:SHOWN_NAMES]) or "nothing"
     return f"{shown} and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else shown

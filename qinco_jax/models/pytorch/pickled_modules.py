@@ -1,7 +1,7 @@
-"""Whole modules of the first published program, as pickles describe them: their arrays and sizes.
+"""Pickled modules of the first published program: their arrays and sizes.
 
-A module is a `Record` whose state holds its parameters, its modules, and plain attributes. All of
-them are compared with what a module of its class and sizes has.
+A module is a `Record` whose state holds its parameters, its modules, and plain attributes. All are
+compared with what a module of its class and sizes has.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.models.pytorch.layouts import Sizes, listed, positive, require_distinct
-from qinco_jax.models.pytorch.pickles import Record
+from qinco_jax.models.pytorch.safe_pickle import Record
+from qinco_jax.models.pytorch.state_dicts import Sizes, listed, positive, require_distinct
 
 QINCO, LOW_RANK, IVF, PRODUCT = MODELS = tuple(
     f"model_qinco {name}" for name in ("QINCo", "QINCoLR", "IVFQINCo", "PQ_QINCo")
@@ -30,11 +30,11 @@ TRAINING = {
     RELU: ("inplace",),
     EMBEDDING: ("norm_type", "scale_grad_by_freq", "sparse"),
 }
-"""Attributes by class, "" for all, that say nothing about what a trained module computes."""
+"""Attributes by class, "" for all, which do not affect what a trained module computes."""
 
 
 class Tree(NamedTuple):
-    """All modules below one of them, by dotted path; "" is that one itself.
+    """All modules below one of them, by dotted path; "" is the root.
 
     Attributes:
       modules: the modules.
@@ -59,10 +59,10 @@ class Tree(NamedTuple):
 
 
 def tree(root: Record) -> Tree:
-    """The modules below `root`, which may be anything that a pickle can describe.
+    """The modules below `root`, which may be anything that a pickle describes.
 
     Raises:
-      InputError: it is no tree of modules, one of them has hooks or buffers, or two have the same
+      InputError: it is not a tree of modules, a module has hooks or buffers, or two share a
         parameter.
     """
     found = Tree({}, {}, {})
@@ -71,7 +71,7 @@ def tree(root: Record) -> Tree:
         path, module = waiting.pop()
         start = f"{path}." if path else ""
         if type(module) is not Record or id(module) in seen or len(start) > MAX_PATH:
-            raise InputError(f"its module {path!a} is none, or is there twice")
+            raise InputError(f"its module {path!a} is not a module, or is there twice")
         seen.add(id(module))
         found.modules[path] = module
         for name, value in _named(module.state):
@@ -93,21 +93,23 @@ def sizes(tree: Tree) -> tuple[Sizes, int | None]:
     """The sizes that a QINCo, a QINCo-LR or an IVF-QINCo states, and K_ivf.
 
     Raises:
-      InputError: a size is missing or none.
+      InputError: a size is missing or invalid.
     """
     dim, codebook_size, hidden_dim, num_blocks, num_steps = (
         positive(name, tree.plain.get(name)) for name in ("d", "K", "h", "L", "M")
     )
     ivf = tree.modules[""].name == IVF
     if (num_steps * num_blocks) > MAX_MODULES:
-        raise InputError(f"it states {num_steps} steps of {num_blocks} blocks; that is too many")
+        raise InputError(
+            f"it states {num_steps} steps of {num_blocks} blocks, more than {MAX_MODULES}"
+        )
     steps = range(num_steps) if ivf else range(1, num_steps)
     coarse = positive("K_IVF", tree.plain.get("K_IVF")) if ivf else None
     return Sizes(dim, codebook_size, dim, hidden_dim, num_blocks, steps), coarse
 
 
 def check(tree: Tree, sizes: Sizes, coarse: int | None) -> None:
-    """That the modules are those of a model of its class and sizes, with the attributes of such.
+    """Checks the modules, and their attributes, against a model of its class and sizes.
 
     Raises:
       InputError: names what differs.
@@ -135,7 +137,7 @@ def check(tree: Tree, sizes: Sizes, coarse: int | None) -> None:
 def check_plain(
     tree: Tree, expected: Mapping[str, Any], lists: Mapping[str, list[str]], others: set[str]
 ) -> None:
-    """That plain attributes are the `expected`, `lists` of modules, `others`, or for training.
+    """Checks that plain attributes are `expected`, `lists` of modules, `others`, or for training.
 
     Raises:
       InputError: names what differs.
@@ -145,11 +147,11 @@ def check_plain(
         if name in lists:
             modules = [tree.modules[other] for other in lists[name]]
             if type(value) is not list or [id(m) for m in value] != [id(m) for m in modules]:
-                raise InputError(f"its {name} is no list of {listed(lists[name])}")
+                raise InputError(f"its {name} is not the list of {listed(lists[name])}")
         elif name in expected:
             if type(value) is not type(expected[name]) or value != expected[name]:
                 raise InputError(
-                    f"its {name} is {_shown(value)}; expected {expected[name]}, as of its arrays"
+                    f"its {name} is {_shown(value)}; expected {expected[name]}, as its arrays have"
                 )
         elif name not in others and attribute not in (
             *TRAINING[""], *TRAINING.get(tree.modules[path].name, ())
@@ -180,9 +182,9 @@ def _expected(kind: str, sizes: Sizes) -> tuple[dict[str, str], dict[str, list[s
 
 
 def _attributes(start: str, kind: str, weight: Any) -> dict[str, Any]:
-    """What a linear map or a table says of itself, by its weight."""
+    """The attributes of a linear map or a table with this weight."""
     if type(weight) is not np.ndarray or weight.ndim != 2:
-        raise InputError(f"its {start}weight is no matrix")
+        raise InputError(f"its {start}weight is not a matrix")
     rows, columns = weight.shape
     if kind == LINEAR:
         return {f"{start}in_features": columns, f"{start}out_features": rows}
@@ -199,7 +201,7 @@ def _named(value: Any) -> Iterable[tuple[str, Any]]:
     if type(value) is not dict or not all(
         type(key) is str and len(key) < MAX_PATH and "." not in key for key in value
     ):
-        raise InputError("it has a module without attributes, or with names that no module has")
+        raise InputError("it has a module without attributes, or with invalid names")
     return value.items()
 
 
@@ -208,5 +210,5 @@ def _is_empty(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value for people, whatever it is."""
+    """Any value, for a message."""
     return repr(value) if type(value) in (int, float, bool, type(None)) else type(value).__name__

@@ -1,7 +1,7 @@
-"""Reads what `torch.save` wrote, without PyTorch and without doing what the file asks for.
+"""Reads the zip archives of `torch.save`, without PyTorch and without running code from them.
 
-Such a file is a zip archive, uncompressed: a pickle, and the numbers of its tensors in `data/0`,
-`data/1`, ... which the pickle names.
+They are uncompressed: a pickle, and the numbers of its tensors in `data/0`, `data/1`, ..., which
+the pickle refers to.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ import ml_dtypes
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.models.pytorch import pickles
-from qinco_jax.models.pytorch.pickles import Name, Record, of
+from qinco_jax.models.pytorch import safe_pickle
+from qinco_jax.models.pytorch.safe_pickle import Name, Record, of
 
 ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46"
 LOCAL_HEADER = 30  # bytes, before the name
@@ -48,17 +48,17 @@ NUMPY_DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"
 
 
 def read(path: str | os.PathLike[str], classes: Collection[str] = ()) -> Any:
-    """The value that `torch.save` wrote, of numpy arrays in place of tensors.
+    """The value that `torch.save` wrote, with NumPy arrays instead of tensors.
 
     Args:
       path: a file of PyTorch 1.6 or newer.
       classes: names such as "torch.nn.modules.linear Linear", whose objects are read as `Record`.
 
     Returns:
-      As `pickles.read`; arrays are read-only, and may share memory.
+      As `safe_pickle.read`; arrays are read-only, and may share memory.
 
     Raises:
-      InputError: no such file, another format, damage, or a pickle that asks for anything else.
+      InputError: no such file, another format, damage, or a pickle that asks for any other class.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,10 +70,10 @@ def read(path: str | os.PathLike[str], classes: Collection[str] = ()) -> Any:
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"it cannot be read ({error.strerror}); mend that first") from error
+        raise InputError(f"it cannot be read ({error.strerror}); fix that first") from error
     except DAMAGE as error:
         reason = ascii(str(error))[1:-1][:80]
-        raise InputError(f"it is damaged ({reason}); fetch it again") from error
+        raise InputError(f"it is damaged ({reason}); download it again") from error
 
 
 def _check_beginning(path: Path) -> None:
@@ -83,8 +83,8 @@ def _check_beginning(path: Path) -> None:
         return
     if beginning.startswith(LEGACY) or beginning[257:262] == b"ustar":
         raise InputError(
-            "it is in the format that PyTorch wrote before its version 1.6, which is not read; if "
-            "you trust it, load and save it with a newer PyTorch"
+            "it is in the format of PyTorch before its version 1.6, which is not supported; if you "
+            "trust it, load and save it with a newer PyTorch"
         )
     raise InputError(
         f"it begins with {beginning[:8]!r}; expected the zip archive that torch.save writes"
@@ -92,7 +92,7 @@ def _check_beginning(path: Path) -> None:
 
 
 class _Entries:
-    """The entries of an archive by name below its one folder; those that are read are noted."""
+    """The entries of an archive by name in its one folder, and which of them are unread."""
 
     def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
         infos = archive.infolist()
@@ -104,7 +104,7 @@ class _Entries:
         self.infos = {info.filename.partition("/")[2]: info for info in infos}
         if len(folders) != 1 or len(self.infos) != len(infos) or "data.pkl" not in self.infos:
             raise InputError(
-                "it is a zip archive but not one of torch.save, which holds one folder with a "
+                "it is a zip archive but not one of torch.save, which has one folder with a "
                 "data.pkl and no name twice"
             )
         self.unread = set(self.infos)
@@ -118,7 +118,7 @@ class _Entries:
 
 
 def _check_places(infos: list[zipfile.ZipInfo], size: int) -> None:
-    """That entries are stored as they are, one after the other: so all fit into memory."""
+    """Checks that entries are uncompressed and do not overlap, so that all fit into memory."""
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
@@ -126,10 +126,10 @@ def _check_places(infos: list[zipfile.ZipInfo], size: int) -> None:
                 f"its entry {info.filename!a} is compressed, which torch.save never does"
             )
         if info.header_offset < end:
-            raise InputError(f"its entry {info.filename!a} overlaps another one")
+            raise InputError(f"its entry {info.filename!a} overlaps another")
         end = info.header_offset + LOCAL_HEADER + info.file_size
     if end > size:
-        raise InputError("it is cut off; fetch it again")
+        raise InputError("it is cut off; download it again")
 
 
 def _read(entries: _Entries, classes: Collection[str]) -> Any:
@@ -138,9 +138,11 @@ def _read(entries: _Entries, classes: Collection[str]) -> Any:
         raise InputError(f"it has the version {version[:8]!r} of torch.save; expected 2 or 3")
     byteorder = entries.read("byteorder") if "byteorder" in entries else b"little"
     if byteorder != b"little":
-        raise InputError(f"its numbers are {byteorder[:8]!r}-endian; only little-endian is read")
-    vocabulary = pickles.Vocabulary(FUNCTIONS, classes, DTYPES, _storages(entries))
-    value = pickles.read(entries.read("data.pkl"), vocabulary)
+        raise InputError(
+            f"its numbers are {byteorder[:8]!r}-endian; only little-endian is supported"
+        )
+    vocabulary = safe_pickle.Vocabulary(FUNCTIONS, classes, DTYPES, _storages(entries))
+    value = safe_pickle.read(entries.read("data.pkl"), vocabulary)
     entries.unread -= KNOWN
     if entries.unread:
         names = ", ".join(ascii(name) for name in sorted(entries.unread)[:4])
@@ -150,9 +152,9 @@ def _read(entries: _Entries, classes: Collection[str]) -> Any:
 
 @dataclasses.dataclass(eq=False)
 class _Storage:
-    """The numbers [n] in which tensors lie, and how many of them no tensor took yet.
+    """The numbers [n] of tensors, and how many of them no tensor has taken yet.
 
-    Tensors that share numbers would make much memory out of a small file, once they are copied.
+    Copied, tensors that share numbers could make a small file fill memory.
     """
 
     numbers: np.ndarray
@@ -166,7 +168,7 @@ def _storages(entries: _Entries) -> Callable[[Any], _Storage]:
     def storage(identity: Any) -> _Storage:
         kind, name, key, _, size = of(tuple, identity)
         if of(str, kind) != "storage" or of(Name, name).text not in DTYPES:
-            raise ValueError("a persistent id that is no storage")
+            raise ValueError("a persistent id that is not a storage")
         dtype = DTYPES[name.text]
         if of(str, key) not in known:
             if not key.isdecimal() or f"data/{key}" not in entries:
@@ -185,7 +187,7 @@ def _storages(entries: _Entries) -> Callable[[Any], _Storage]:
 def _tensor(
     storage: _Storage, offset: int, shape: Any, strides: Any, _: object, hooks: Any
 ) -> np.ndarray:
-    """A tensor as a view of its storage, in which it must lie, each number at its own place."""
+    """A tensor as a view of its storage; no two of its numbers may share a place."""
     numbers = of(_Storage, storage).numbers
     _of_length(0, of(dict, hooks))
     shape, strides = _sizes(shape), _sizes(strides)
@@ -210,7 +212,7 @@ def _tensor(
 
 def _sizes(sizes: Any) -> tuple[int, ...]:
     if not all(0 <= of(int, size) < MAX_SIZE for size in of(tuple, sizes)):
-        raise ValueError("a shape, strides or an offset that are no sizes")
+        raise ValueError("an invalid shape, stride or offset")
     return sizes
 
 
@@ -228,30 +230,30 @@ def _set(items: Any) -> tuple[str, ...]:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """The bytes that a pickle of protocol 2 writes as a text."""
+    """The bytes that a pickle of protocol 2 writes as text."""
     if of(str, encoding) != "latin1":
-        raise ValueError("bytes that are no latin1")
+        raise ValueError("bytes that are not latin1")
     return of(str, text).encode(encoding)
 
 
 def _numpy_dtype(code: Any, *_: object) -> Record:
     if of(str, code) not in NUMPY_DTYPES:
-        raise ValueError("a dtype of numpy that is no number")
+        raise ValueError("a NumPy dtype that is not a number")
     return Record(code)
 
 
 def _numpy_scalar(dtype: Any, data: Any) -> float | int | bool:
-    """A number of numpy's; the state of its dtype is (version, byte order, ...)."""
+    """A NumPy number; the state of its dtype is (version, byte order, ...)."""
     code, order = of(Record, dtype).name, of(str, of(tuple, dtype.state)[1])
     if code not in NUMPY_DTYPES or order not in ("<", "|"):
-        raise ValueError("a number of numpy's that is not little-endian")
+        raise ValueError("a NumPy number that is not little-endian")
     _of_length(np.dtype(code).itemsize, of(bytes, data))
     return np.frombuffer(data, "<" + code)[0].item()
 
 
 def _of_length(length: int, value: Any) -> None:
     if len(value) != length:
-        raise ValueError(f"{len(value)} in a {type(value).__name__} in place of {length}")
+        raise ValueError(f"{len(value)} in a {type(value).__name__} instead of {length}")
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -1,8 +1,8 @@
-"""Reads a pickle without doing what it asks for.
+"""Reads a pickle without running code from it.
 
-A pickle is a program. Here its instructions are carried out on inert values only: a name in it
-stays a name, an object becomes a `Record`, and the only functions that are called are those that
-the caller gives under a name. What PyTorch's writer never uses is refused.
+A pickle is a program. Here its instructions only act on inert values: a name in it stays a name, an
+object becomes a `Record`, and the only functions called are those that the caller gives by name.
+Instructions that PyTorch never writes are refused.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from qinco_jax.errors import InputError
 
 MAX_BYTES = 2**24
 MAX_INSTRUCTIONS = 10**6
-MAX_INTEGER_KEY = 2**20  # an optimizer numbers its tensors; no other keys are integers
+MAX_INTEGER_KEY = 2**20  # an optimizer numbers its tensors; other keys are not integers
 SHOWN = 80
 
 
@@ -26,7 +26,7 @@ class Name(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Record:
-    """An object of a pickle: the name of its class, and its state, which most often is a dict."""
+    """An object of a pickle: the name of its class, and its state, usually a dict."""
 
     name: str
     state: Any = None
@@ -36,10 +36,10 @@ class Vocabulary(NamedTuple):
     """What a pickle may name and ask for; anything else is refused.
 
     Attributes:
-      functions: by name; each takes the arguments and raises ValueError at unfit ones.
-      classes: whose objects become a `Record`.
-      constants: names that are only handed on, as a `Name`.
-      persistent: takes a persistent id, and raises ValueError at an unfit one.
+      functions: by name; each takes the arguments and raises ValueError if they are invalid.
+      classes: names whose objects become a `Record`.
+      constants: names that are only passed on, as a `Name`.
+      persistent: takes a persistent id, and raises ValueError if it is invalid.
     """
 
     functions: Mapping[str, Callable[..., Any]]
@@ -51,8 +51,8 @@ class Vocabulary(NamedTuple):
 def read(data: bytes, vocabulary: Vocabulary) -> Any:
     """The value of a pickle: None, numbers, texts, tuples, lists, dicts, `Record`, `Name`.
 
-    What the functions of the vocabulary return is among these. Values may be shared, and may hold
-    themselves, as deep as the pickle likes: do not walk through them blindly.
+    Or what the vocabulary's functions return. Values may be shared, contain themselves, and be
+    nested to any depth: do not walk them blindly.
 
     Raises:
       InputError: the pickle is damaged, too long, or asks for something that is not allowed.
@@ -74,12 +74,12 @@ def read(data: bytes, vocabulary: Vocabulary) -> Any:
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         reason = ascii(str(error))[1:-1][:SHOWN]
         raise InputError(
-            f"its pickle is damaged, or no PyTorch wrote it ({reason}, by byte {position})"
+            f"its pickle is damaged, or PyTorch did not write it ({reason}, by byte {position})"
         ) from error
 
 
 class _Machine:
-    """The stack, the marks in it, and the memo of a pickle that is being read."""
+    """The stack, the marks in it, and the memo of a pickle being read."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
@@ -100,15 +100,15 @@ class _Machine:
 
     def result(self) -> Any:
         if self.marked or len(self.stack) != 1:
-            raise ValueError("not one value at the end")
+            raise ValueError("more or less than one value at the end")
         return self.stack[0]
 
     def protocol(self, version: int) -> None:
         if version != 2:
-            raise InputError(f"its pickle is of protocol {version}; PyTorch writes protocol 2")
+            raise InputError(f"its pickle has protocol {version}; PyTorch writes protocol 2")
 
     def stop(self, _: None) -> None:
-        pass  # `pickletools` ends here
+        pass  # `pickletools` stops here
 
     def mark(self, _: None) -> None:
         self.marked.append(self.stack)
@@ -153,8 +153,8 @@ class _Machine:
     def name(self, text: str) -> None:
         if text not in self.known:
             raise InputError(
-                f"its pickle asks for {ascii(text)[:SHOWN]}, which no published QINCo file needs; "
-                "do not trust this file"
+                f"its pickle asks for {ascii(text)[:SHOWN]}, which published QINCo files never "
+                "need; do not trust this file"
             )
         self.stack.append(Name(text))
 
@@ -178,24 +178,24 @@ class _Machine:
         if type(target) is Record and target.state is None:
             target.state = state
         elif type(target) is dict and type(state) is dict and state.keys() == {"_metadata"}:
-            pass  # of a state dict: the versions of the modules' classes
+            pass  # in a state dict: the versions of the modules' classes
         else:
             raise ValueError(f"attributes of a {type(target).__name__}")
 
 
 def of(kind: type, value: Any) -> Any:
-    """The value, if it is of that very type.
+    """The value, if it has exactly that type.
 
     Raises:
       ValueError: it is not.
     """
     if type(value) is not kind:
-        raise ValueError(f"{type(value).__name__} in place of {kind.__name__}")
+        raise ValueError(f"{type(value).__name__} instead of {kind.__name__}")
     return value
 
 
 def _key(key: Any) -> Any:
-    """A key of a dict; others could be made to have the same hash, or one that takes for ever."""
+    """A key of a dict; other types could be made to collide, or to hash forever."""
     if type(key) is str or (type(key) is int and 0 <= key < MAX_INTEGER_KEY):
         return key
     raise ValueError(f"{type(key).__name__} as a key")
