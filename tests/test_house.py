@@ -99,7 +99,8 @@ qj.load(sys.argv[1] + "/model")
 assert (logging.getLogger("absl").level, list(logging.getLogger().handlers)) == there
 """
     command = [sys.executable, "-c", script, str(tmp_path / "run")]
-    own = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}  # shared, it warns
+    cache = str(tmp_path / "compiled")  # a shared one may be read while it is written, and warn
+    own = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
     assert ran.returncode == 0 and not ran.stderr, ran.stderr
 
