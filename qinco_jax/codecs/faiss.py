@@ -88,11 +88,14 @@ def train(
 
 
 def _factory(name: str, dim: int, num_bytes: int) -> str:
-    """Faiss's own name of the codec; PQ pads dimensions to a multiple of its bytes."""
+    """Faiss's own name of the codec; PQ pads dimensions to a multiple of its bytes.
+
+    np: no polysemous training, which takes seconds and only renumbers the codewords.
+    """
     padded = -(-dim // num_bytes) * num_bytes
     return {
-        "pq": f"Pad{padded},PQ{num_bytes}x8" if padded > dim else f"PQ{num_bytes}x8",
-        "opq": f"OPQ{num_bytes}_{padded},PQ{num_bytes}x8",
+        "pq": f"Pad{padded},PQ{num_bytes}x8np" if padded > dim else f"PQ{num_bytes}x8np",
+        "opq": f"OPQ{num_bytes}_{padded},PQ{num_bytes}x8np",
         "rq": f"RQ{num_bytes}x8",
         "lsq": f"LSQ{num_bytes}x8",
         "rabitq": f"RR{dim},RaBitQ",
