@@ -14,6 +14,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(FOLDER.name, "compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # Faiss's threads spin where workers fill the cores
+
 import strict  # noqa: F401
 
 # What a shell runs in the background ignores Ctrl-C, which some tests send.

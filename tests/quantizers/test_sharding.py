@@ -12,13 +12,15 @@ import numpy as np
 import qinco_jax as qj
 from qinco_jax.quantizers import qinco
 
+FLAGS = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
 
 def on_8_devices(*arguments: str) -> str:
     """What devices8.py prints."""
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": FLAGS,
         "PYTHONPATH": str(Path(qj.__file__).parents[1]),
     }
     command = [sys.executable, devices8.__file__, *arguments]
