@@ -1,9 +1,9 @@
-"""The one exception that users are meant to read."""
+"""The exception for input that cannot be used."""
 
 
 class InputError(ValueError):
-    """Something that was passed in cannot be used; the message names it and says what to do.
+    """Invalid input; the message names it and says how to fix it.
 
     Raised for wrong shapes, dtypes and values, damaged files and impossible settings. The command
-    line prints the message alone and exits with code 2.
+    line prints only the message and exits with code 2.
     """

@@ -1,4 +1,4 @@
-"""Small files that appear whole or not at all."""
+"""Files that are written atomically."""
 
 import contextlib
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a place beside `path` to write to, which takes the name `path` at the end.
+    """Yields a temporary path beside `path` to write to; renames it to `path` at the end.
 
-    An exception inside removes it.
+    An exception in the block removes it.
     """
     target = Path(path)
     partial = target.with_name(f".{uuid.uuid4().hex[:8]}-{target.name}")

@@ -1,4 +1,4 @@
-"""Packages that only some functions need."""
+"""Optional packages."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ def faiss(wanted: str) -> Any:
     """The module `faiss`.
 
     Args:
-      wanted: what is to be had with it, for the message.
+      wanted: what needs it, for the message: a plural.
 
     Raises:
       InputError: it is not installed.

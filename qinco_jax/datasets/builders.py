@@ -262,4 +262,4 @@ def _examples(
         if neighbours is not None:
             near = neighbours[at : at + per_example, :NEIGHBOURS].astype(np.int32).ravel()
         yield at // per_example, {"vectors": block, "neighbors": near}
-    formats.let_go(rows)
+    formats.release_pages(rows)

@@ -157,12 +157,12 @@ def _find(folder: Path, stems: Sequence[str]) -> list[Path]:
     endings = "|".join(map(re.escape, shards.ENDINGS))
     name = re.compile(rf"({'|'.join(stems)})([-_.]?\d.*)?({endings})")
     found: dict[tuple[str | None, ...], list[Path]] = {}
-    for path in sorted(folder.iterdir(), key=shards.in_order):
+    for path in sorted(folder.iterdir(), key=shards.natural_key):
         if match := name.fullmatch(path.name):
             stem, number, ending = match.groups()
             found.setdefault((stem, "shards" if number else "file", ending), []).append(path)
         elif path.name in stems and path.is_dir():
-            for file in sorted(path.iterdir(), key=shards.in_order):
+            for file in sorted(path.iterdir(), key=shards.natural_key):
                 if file.suffix in shards.ENDINGS and not file.name.startswith("."):
                     found.setdefault((path.name, "folder", file.suffix), []).append(file)
     if len(found) > 1:

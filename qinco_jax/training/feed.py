@@ -21,7 +21,7 @@ import numpy as np
 from qinco_jax.errors import InputError
 from qinco_jax.training import order
 from qinco_jax.vectors import checks
-from qinco_jax.vectors.stored import Part, expect
+from qinco_jax.vectors.stored import Segment, prefetch
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ STEPS_AT_ONCE = 64  # whose rows are found together, where no pool is read for t
 RUNS_AHEAD = 128  # of neighbouring rows, that a disk may read at once
 
 
-def blocks_for(x: Part, batch_size: int) -> order.Blocks:
+def blocks_for(x: Segment, batch_size: int) -> order.Blocks:
     """Blocks of about `BLOCK_BYTES` in pools of about `POOL_BYTES` or at least two batches.
 
     Args:
@@ -58,7 +58,7 @@ class Feed:
 
     def __init__(
         self,
-        x: Part,
+        x: Segment,
         seed: int,
         steps: range,
         batch_size: int,
@@ -124,7 +124,7 @@ def _placed(parts: Generator[np.ndarray], sharding: jax.sharding.Sharding) -> Ge
 
 
 def _read(
-    x: Part,
+    x: Segment,
     seed: int,
     steps: range,
     batch_size: int,
@@ -154,7 +154,7 @@ class _Pool(NamedTuple):
 
 
 def _pools(
-    x: Part,
+    x: Segment,
     seed: int,
     steps: range,
     batch_size: int,
@@ -174,7 +174,7 @@ def _pools(
             yield _Pool(whole, rows, rows)
 
 
-def _loaded(x: Part, rows: np.ndarray, gap: int, closing: threading.Event) -> _Pool:
+def _loaded(x: Segment, rows: np.ndarray, gap: int, closing: threading.Event) -> _Pool:
     """Reads `rows` in runs that end where more than `gap` rows would be read in vain."""
     every = np.sort(rows, axis=None)
     cuts = np.flatnonzero(np.diff(every) > gap)
@@ -183,10 +183,10 @@ def _loaded(x: Part, rows: np.ndarray, gap: int, closing: threading.Event) -> _P
     vectors = np.empty((int(np.sum(ends - begins)), x.shape[1]), x.dtype)
     runs = np.stack([begins, ends, starts], axis=1).tolist()
     for begin, end, _ in runs[:RUNS_AHEAD]:
-        expect(x, begin, end)
+        prefetch(x, begin, end)
     for (begin, end, start), later in itertools.zip_longest(runs, runs[RUNS_AHEAD:]):
         if later is not None:
-            expect(x, *later[:2])
+            prefetch(x, *later[:2])
         if closing.is_set():
             raise RuntimeError("the feed was closed while it was reading")
         vectors[start : start + end - begin] = x[begin:end]

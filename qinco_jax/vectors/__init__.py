@@ -1,1 +1,1 @@
-"""Files of vectors: formats, containers, shards, and rows that are read when asked for."""
+"""Files of vectors: formats, containers, shards, and rows that are read on demand."""

@@ -1,4 +1,4 @@
-"""Checks of what users pass in, each with one sentence that says what to do."""
+"""Checks of input, each with a one-sentence message that says how to fix it."""
 
 from typing import overload
 
@@ -17,12 +17,12 @@ def vectors(x: Array, dim: int | None = None, what: str = "x") -> Array: ...
 @overload
 def vectors(x: Vectors, dim: int | None = None, what: str = "x") -> Vectors: ...
 def vectors(x: Vectors, dim: int | None = None, what: str = "x") -> Vectors:
-    """Returns `x` as an array, checked to be vectors [N, D] or [D] of real numbers.
+    """Returns `x` as an array after checking that it holds real vectors [N, D] or [D].
 
-    What is read when asked for is not read.
+    A `Stored` is not read.
 
     Raises:
-      InputError: not an array of numbers, another rank, or another D than `dim`.
+      InputError: `x` is not an array of numbers, or its rank is wrong, or its D is not `dim`.
     """
     if not isinstance(x, jax.Array | np.ndarray | Stored):
         x = np.asarray(x)
@@ -33,22 +33,22 @@ def vectors(x: Vectors, dim: int | None = None, what: str = "x") -> Vectors:
         raise InputError(f"{what} has shape {x.shape}; expected [N, D] or one vector [D]")
     if dim is not None and x.shape[-1] != dim:
         raise InputError(
-            f"{what} has {x.shape[-1]} dimensions a vector; the model has {dim}, so it needs "
-            "other vectors or another model"
+            f"{what} has {x.shape[-1]} dimensions a vector, but the model has {dim}; use other "
+            "vectors or another model"
         )
     return x
 
 
 def finite(part: Rows, offset: int = 0, what: str = "the vectors") -> np.ndarray:
-    """Returns rows in a dtype that JAX holds exactly or as float32, checked for NaN and Inf.
+    """Reads rows and checks them for NaN and Inf; 64-bit numbers become float32.
 
     Args:
-      part: [N, D] rows of `what`; they are read here if they are yet to be read.
-      offset: the number of their first row there.
-      what: for the message.
+      part: [N, D] rows of `what`.
+      offset: the index of the first of them in `what`.
+      what: the name of the whole, for the message.
 
     Raises:
-      InputError: names the first row that holds NaN, Inf or a number beyond float32.
+      InputError: a row holds NaN, Inf or a number beyond float32; the message names the first.
     """
     part = np.asarray(part)
     if part.dtype.itemsize > 4:
@@ -60,5 +60,5 @@ def finite(part: Rows, offset: int = 0, what: str = "the vectors") -> np.ndarray
     good = np.isfinite(part).all(axis=tuple(range(1, part.ndim)))
     if not good.all():
         row = offset + int(np.argmin(good))
-        raise InputError(f"row {row} of {what} holds NaN or Inf; remove such rows or mend them")
+        raise InputError(f"row {row} of {what} holds NaN or Inf; remove or fix such rows")
     return part

@@ -1,8 +1,8 @@
-"""Vectors inside of files that hold several things: HDF5, Parquet and safetensors.
+"""Vectors in files that can hold several tables: HDF5, Parquet and safetensors.
 
-What lies in a file as plain numbers in one piece is mapped into memory: tensors of `.safetensors`,
-contiguous datasets of `.hdf5` and `.h5`. What is compressed or in chunks is a `Stored`, read block
-by block: other datasets, and the columns of `.parquet` that hold a list of numbers in every row.
+Contiguous plain numbers are memory-mapped: tensors of `.safetensors`, contiguous datasets of
+`.hdf5` and `.h5`. Other datasets, and columns of lists of numbers in `.parquet`, are a `Stored`
+that is read block by block.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ from qinco_jax.vectors.stored import Rows, Stored
 HDF5 = (".hdf5", ".h5")
 ENDINGS = (*HDF5, ".parquet", ".safetensors")
 BLOCK_BYTES = 2**26  # a larger row group is read in pieces
-CHUNK_CACHE = 2**26  # bytes; chunks that are larger are unpacked anew for each slice
-KEPT_BLOCKS, KEPT_PARTS = 2, 2  # threads read on both sides of a border
+CHUNK_CACHE = 2**26  # bytes; larger chunks are decompressed again for each slice
+KEPT_BLOCKS, KEPT_COLUMNS = 2, 2  # threads read on both sides of a boundary
 MAX_CHUNK_BYTES = 2**29
-MAX_EXPANSION = 2**14  # bytes of numbers for each byte of a file; more is damage, or malice
+MAX_EXPANSION = 2**14  # bytes of numbers per byte of a file; a file that claims more is damaged
 SHOWN_NAMES = 20
 
 SAFETENSORS_DTYPES = {
@@ -42,11 +42,11 @@ SAFETENSORS_DTYPES = {
 
 
 class Table(NamedTuple):
-    """One of the things in a file.
+    """A dataset, column or tensor in a file.
 
     Attributes:
-      what: its kind and shape, for people.
-      open: gives its rows; `None` where these are no vectors.
+      what: its dtype and shape, for messages.
+      open: returns its rows; `None` if they are not vectors.
     """
 
     what: str
@@ -54,42 +54,43 @@ class Table(NamedTuple):
 
 
 def read(path: Path, name: str | None = None) -> Rows:
-    """Opens vectors, or a ground truth's ids, in a file of several things.
+    """Opens vectors, or a ground truth's ids, in a file that can hold several tables.
 
     Args:
       path: a file with one of `ENDINGS`.
-      name: of the dataset, column or tensor; `None` takes the one that can hold vectors.
+      name: of the dataset, column or tensor; `None` takes the only one that can hold vectors.
 
     Returns:
       [N, D] with N >= 1 and 1 <= D <= 10^6, integers or floats; a read-only map of the file or a
-      `Stored`, which may be read by several threads.
+      `Stored`, which several threads may read.
 
     Raises:
-      InputError: no such file, damage, nothing of that name, or no name where there are several.
+      InputError: the file is missing or damaged, it has no vectors of that name, or no name was
+        given and there are several.
     """
-    there = tables(path)
-    fitting = [key for key, table in there.items() if table.open is not None]
-    if name is None and len(fitting) == 1:
-        (name,) = fitting
-    table = there.get(name or "")
+    found = tables(path)
+    usable = [key for key, table in found.items() if table.open is not None]
+    if name is None and len(usable) == 1:
+        (name,) = usable
+    table = found.get(name or "")
     if table is None or table.open is None:
-        shown = [f"{key} ({table.what})" for key, table in there.items()]
+        shown = [f"{key} ({table.what})" for key, table in found.items()]
         listed = ", ".join(shown[:SHOWN_NAMES]) or "nothing"
         more = f" and {len(shown) - SHOWN_NAMES} more" if len(shown) > SHOWN_NAMES else ""
-        wish = f"{name!r} is no table of vectors in" if name else "it is not clear what to read of"
-        example = f"{path}::{(fitting or ['NAME'])[0]}"
+        problem = f"no vectors named {name!r}" if name else "no single table of vectors"
+        example = f"{path}::{(usable or ['NAME'])[0]}"
         raise InputError(
-            f"{wish} {path}, which holds {listed}{more}; name [N, D] numbers in it, such as "
-            f"{example}"
+            f"found {problem} in {path}, which holds {listed}{more}; name [N, D] numbers in it, "
+            f"for example {example}"
         )
     return table.open()
 
 
 def tables(path: Path) -> Mapping[str, Table]:
-    """What a file holds, by name.
+    """The tables in a file by name.
 
     Raises:
-      InputError: there is no such file, or it is empty or damaged.
+      InputError: the file is missing, empty or damaged.
     """
     formats.check_file(path, ENDINGS)
     if path.suffix in HDF5:
@@ -99,7 +100,7 @@ def tables(path: Path) -> Mapping[str, Table]:
 
 @contextlib.contextmanager
 def _explained(path: Path, *errors: Any) -> Iterator[None]:
-    """Turns what a library says about a file into a sentence for the user."""
+    """Raises the errors of a library that reads a file as `InputError`."""
     try:
         yield
     except InputError:
@@ -107,17 +108,17 @@ def _explained(path: Path, *errors: Any) -> Iterator[None]:
     except (OSError, *errors) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
-            f"{path} cannot be read ({reason}); mend that, or fetch or write it again"
+            f"{path} cannot be read ({reason}); fix that, or fetch or write it again"
         ) from error
 
 
 def _check_size(path: Path, shape: tuple[int, int], dtype: np.dtype) -> None:
-    """Refuses a shape that is absurd for the file's size, before anything is allocated for it."""
+    """Refuses a shape far too large for the file, before memory is allocated for it."""
     formats.check_shape(path, *shape)
     if shape[0] * shape[1] * dtype.itemsize > MAX_EXPANSION * path.stat().st_size:
         raise InputError(
-            f"{path} says that it holds {shape[0]} rows of {shape[1]} columns, far more than its "
-            "bytes can; it is damaged, so fetch or write it again"
+            f"{path} claims {shape[0]} rows of {shape[1]} columns, which cannot fit in its bytes; "
+            "it is damaged, so fetch or write it again"
         )
 
 
@@ -129,31 +130,31 @@ def _safetensors_tables(path: Path) -> dict[str, Table]:
 
     with _explained(path, SafetensorError, ValueError):
         with safe_open(path, framework="numpy"):
-            pass  # its header is sound, and its tensors fill the rest of the file
+            pass  # checks that the header is valid and the tensors fill the rest of the file
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    return {name: _tensor(path, 8 + length, about) for name, about in header.items()}
+    return {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}
 
 
-def _tensor(path: Path, begin: int, about: Mapping[str, Any]) -> Table:
-    shape, dtype = tuple(about["shape"]), SAFETENSORS_DTYPES.get(about["dtype"])
-    what = f"{about['dtype']} {shape}"
+def _tensor(path: Path, begin: int, entry: Mapping[str, Any]) -> Table:
+    shape, dtype = tuple(entry["shape"]), SAFETENSORS_DTYPES.get(entry["dtype"])
+    what = f"{entry['dtype']} {shape}"
     if dtype is None or len(shape) != 2:
         return Table(what, None)
 
     def rows() -> np.ndarray:
         formats.check_shape(path, *shape)
         with _explained(path, ValueError):
-            return np.memmap(path, dtype, "r", begin + about["data_offsets"][0], shape)
+            return np.memmap(path, dtype, "r", begin + entry["data_offsets"][0], shape)
 
     return Table(what, rows)
 
 
 # HDF5
 
-HDF5_ERRORS = RuntimeError, ValueError, KeyError, TypeError  # what h5py raises for damaged files
+HDF5_ERRORS = RuntimeError, ValueError, KeyError, TypeError  # raised by h5py for damaged files
 
 
 def _hdf5_tables(path: Path) -> dict[str, Table]:
@@ -161,15 +162,15 @@ def _hdf5_tables(path: Path) -> dict[str, Table]:
 
     found: dict[str, Table] = {}
 
-    def see(name: str, item: object) -> None:
+    def visit(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset):
             real = item.ndim == 2 and item.dtype.kind in "iuf"
             opening = functools.partial(_dataset, path, item) if real else None
             found[name] = Table(f"{item.dtype} {item.shape}", opening)
 
     with _explained(path, *HDF5_ERRORS):
-        h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE).visititems(see)
-    return found  # the file is open as long as one of its datasets is at hand
+        h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE).visititems(visit)
+    return found  # the file stays open as long as one of its datasets exists
 
 
 def _dataset(path: Path, dataset: Any) -> Rows:
@@ -179,11 +180,11 @@ def _dataset(path: Path, dataset: Any) -> Rows:
         formats.check_dtype(path, dataset.dtype)
         _check_size(path, dataset.shape, dataset.dtype)
         if dataset.is_virtual or dataset.external:
-            raise InputError(f"{path} keeps its numbers in other files; write it as one file")
+            raise InputError(f"{path} stores its numbers in other files; write it as one file")
         if dataset.chunks is None:
             plain = h5py.h5t.py_create(dataset.dtype).equal(dataset.id.get_type())
             if dataset.id.get_storage_size() != dataset.nbytes:
-                raise InputError(f"{path} was never filled with numbers; write it again")
+                raise InputError(f"{path} was never filled with data; write it again")
             if plain and dataset.id.get_offset() is not None:
                 offset = dataset.id.get_offset()
                 return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
@@ -197,19 +198,19 @@ def _check_chunks(path: Path, dataset: Any) -> None:
     size = math.prod(dataset.chunks) * dataset.dtype.itemsize
     if size > MAX_CHUNK_BYTES:
         raise InputError(
-            f"{path} has chunks of {size} bytes, each of which is unpacked whole; write it again "
-            f"with chunks of at most {MAX_CHUNK_BYTES}"
+            f"{path} has chunks of {size} bytes; write it again with chunks of at most "
+            f"{MAX_CHUNK_BYTES}"
         )
     count = math.prod(-(-n // m) for n, m in zip(dataset.shape, dataset.chunks, strict=True))
     if dataset.id.get_num_chunks() != count:
         raise InputError(
-            f"{path} has {dataset.id.get_num_chunks()} of {count} chunks; its writing was cut off, "
-            "so fetch or write it again"
+            f"{path} has {dataset.id.get_num_chunks()} of {count} chunks; it is incomplete, so "
+            "fetch or write it again"
         )
 
 
 class _Slices:
-    """The rows of a dataset of HDF5. h5py lets one thread in at a time; the file stays open."""
+    """The rows of an HDF5 dataset; h5py serializes threads, and the file stays open."""
 
     def __init__(self, path: Path, dataset: Any) -> None:
         self._path, self._dataset = path, dataset
@@ -257,14 +258,14 @@ def _column(path: Path, field: Any, metadata: Any) -> Stored:
         first = next(group for group, rows in enumerate(groups) if rows)
         dim = _first_length(path, field.name, metadata, first)
     _check_size(path, (sum(groups), dim), dtype)
-    part = _RowGroups(path, field.name, metadata, groups, dim, dtype)
-    return Stored([part], part.block_rows)
+    segment = _RowGroups(path, field.name, metadata, groups, dim, dtype)
+    return Stored([segment], segment.block_rows)
 
 
 def _batches(
     path: Path, column: str, metadata: Any, group: int, rows: int
 ) -> Generator[Any, None, None]:
-    """The lists of a column in a row group, at most `rows` of them at a time."""
+    """Yields the lists of a column in a row group, at most `rows` at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -282,18 +283,18 @@ def _first_length(path: Path, column: str, metadata: Any, group: int) -> int:
         for lists in batches:
             if lists.null_count == 0:
                 return len(lists.flatten())
-    raise InputError(f"row 0 of {path} has no vector; remove such rows or mend them")
+    raise InputError(f"row 0 of {path} has no vector; remove or fix such rows")
 
 
 class _RowGroups:
-    """The rows of a column of Parquet, decoded block by block.
+    """The rows of a Parquet column, decoded block by block.
 
-    A row group of more than `BLOCK_BYTES` is decoded in blocks from its begin, which makes reading
-    in order cheap. The blocks read last are kept, by the parts that were read last. The file is
-    open only while the middle of a row group is being read.
+    A row group of more than `BLOCK_BYTES` is decoded in blocks from its start, which makes reading
+    in order cheap. The most recently read columns keep their most recent blocks. The file is open
+    only between the first and the last block of a row group.
     """
 
-    _recent: ClassVar[deque["weakref.ref[_RowGroups]"]] = deque(maxlen=KEPT_PARTS)
+    _recent: ClassVar[deque["weakref.ref[_RowGroups]"]] = deque(maxlen=KEPT_COLUMNS)
     _recent_lock = threading.Lock()
 
     def __init__(
@@ -307,12 +308,12 @@ class _RowGroups:
         self._lock = threading.Lock()
         self._kept: deque[tuple[int, np.ndarray]] = deque(maxlen=KEPT_BLOCKS)
         self._stream: Iterator[tuple[int, np.ndarray]] = iter(())
-        self._span = 0, 0  # rows that the stream has not given yet
+        self._span = 0, 0  # the rows that are left in the stream
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         out = np.empty((rows.stop - rows.start, self.shape[1]), self.dtype)
         with self._lock:
-            self._become_recent()
+            self._mark_recent()
             at = rows.start
             while at < rows.stop:
                 first, block = self._block(at)
@@ -321,18 +322,18 @@ class _RowGroups:
                 at += len(piece)
         return out
 
-    def _become_recent(self) -> None:
-        """Lets the part that was read longest ago forget its blocks."""
+    def _mark_recent(self) -> None:
+        """Drops the blocks of the least recently added column if there are too many."""
         with self._recent_lock:
-            known = [part() for part in self._recent]
+            known = [column() for column in self._recent]
             if self in known:
                 return
-            if len(known) == KEPT_PARTS and known[0] is not None:
+            if len(known) == KEPT_COLUMNS and known[0] is not None:
                 known[0]._kept = deque(maxlen=KEPT_BLOCKS)
             self._recent.append(weakref.ref(self))
 
     def _block(self, row: int) -> tuple[int, np.ndarray]:
-        """The block that holds a row, and its first row."""
+        """The first row of the block that holds a row, and the block."""
         for first, block in self._kept:
             if first <= row < first + len(block):
                 return first, block
@@ -342,7 +343,7 @@ class _RowGroups:
             lists = self._open(group, self.block_rows)
             self._stream = _blocks(self._path, lists, self.shape[1], begin)
             self._span = begin, int(self._ends[group])
-        end, self._span = self._span[1], (0, 0)  # what fails below has ended the stream
+        end, self._span = self._span[1], (0, 0)  # an error below ends the stream
         for first, block in self._stream:
             if row < first + len(block):
                 self._kept.append((first, block))
@@ -362,19 +363,18 @@ def _blocks(
 
 
 def _as_rows(path: Path, lists: Any, dim: int, first: int) -> np.ndarray:
-    """Lists of numbers as [R, D], without a copy; `first` is the number of the first."""
+    """Lists of numbers as [R, D], without a copy; `first` is the index of the first row."""
     lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     present = lists.is_valid().to_numpy(zero_copy_only=False)
     if not (present & (lengths == dim)).all():
         bad = int(np.argmin(present & (lengths == dim)))
         found = f"{lengths[bad]} numbers" if present[bad] else "no vector"
         raise InputError(
-            f"row {first + bad} of {path} has {found}, others {dim}; remove such rows or mend them"
+            f"row {first + bad} of {path} has {found}, but other rows have {dim} numbers; remove "
+            "or fix such rows"
         )
     numbers = lists.flatten()
     if numbers.null_count:
         bad = int(np.argmin(numbers.is_valid().to_numpy(zero_copy_only=False))) // dim
-        raise InputError(
-            f"row {first + bad} of {path} lacks a number; remove such rows or mend them"
-        )
+        raise InputError(f"row {first + bad} of {path} lacks a number; remove or fix such rows")
     return numbers.to_numpy().reshape(-1, dim)

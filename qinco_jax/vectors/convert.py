@@ -1,4 +1,4 @@
-"""Vectors from one format into another, block by block, so that neither has to fit into memory."""
+"""Conversion of vectors between formats, block by block, so that files need not fit in memory."""
 
 import contextlib
 import json
@@ -15,9 +15,9 @@ from qinco_jax.files import replacing
 from qinco_jax.vectors import containers, formats
 from qinco_jax.vectors.shards import read_rows
 
-BLOCK_BYTES = 2**26  # of the vectors that are in memory at once, and of a row group
+BLOCK_BYTES = 2**26  # of vectors in memory at once, and of a row group
 ENDINGS = (*formats.NEW_ENDINGS, *containers.ENDINGS)
-TENSOR, COLUMN = "vectors", "embedding"  # names in .hdf5 and .safetensors, and in .parquet
+TENSOR, COLUMN = "vectors", "embedding"  # the names in .hdf5 and .safetensors, and in .parquet
 
 Write = Callable[[int, np.ndarray], Any]
 
@@ -28,19 +28,19 @@ def convert(
     dtype: npt.DTypeLike | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> None:
-    """Writes vectors into a new file.
+    """Writes vectors into a new file, which appears complete or not at all.
 
-    The file appears whole or not at all. Every number stays what it is, or the conversion is
-    refused; only where `dtype` asks floats to be narrower floats are they rounded to the nearest.
+    A conversion that would change a number is refused, with one exception: floats are rounded to
+    the nearest where `dtype` asks for narrower floats.
 
     Args:
-      source: what `read_rows` takes, [N, D].
+      source: [N, D], as for `read_rows`.
       target: a new file with one of `ENDINGS`.
-      dtype: of its numbers; `None` is the one that its format demands, or else the source's.
-      progress: called with the rows done, of how many.
+      dtype: of the new file; `None` takes the one that its format requires, or else the source's.
+      progress: called with the number of rows done and their total.
 
     Raises:
-      InputError: an unfit source or target, or a row that would not stay what it is.
+      InputError: the source or target is invalid, or a number would change.
     """
     rows, target = read_rows(source), Path(target)
     formats.check_new(target, ENDINGS)
@@ -59,8 +59,8 @@ def convert(
 def _converted(
     block: np.ndarray, dtype: np.dtype, rounds: bool, begin: int, source: str
 ) -> np.ndarray:
-    """The block [R, D] in another dtype; refuses rows that cannot be."""
-    with np.errstate(all="ignore"):  # what does not fit is found below
+    """Converts a block [R, D] to another dtype; refuses numbers that would change."""
+    with np.errstate(all="ignore"):  # overflow is found below
         found = block.astype(dtype)
         good = _is_same(block, found)
         if rounds:
@@ -68,14 +68,14 @@ def _converted(
     if not good.all():
         row, column = np.argwhere(~good)[0]
         raise InputError(
-            f"row {begin + row} of {source} holds {block[row, column]}, which is not a number of "
-            f"{dtype}; choose a wider --dtype, or an ending that takes one"
+            f"row {begin + row} of {source} holds {block[row, column]}, which {dtype} cannot "
+            "represent; choose a wider --dtype, or an ending that allows one"
         )
     return found
 
 
 def _is_same(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Which numbers of `x` [R, D] are the same in `y`, their conversion; NaN is NaN."""
+    """Which numbers of `x` [R, D] equal those of `y`, their conversion; NaN equals NaN."""
     if x.dtype.kind not in "iu" and y.dtype.kind not in "iu":
         wide, found = x.astype(np.float64), y.astype(np.float64)
         return (wide == found) | (np.isnan(wide) & np.isnan(found))
@@ -89,15 +89,15 @@ def _is_same(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _new_file(path: Path, shape: tuple[int, int], dtype: np.dtype) -> Iterator[Write]:
-    """A new file in a `with` block, which writes blocks of rows in order."""
+    """Creates a file in a `with` block, which calls the result with blocks of rows in order."""
     if path.suffix in formats.NEW_ENDINGS:
         with formats.create(path, shape, dtype) as rows:
             yield _into(rows)
     elif path.suffix == ".safetensors":
         names = {kind: name for name, kind in containers.SAFETENSORS_DTYPES.items()}
         end = shape[0] * shape[1] * dtype.itemsize
-        about = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [0, end]}
-        text = json.dumps({TENSOR: about}).encode()
+        entry = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [0, end]}
+        text = json.dumps({TENSOR: entry}).encode()
         text = text.ljust(-(-len(text) // 8) * 8)
         header = len(text).to_bytes(8, "little") + text
         record = np.dtype([("row", dtype, (shape[1],))])

@@ -1,10 +1,10 @@
-"""Files of vectors: memory-mapped reading, and writing that leaves a whole file or none.
+"""Files of vectors: memory-mapped reading, and writing that leaves a complete file or none.
 
-The format follows from the ending. `.npy`: NumPy's; bfloat16 as NumPy writes it, as two bytes
-without a meaning. `.fvecs`, `.ivecs`, `.bvecs`: every row is its
-dimension as an int32 and then its numbers. `.fbin`, `.ibin`, `.i8bin`, `.u8bin`: rows and columns
-as two uint32, then the numbers. `.bin`, read only: big-ann's ground truth, queries and k as two
-uint32, then the ids [q, k] int32 and their distances [q, k] float32.
+The ending gives the format. `.npy`: NumPy's; bfloat16 as NumPy writes it, with dtype `V2`.
+`.fvecs`, `.ivecs`, `.bvecs`: each row is its dimension as an int32, then its numbers. `.fbin`,
+`.ibin`, `.i8bin`, `.u8bin`: rows and columns as two uint32, then the numbers. `.bin`, read only:
+big-ann's ground truth, queries and k as two uint32, then the ids [q, k] int32 and their distances
+[q, k] float32.
 """
 
 import contextlib
@@ -40,24 +40,24 @@ DTYPES: dict[str, np.dtype] = {
 }
 ENDINGS = (".npy", *DTYPES)
 NEW_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".bin")
-MAX_DIM = 10**6  # a file that says more is taken for damaged, or for something else
+MAX_DIM = 10**6  # a file that claims more counts as damaged
 
 
 def read(path: str | os.PathLike[str]) -> np.ndarray:
     """Maps a file of vectors, or of a ground truth's ids, into memory.
 
-    The sizes are checked, and in the *vecs formats the dimension of every row; the numbers are not
-    read.
+    Checks the size of the file, and in the *vecs formats the dimension of every row; the numbers
+    are not read.
 
     Args:
       path: a file with one of `ENDINGS`.
 
     Returns:
-      [N, D] with N >= 1 and 1 <= D <= 10^6, a read-only view of the file; its dtype is the file's,
-      an integer or a float. `.npy` with numbers of two bytes without a meaning are bfloat16.
+      [N, D] with N >= 1 and 1 <= D <= 10^6, a read-only view of the file with the file's dtype,
+      an integer or a float. A `.npy` file of dtype `V2` is read as bfloat16.
 
     Raises:
-      InputError: there is no such file, its ending is unknown, or it is empty, cut off or damaged.
+      InputError: the file is missing, empty, truncated or damaged, or its ending is unknown.
     """
     path = Path(path)
     try:
@@ -70,36 +70,36 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
         if size != expected:
             raise InputError(
                 f"{path} has {size} bytes, but {rows} rows of {columns} columns take {expected}; "
-                "it is cut off or damaged, so fetch or write it again"
+                "it is truncated or damaged, so fetch or write it again"
             )
         records = np.memmap(path, record, "r", offset, (rows,))
         if _is_vecs(path):
             _check_dims(path, records["dim"], columns)
         return records["row"]
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); mend that first") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); fix that first") from error
 
 
 @contextlib.contextmanager
 def create(
     path: str | os.PathLike[str], shape: tuple[int, int], dtype: npt.DTypeLike
 ) -> Iterator[np.ndarray]:
-    """Makes a new file of vectors in a `with` block, which fills the rows.
+    """Creates a file of vectors in a `with` block, which fills the rows.
 
-    The file is written beside its place, with its whole space reserved on entry, and takes its name
+    The file is written under a temporary name, with its disk space reserved on entry, and renamed
     at the end of the block; an exception in the block removes it.
 
     Args:
-      path: a new file with one of `ENDINGS` but `.bin`, in a folder that exists.
+      path: a new file with one of `NEW_ENDINGS`, in an existing directory.
       shape: (N, D) with N >= 1 and 1 <= D <= 10^6.
       dtype: of the numbers; `.npy` takes any integer or float, the others one dtype each.
 
     Yields:
-      [N, D], a writable map of the file, zero at first.
+      [N, D], a writable map of the file, initially zero.
 
     Raises:
-      InputError: on entry, where `path` exists, cannot be written or has too little space, or where
-        its format cannot hold such rows.
+      InputError: on entry, if `path` exists or cannot be written, the disk has too little space, or
+        the format cannot hold such rows.
     """
     path, dtype = Path(path), np.dtype(dtype)
     rows, columns = _check_new(path, shape, dtype)
@@ -112,10 +112,10 @@ def create(
 
 @contextlib.contextmanager
 def new_map(path: Path, header: bytes, record: np.dtype, rows: int) -> Iterator[np.ndarray]:
-    """Makes a new file of a header and records in a `with` block, which fills the records [N].
+    """Creates a file of a header and records in a `with` block, which fills the records [N].
 
     Raises:
-      InputError: on entry, where `path` cannot be written or has too little space.
+      InputError: on entry, if `path` cannot be written or the disk has too little space.
     """
     size = len(header) + rows * record.itemsize
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -132,16 +132,16 @@ def new_map(path: Path, header: bytes, record: np.dtype, rows: int) -> Iterator[
                 os.fsync(file.fileno())
             partial.rename(path)
     finally:
-        with contextlib.suppress(OSError):  # most often, that it is gone: it has its name
+        with contextlib.suppress(OSError):  # usually because it was renamed
             partial.unlink()
 
 
 def check_file(path: Path, endings: tuple[str, ...]) -> int:
-    """The size of a file that is to be read; refuses what is no file, empty or of another kind."""
+    """Returns the size of a file in bytes; refuses a missing or empty file or another ending."""
     if path.is_dir():
-        raise InputError(f"{path} is a folder; name a file of vectors in it")
+        raise InputError(f"{path} is a directory; name a file of vectors in it")
     if not path.is_file():
-        raise InputError(f"there is no file {path}; check its name and folder")
+        raise InputError(f"there is no file {path}; check its name and directory")
     _check_ending(path, endings)
     size = path.stat().st_size
     if size == 0:
@@ -150,44 +150,44 @@ def check_file(path: Path, endings: tuple[str, ...]) -> int:
 
 
 def check_shape(path: str | Path, rows: int, columns: int) -> None:
-    """Refuses a shape [N, D] that a file cannot mean."""
+    """Refuses a shape [N, D] that no file of vectors has."""
     if rows < 1 or not 1 <= columns <= MAX_DIM:
         raise InputError(
-            f"{path} says that it holds {rows} rows of {columns} columns; it is damaged or of "
-            "another format than its ending says, so fetch or write it again"
+            f"{path} claims {rows} rows of {columns} columns; it is damaged or has another format "
+            "than its ending says, so fetch or write it again"
         )
 
 
 def check_dtype(path: str | Path, dtype: np.dtype) -> None:
-    """Refuses numbers that are no integers or floats as this computer holds them."""
+    """Refuses numbers other than integers and floats of at most 64 bits in native byte order."""
     if dtype == BFLOAT16:
         return
     if dtype.kind not in "iuf" or dtype.itemsize > 8 or not dtype.isnative:
         raise InputError(
             f"the numbers of {path} are {dtype!r}; convert them to integers or floats of at most "
-            "64 bits in this computer's byte order"
+            "64 bits in native byte order"
         )
 
 
 def check_new(path: Path, endings: tuple[str, ...]) -> None:
-    """Refuses a place where no new file of one of `endings` can be."""
+    """Refuses a path that is no name for a new file with one of `endings`."""
     _check_ending(path, endings)
     if not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent} for {path.name}; make it first")
+        raise InputError(f"there is no directory {path.parent} for {path.name}; create it first")
     if os.path.lexists(path):
-        raise InputError(f"{path} exists; choose another place or remove it first")
+        raise InputError(f"{path} exists; choose another path or remove it first")
 
 
-def let_go(x: np.ndarray) -> None:
-    """Drops the pages of a memory map that were read, which count as this process's memory.
+def release_pages(x: np.ndarray) -> None:
+    """Releases the pages of a memory map that were read, which count as this process's memory.
 
-    They stay in the system's cache while there is room, and are read again when they are needed.
+    The system may keep them in its cache; they are read again when they are needed.
 
     Args:
-      x: [N, D], a view of a map that `read` made; of other arrays nothing is dropped.
+      x: [N, D], a view of a map that `read` made; nothing happens for other arrays.
     """
     mapping, *_ = mapped(x, 0, len(x))
-    if mapping is not None and hasattr(mapping, "madvise"):  # Windows has none
+    if mapping is not None and hasattr(mapping, "madvise"):  # not on Windows
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
@@ -196,18 +196,18 @@ def _is_vecs(path: Path) -> bool:
 
 
 def _record(path: Path, columns: int, dtype: np.dtype) -> np.dtype:
-    """A row as it is stored; its field `row` is a view that steps over the dimension words."""
+    """The dtype of a stored row; its field `row` skips the dimension."""
     dim = [("dim", "<i4")] if _is_vecs(path) else []
     return np.dtype([*dim, ("row", dtype, (columns,))])
 
 
 def _read_header(path: Path, size: int) -> tuple[int, int, int, np.dtype]:
-    """Where the rows begin, and how many rows and columns of which dtype a file claims to hold."""
+    """The offset of the rows in bytes, and the rows, columns and dtype that a file claims."""
     if path.suffix == ".npy":
         return read_npy_header(path)
     dtype = DTYPES[path.suffix]
     with path.open("rb") as file:
-        start = file.read(8).ljust(8, b"\0")  # what is too short fails the check of the size
+        start = file.read(8).ljust(8, b"\0")  # a file that is too short fails the size check
     if _is_vecs(path):
         dim = int.from_bytes(start[:4], "little", signed=True)
         row_bytes = 4 + max(dim, 0) * dtype.itemsize
@@ -217,7 +217,7 @@ def _read_header(path: Path, size: int) -> tuple[int, int, int, np.dtype]:
 
 
 def read_npy_header(path: Path) -> tuple[int, int, int, np.dtype]:
-    """Where the rows of a .npy file begin, how many and how long they are, and of which dtype."""
+    """The offset of the rows of a .npy file in bytes, their number, length and dtype."""
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
@@ -227,7 +227,7 @@ def read_npy_header(path: Path) -> tuple[int, int, int, np.dtype]:
             shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
         except Exception as error:  # NumPy raises many kinds
             raise InputError(
-                f"the header of {path} is damaged, or it is no .npy file; fetch or write it again"
+                f"{path} is not a .npy file or its header is damaged; fetch or write it again"
             ) from error
         offset = file.tell()
     if len(shape) != 2:
@@ -243,7 +243,7 @@ def read_npy_header(path: Path) -> tuple[int, int, int, np.dtype]:
 
 
 def _check_dims(path: Path, dims: np.ndarray, dim: int) -> None:
-    for begin in range(0, len(dims), 2**20):  # in parts, to bound the memory that this takes
+    for begin in range(0, len(dims), 2**20):  # in blocks, to bound memory
         bad = dims[begin : begin + 2**20] != dim
         if bad.any():
             row = begin + int(bad.argmax())
@@ -251,16 +251,16 @@ def _check_dims(path: Path, dims: np.ndarray, dim: int) -> None:
                 f"row {row} of {path} has dimension {dims[row]}, but row 0 has {dim}; the file is "
                 "damaged, so fetch or write it again"
             )
-        let_go(dims)
+        release_pages(dims)
 
 
 def _check_ending(path: Path, known: tuple[str, ...]) -> None:
     if path.suffix not in known:
-        raise InputError(f"{path} has an unfit ending; it must be one of {', '.join(known)}")
+        raise InputError(f"{path} has an unknown ending; it must be one of {', '.join(known)}")
 
 
 def _check_new(path: Path, shape: tuple[int, int], dtype: np.dtype) -> tuple[int, int]:
-    """Refuses what cannot become a file; returns the shape as Python's integers."""
+    """Refuses what the format cannot hold; returns the shape as Python integers."""
     check_new(path, NEW_ENDINGS)
     check_dtype(path, dtype)
     if dtype != DTYPES.get(path.suffix, dtype):
@@ -288,12 +288,12 @@ def _new_header(path: Path, rows: int, columns: int, dtype: np.dtype) -> bytes:
 
 
 def _reserve(file: BinaryIO, folder: Path, size: int) -> None:
-    """Gives a file its size and its space; a map of a file that meets a full disk kills Python."""
+    """Reserves disk space: writing to a memory map on a full disk kills the process."""
     usage = shutil.disk_usage(folder)
-    if usage.total and usage.free < size:  # some network filesystems say 0 of 0
+    if usage.total and usage.free < size:  # some network filesystems report 0 of 0
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     file.truncate(size)
-    if hasattr(os, "posix_fallocate"):  # macOS has none
+    if hasattr(os, "posix_fallocate"):  # not on macOS
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
@@ -303,11 +303,11 @@ def _reserve(file: BinaryIO, folder: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def _explained(path: Path, size: int) -> Iterator[None]:
-    """Turns what the system says about writing into a sentence for the user."""
+    """Raises system errors of writing as `InputError`."""
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written: it takes {size} bytes in the folder {path.parent} "
-            f"({error.strerror}); mend that or choose another folder"
+            f"{path} cannot be written: it takes {size} bytes in the directory {path.parent} "
+            f"({error.strerror}); fix that or choose another directory"
         ) from error

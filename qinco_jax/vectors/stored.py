@@ -1,4 +1,4 @@
-"""Rows that are read when they are asked for: files, records or row groups as one array."""
+"""Rows that are read on demand: several files, records or row groups as one array."""
 
 import mmap
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +11,8 @@ import numpy.typing as npt
 from qinco_jax.errors import InputError
 
 
-class Part(Protocol):
-    """[N, D] rows in one place; a NumPy array or a memory map is one too."""
+class Segment(Protocol):
+    """[N, D] rows in one place, for example a NumPy array or a memory map."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -27,34 +27,34 @@ class Part(Protocol):
 
 
 class Stored:
-    """[N, D] rows in parts, one after another; it is indexed like a NumPy array and read-only.
+    """[N, D] rows in consecutive segments; read-only and indexed like a NumPy array.
 
-    A slice of neighbouring rows is another `Stored` and reads nothing; any other index, and
-    `np.asarray`, reads.
+    A slice of step 1 gives another `Stored` and reads nothing. Any other index, and `np.asarray`,
+    reads the rows.
 
     Attributes:
       dtype: of the numbers.
       ndim: 2.
-      block_rows: rows that the storage reads at once; to read fewer is no cheaper.
+      block_rows: rows that the storage reads at once; reading fewer is not cheaper.
     """
 
     ndim = 2
 
-    def __init__(self, parts: Sequence[Part], block_rows: int = 1) -> None:
-        """Joins parts.
+    def __init__(self, segments: Sequence[Segment], block_rows: int = 1) -> None:
+        """Joins segments.
 
         Raises:
-          InputError: no parts, or parts of different D or dtype.
+          InputError: there are no segments, or their D or dtype differ.
         """
-        kinds = {(part.shape[1], part.dtype) for part in parts}
+        kinds = {(segment.shape[1], segment.dtype) for segment in segments}
         if len(kinds) != 1:
             found = " and ".join(sorted(f"{dtype} of {dim} dimensions" for dim, dtype in kinds))
             raise InputError(
-                f"the parts of a set hold {found or 'nothing'}; expected one and the same, so "
-                "convert or remove some"
+                f"the vectors to join are {found or 'missing'}; they must all have the same "
+                "dtype and dimensions, so convert or remove some"
             )
-        self._parts, self.block_rows = tuple(parts), block_rows
-        self._ends = np.cumsum([part.shape[0] for part in parts])
+        self._segments, self.block_rows = tuple(segments), block_rows
+        self._ends = np.cumsum([segment.shape[0] for segment in segments])
         self._begin, self._end = 0, int(self._ends[-1])
         ((self._dim, self.dtype),) = kinds
 
@@ -76,11 +76,11 @@ class Stored:
             return self[np.array([rows])][0]
         rows = np.asarray(rows)
         if rows.ndim != 1 or rows.dtype.kind not in "biu":
-            raise IndexError("rows are chosen by a number, a slice or a vector of integers")
+            raise IndexError("index rows with an integer, a slice or a vector of integers")
         rows = np.flatnonzero(rows) if rows.dtype.kind == "b" else rows.astype(np.int64)
         rows = np.where(rows < 0, rows + len(self), rows)
         if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"a row is out of range for {len(self)} rows")
+            raise IndexError(f"a row index is out of range for {len(self)} rows")
         order = np.argsort(rows, kind="stable")
         out = np.empty((len(rows), self._dim), self.dtype)
         out[order] = self._chosen(rows[order] + self._begin)
@@ -88,8 +88,8 @@ class Stored:
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         whole = np.empty(self.shape, self.dtype)
-        for part, begin, end, place in self._overlaps():
-            whole[place : place + end - begin] = part[begin:end]
+        for segment, begin, end, place in self._overlaps():
+            whole[place : place + end - begin] = segment[begin:end]
         return whole.astype(dtype or self.dtype, copy=False)
 
     def _window(self, begin: int, end: int) -> "Stored":
@@ -98,38 +98,39 @@ class Stored:
         view._begin, view._end = self._begin + begin, self._begin + end
         return view
 
-    def _overlaps(self) -> Iterator[tuple[Part, int, int, int]]:
-        """Parts that the window touches: (part, its rows begin:end, their place in the window)."""
+    def _overlaps(self) -> Iterator[tuple[Segment, int, int, int]]:
+        """Each segment in the window, its rows begin:end there, and their place in the window."""
         first = int(np.searchsorted(self._ends, self._begin, side="right"))
-        for part, stop in zip(self._parts[first:], self._ends[first:].tolist(), strict=True):
-            start = stop - part.shape[0]
+        stops = self._ends[first:].tolist()
+        for segment, stop in zip(self._segments[first:], stops, strict=True):
+            start = stop - segment.shape[0]
             if start >= self._end:
                 return
             begin, end = max(self._begin, start), min(self._end, stop)
             if begin < end:
-                yield part, begin - start, end - start, begin - self._begin
+                yield segment, begin - start, end - start, begin - self._begin
 
     def _chosen(self, rows: np.ndarray) -> np.ndarray:
-        """Sorted rows, counted from the first part's first, read block by block."""
+        """Reads rows block by block; `rows` are sorted and count from the first segment's start."""
         found = [np.empty((0, self._dim), self.dtype)]
         owner = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(owner):
-            part = self._parts[number]
-            inside = rows[owner == number] - (self._ends[number] - part.shape[0])
-            if isinstance(part, np.ndarray | Derived):
-                found.append(part[inside])
+            segment = self._segments[number]
+            inside = rows[owner == number] - (self._ends[number] - segment.shape[0])
+            if isinstance(segment, np.ndarray | Derived):
+                found.append(segment[inside])
                 continue
             cuts = np.flatnonzero(np.diff(inside // self.block_rows)) + 1
             for piece in np.split(inside, cuts):
-                found.append(part[int(piece[0]) : int(piece[-1]) + 1][piece - piece[0]])
+                found.append(segment[int(piece[0]) : int(piece[-1]) + 1][piece - piece[0]])
         return np.concatenate(found)
 
 
 class Derived:
-    """Rows that are computed from others when they are asked for; a part of a `Stored`."""
+    """A segment of rows that are computed from other rows on demand."""
 
     def __init__(self, x: "Rows", function: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Takes rows [N, D] and what maps some of them [R, D] to as many [R, D']."""
+        """Takes rows [N, D] and a function that maps any of them, [R, D], to [R, D']."""
         self._x, self._function = x, function
         none = function(np.asarray(x[:0]))
         self.shape, self.dtype = (len(x), none.shape[1]), none.dtype
@@ -139,28 +140,28 @@ class Derived:
 
 
 def derived(x: "Rows", function: Callable[[np.ndarray], np.ndarray]) -> Stored:
-    """The rows that `function` makes of those of `x`, read when asked for."""
+    """The rows of `x` mapped by `function` [R, D] -> [R, D'] on demand."""
     return Stored([Derived(x, function)], getattr(x, "block_rows", 1))
 
 
 Rows = np.ndarray | Stored
-"""[N, D] in memory, mapped, or read when asked for."""
+"""[N, D] in memory, memory-mapped, or read on demand."""
 Vectors = jax.Array | Rows
 
 
 def lazily(x: Vectors) -> Rows:
-    """The same rows as NumPy's; what is read when asked for stays so."""
+    """The rows as a NumPy array; a `Stored` stays as it is, unread."""
     return x if isinstance(x, Stored) else np.asarray(x)
 
 
-def expect(x: Part, begin: int, end: int) -> None:
-    """Has the system read rows begin:end of memory maps soon, and these alone.
+def prefetch(x: Segment, begin: int, end: int) -> None:
+    """Asks the system to read rows begin:end of memory maps soon, and only those.
 
-    Else it would read them when they are touched, and often megabytes around each.
+    Otherwise it reads them on first access, often with megabytes around each.
     """
     if isinstance(x, Stored):
-        for part, first, last, _ in x[begin:end]._overlaps():
-            expect(part, first, last)
+        for segment, first, last, _ in x[begin:end]._overlaps():
+            prefetch(segment, first, last)
         return
     mapping, first, last = mapped(x, begin, end)
     if mapping is not None and hasattr(mapping, "madvise"):
@@ -168,8 +169,8 @@ def expect(x: Part, begin: int, end: int) -> None:
         mapping.madvise(mmap.MADV_WILLNEED, first, last - first)
 
 
-def mapped(x: Part, begin: int, end: int) -> tuple[mmap.mmap | None, int, int]:
-    """The memory map that `x` is a view of, if it is, and the bytes of it that its rows are in."""
+def mapped(x: Segment, begin: int, end: int) -> tuple[mmap.mmap | None, int, int]:
+    """The memory map behind `x`, or `None`, and the byte range of rows begin:end in it."""
     base: Any = x
     while isinstance(base, np.ndarray):
         base = base.base

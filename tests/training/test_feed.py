@@ -17,7 +17,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.training import feed
 from qinco_jax.training.feed import Feed
 from qinco_jax.training.order import Blocks, batch_rows, pool_rows, pool_steps
-from qinco_jax.vectors.stored import Part, Stored
+from qinco_jax.vectors.stored import Segment, Stored
 
 SHARDING = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 NUM_ROWS, DIM, BATCH = 3000, 4, 10
@@ -139,7 +139,7 @@ class Slow:
         return self.rows[rows]
 
 
-def sources(folder: Path) -> dict[str, Part]:
+def sources(folder: Path) -> dict[str, Segment]:
     np.save(folder / "x.npy", vectors())
     stored = Stored([Slow(vectors()[:1000]), vectors()[1000:1003], Slow(vectors()[1003:])])
     mapped = np.load(folder / "x.npy", mmap_mode="r")

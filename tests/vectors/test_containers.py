@@ -1,4 +1,4 @@
-"""Vectors inside of other files and in shards: read as from one array, and any damage is named."""
+"""Vectors in containers and shards read like one array, and any damage is named."""
 
 import gc
 import os
@@ -116,21 +116,21 @@ def test_places_without_vectors_are_refused(tmp_path: Path, ending: str) -> None
         read_rows(path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError, match="is a directory"):
         read_rows(path)
     (tmp_path / "x.txt").write_text("1 2 3")
-    with pytest.raises(InputError, match=r"unfit ending.*\.fvecs.*\.parquet"):
+    with pytest.raises(InputError, match=r"unknown ending.*\.fvecs.*\.parquet"):
         read_rows(tmp_path / "x.txt")
     np.save(tmp_path / "one.npy", X)
-    with pytest.raises(InputError, match="holds one array"):
+    with pytest.raises(InputError, match="holds a single array"):
         read_rows(f"{tmp_path}/one.npy::emb")
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([[1, 2], [3, 4], None], "row 2 of .* no vector, others 2"),
-        ([[1, 2], [3], [5, 6]], "row 1 of .* 1 numbers, others 2"),
+        ([[1, 2], [3, 4], None], "row 2 of .* no vector, but other rows have 2"),
+        ([[1, 2], [3], [5, 6]], "row 1 of .* 1 numbers, but other rows have 2"),
         ([[1, 2], [3, 4], [5, None]], "row 2 of .* lacks a number"),
         ([None, [3, 4]], "row 0 of .* no vector"),
         ([[], []], "2 rows of 0 columns"),
@@ -138,7 +138,7 @@ def test_places_without_vectors_are_refused(tmp_path: Path, ending: str) -> None
     ],
 )
 @pytest.mark.parametrize("fixed", [False, True])
-def test_rows_of_parquet_that_are_no_vectors(
+def test_rows_of_parquet_that_are_not_vectors(
     tmp_path: Path, rows: list[list[float] | None], message: str, fixed: bool
 ) -> None:
     lengths = {len(row) for row in rows if row is not None}
@@ -150,7 +150,7 @@ def test_rows_of_parquet_that_are_no_vectors(
         np.asarray(read_rows(path))
 
 
-def test_parts_of_hdf5_that_are_no_vectors(tmp_path: Path) -> None:
+def test_datasets_of_hdf5_that_are_not_vectors(tmp_path: Path) -> None:
     path = tmp_path / "x.hdf5"
     with h5py.File(path, "w", userblock_size=1024) as file:
         file["moved"] = X
@@ -198,9 +198,7 @@ def test_threads_read_what_one_thread_reads(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(found, X[numbers])
 
 
-def test_the_middle_of_a_row_group_is_let_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_group_closes_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "BLOCK_BYTES", 32 * 8 * 4)
     x = X.copy()
     lists = pa.array([*map(list, x[:150]), None, *map(list, x[151:])], pa.list_(pa.float32(), 8))
@@ -243,10 +241,12 @@ def test_shards_are_joined_in_the_order_of_their_numbers(tmp_path: Path) -> None
     same(read_rows(tmp_path / "[x]-3.npy"), X[75:100])
     np.save(tmp_path / "a[b]*.npy", X)
     same(read_rows(tmp_path / "a[b]*.npy"), X)  # a file of that very name
-    with pytest.raises(InputError, match="no file fits"):
+    with pytest.raises(InputError, match="no file matches"):
         read_rows(tmp_path / "z*.npy")
     np.save(tmp_path / "x-12.npy", X[:, :3])
-    with pytest.raises(InputError, match=r"x-12\.npy holds float32 of 3 .*x-0\.npy float32 of 8"):
+    with pytest.raises(
+        InputError, match=r"x-12\.npy holds float32 of 3 .*x-0\.npy holds float32 of 8"
+    ):
         read_rows(tmp_path / "x-*.npy")
     np.save(tmp_path / "x-12.npy", X.astype(np.float16))
     with pytest.raises(InputError, match=r"x-12\.npy holds float16 of 8"):
@@ -283,7 +283,7 @@ def test_patterns_and_names_are_sets(tmp_path: Path) -> None:
     same(data.train, X)
     assert data.database is not None and len(data.database) == 200
     assert not set(data.name) & set("*?[]:")
-    with pytest.raises(InputError, match="no file fits"):
+    with pytest.raises(InputError, match="no file matches"):
         catalog.load(f"{tmp_path}/*.fvecs")
 
 

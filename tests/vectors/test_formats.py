@@ -114,9 +114,9 @@ def test_refuses_places_without_vectors(tmp_path):
     (tmp_path / "x.txt").write_text("1 2 3")
     with pytest.raises(InputError, match=r"there is no file .*missing\.fvecs"):
         formats.read(tmp_path / "missing.fvecs")
-    with pytest.raises(InputError, match=r"folder\.npy is a folder"):
+    with pytest.raises(InputError, match=r"folder\.npy is a directory"):
         formats.read(tmp_path / "folder.npy")
-    with pytest.raises(InputError, match=r"x\.txt has an unfit ending.*\.npy, \.fvecs"):
+    with pytest.raises(InputError, match=r"x\.txt has an unknown ending.*\.npy, \.fvecs"):
         formats.read(tmp_path / "x.txt")
 
 
@@ -241,7 +241,7 @@ def test_damaged_npy_headers_raise_nothing_else(place, byte):
 @pytest.mark.parametrize("content", [b"PK\x03\x04" + b"\0" * 60, b"\x93NUMPY\x09\x00" + b"\0" * 60])
 def test_refuses_what_is_no_npy(tmp_path, content):
     (tmp_path / "x.npy").write_bytes(content)
-    with pytest.raises(InputError, match=r"header of .*x\.npy"):
+    with pytest.raises(InputError, match=r"x\.npy is not a \.npy file or its header is damaged"):
         formats.read(tmp_path / "x.npy")
 
 
@@ -259,10 +259,10 @@ def test_create_refuses_places(tmp_path, monkeypatch):
     (tmp_path / "dangling.npy").symlink_to("nowhere")
     refused(path, r"x\.npy exists; choose another")
     refused(tmp_path / "dangling.npy", "exists")
-    refused(tmp_path / "no" / "x.npy", r"there is no folder .*no for x\.npy")
-    refused(path / "x.npy", "there is no folder")
-    refused(tmp_path / "x.bin", r"unfit ending.*\.u8bin$")
-    refused(tmp_path / "x", "unfit ending")
+    refused(tmp_path / "no" / "x.npy", r"there is no directory .*no for x\.npy")
+    refused(path / "x.npy", "there is no directory")
+    refused(tmp_path / "x.bin", r"unknown ending.*\.u8bin$")
+    refused(tmp_path / "x", "unknown ending")
     refused(tmp_path / ("x" * 240 + ".npy"), "File name too long")
     assert path.read_text() == "mine"
 
@@ -273,8 +273,8 @@ def test_create_refuses_places(tmp_path, monkeypatch):
     refused(tmp_path / "y.npy", rf"y\.npy cannot be written.*{tmp_path} \(Permission denied\)")
 
 
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes no files")
-def test_create_refuses_a_folder_that_takes_no_files():
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a directory that takes no files")
+def test_create_refuses_a_directory_that_takes_no_files():
     refused(Path("/proc/x.npy"), r"/proc/x\.npy cannot be written")
 
 
@@ -329,7 +329,7 @@ def test_more_than_the_disk_has(tmp_path, ending):
     shape = (2**32 - 1, 10**6)
     size = shape[0] * (shape[1] + (ending == ".fvecs")) * 4
     size += {".npy": 128, ".fvecs": 0, ".fbin": 8}[ending]
-    refused(tmp_path / f"x{ending}", f"takes {size} bytes in the folder .*No space left", shape)
+    refused(tmp_path / f"x{ending}", f"takes {size} bytes in the directory .*No space left", shape)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -338,7 +338,7 @@ def test_full_disk(tmp_path, monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    refused(tmp_path / "x.fbin", rf"takes 32 bytes in the folder {tmp_path} .*choose another")
+    refused(tmp_path / "x.fbin", rf"takes 32 bytes in the directory {tmp_path} .*choose another")
 
 
 def test_file_beyond_the_allowed_size(tmp_path):

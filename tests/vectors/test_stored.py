@@ -1,4 +1,4 @@
-"""Rows in parts are indexed as one array, and only what is asked for is read."""
+"""Rows in segments are indexed as one array, and only requested rows are read."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from qinco_jax.evaluate.neighbours import queries_of
 from qinco_jax.training import runs
 from qinco_jax.training import train as train_module
 from qinco_jax.vectors.shards import read_rows
-from qinco_jax.vectors.stored import Stored, expect, mapped
+from qinco_jax.vectors.stored import Stored, mapped, prefetch
 
 CONFIG = qj.QincoConfig(num_steps=2, codebook_size=16, hidden_dim=8, num_candidates=4, beam_size=2)
 
@@ -42,8 +42,8 @@ class Slow:
 def test_it_is_indexed_as_the_whole_is(data: st.DataObject, sizes: list[int]) -> None:
     whole = np.arange(3 * sum(sizes), dtype=np.int16).reshape(-1, 3)
     pieces = np.split(whole, np.cumsum(sizes)[:-1])
-    parts = [Slow(x) if data.draw(st.booleans()) else x for x in pieces]
-    stored = Stored(parts, block_rows=data.draw(st.integers(1, 6)))
+    segments = [Slow(x) if data.draw(st.booleans()) else x for x in pieces]
+    stored = Stored(segments, block_rows=data.draw(st.integers(1, 6)))
     for _ in range(2):  # the whole, and a window of it
         count = len(whole)
         assert stored.shape == whole.shape and stored.dtype == whole.dtype
@@ -65,7 +65,7 @@ def test_only_the_blocks_of_the_rows_are_read() -> None:
     assert slow.read <= 3 * 100
 
 
-def test_what_is_expected_of_a_memory_map_is_where_its_rows_are(tmp_path: Path) -> None:
+def test_a_memory_map_is_prefetched_where_its_rows_are(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.arange(8000, dtype=np.uint16).reshape(-1, 4))
     x = np.load(tmp_path / "x.npy", mmap_mode="r")
     for view in (x, np.asarray(x)[100:], x[::-1], x[:, 1:]):
@@ -73,13 +73,15 @@ def test_what_is_expected_of_a_memory_map_is_where_its_rows_are(tmp_path: Path) 
         assert mapping is not None and last - first <= 497 * 8
         inside = np.frombuffer(mapping[first:last], np.uint16)
         assert set(view[3:500].flat) <= set(inside)
-        expect(Stored([view, view]), 300, 1950)
+        prefetch(Stored([view, view]), 300, 1950)
     assert mapped(np.array(x), 3, 500)[0] is mapped(x, 3, 3)[0] is None
-    expect(Slow(np.array(x)), 3, 500)
+    prefetch(Slow(np.array(x)), 3, 500)
 
 
-def test_parts_of_different_kinds_are_refused() -> None:
-    with pytest.raises(InputError, match="float32 of 3 dimensions and uint8 of 3 dimensions"):
+def test_segments_of_different_kinds_are_refused() -> None:
+    with pytest.raises(
+        InputError, match="float32 of 3 dimensions and uint8 of 3 dimensions; they must"
+    ):
         Stored([np.zeros((2, 3), np.float32), np.zeros((2, 3), np.uint8)])
     with pytest.raises(IndexError, match="out of range"):
         Stored([np.zeros((2, 3))])[[2]]
@@ -121,7 +123,7 @@ def test_what_is_read_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     np.testing.assert_array_equal(codes, qj.encode(model, x))
 
 
-def test_a_database_in_parts_scores_as_the_whole() -> None:
+def test_a_database_in_segments_scores_as_the_whole() -> None:
     x = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
     rows = Stored([Slow(x[:300]), x[300:]], block_rows=100)
     codec = of_rq(qj.rq.train(rows, 2, 16), 2, 4.0)
