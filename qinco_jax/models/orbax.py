@@ -30,6 +30,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.models import digest, older
 
 ARRAYS, METADATA, DIGEST = "arrays", "model.json", "digest"
+ITEM = "default"  # Orbax's name of the only item in a checkpoint
 REMEDY = "take the model from a backup or train it again"
 
 
@@ -91,9 +92,12 @@ def read_tree(path: str | os.PathLike[str], abstract_of: Callable[[Mapping[str, 
     abstract, arrays = abstract_of(content), folder / ARRAYS
     if not arrays.is_dir():
         raise InputError(f"{arrays} is missing; {REMEDY}")
-    tree = jax.tree_util.tree_map_with_path(
-        lambda place, leaf: _read_array(arrays, place, leaf), abstract
-    )
+    try:
+        tree = _read_arrays(arrays, abstract)
+    except ValueError as error:
+        raise InputError(
+            f"a file in {arrays} is damaged or missing ({_reason(error)}); {REMEDY}"
+        ) from error
     if not is_older and digest.sha256(content, digest.named(tree)) != expected:
         raise InputError(
             f"{folder} is damaged (its arrays and {METADATA} do not match their sha256); {REMEDY}"
@@ -101,30 +105,35 @@ def read_tree(path: str | os.PathLike[str], abstract_of: Callable[[Mapping[str, 
     return jax.tree.map(jnp.asarray, tree)
 
 
-def _read_array(folder: Path, place: Any, abstract: jax.ShapeDtypeStruct) -> np.ndarray:
-    """An array of a finished tree.
+def _read_arrays(folder: Path, abstract: Any) -> Any:
+    """The tree of NumPy arrays that Orbax wrote into a folder.
 
-    Orbax itself reads all at once; where one is damaged, the others' threads print tracebacks.
+    Orbax itself reads all at once; if one is damaged, its threads print tracebacks of the others.
+
+    Raises:
+      ValueError: an array is damaged, missing, or not as `abstract` says; names it.
     """
-    if abstract.size == 0:
-        return np.zeros(abstract.shape, abstract.dtype)
-    file = {"driver": "file", "path": f"{folder.absolute()}/"}
-    inside = {"driver": "ocdbt", "base": file, "path": f"{jax.tree_util.keystr(place)}/"}
-    name = digest.name_of(place)
-    try:
-        found = tensorstore.open({"driver": "auto", "kvstore": inside}, read=True).result()
-        array = found.read().result()
-    except ValueError as error:
-        reason = _reason(error).partition(" [tensorstore_spec")[0]
-        raise InputError(
-            f"{name} in {folder} is damaged or missing ({reason}); {REMEDY}"
-        ) from error
-    if (array.shape, array.dtype) != (abstract.shape, abstract.dtype):
-        raise InputError(
-            f"{folder.parent} is damaged ({name} is {array.dtype} {array.shape} instead of "
-            f"{abstract.dtype} {abstract.shape}); {REMEDY}"
-        )
-    return array
+
+    def read(place: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if leaf.size == 0:
+            return np.zeros(leaf.shape, leaf.dtype)
+        name = jax.tree_util.keystr(place)
+        array = _read_array(folder, name)
+        if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
+            raise ValueError(
+                f"{name} is {array.dtype} {array.shape} instead of {leaf.dtype} {leaf.shape}"
+            )
+        return array
+
+    return jax.tree_util.tree_map_with_path(read, abstract)
+
+
+def _read_array(folder: Path, name: str) -> np.ndarray:
+    database = {"driver": "file", "path": f"{folder.absolute()}/"}
+    place = {"driver": "ocdbt", "base": database, "path": f"{name}/"}
+    return (
+        tensorstore.open({"driver": "auto", "kvstore": place}, read=True).result().read().result()
+    )
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
@@ -149,25 +158,6 @@ def _named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if leaf.size}
 
 
-def _unnamed(named: Mapping[str, Any], abstract: Any) -> Any:
-    """The tree shaped like `abstract`, from the arrays that `_named` named."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: (
-            named[jax.tree_util.keystr(path)] if leaf.size else np.zeros(leaf.shape, leaf.dtype)
-        ),
-        abstract,
-    )
-
-
-def _abstract(abstract: Any) -> dict[str, Any]:
-    """The named arrays of an abstract tree, each placed on the default device."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-        for name, leaf in _named(abstract).items()
-    }
-
-
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """Turns the errors that Orbax and TensorStore raise on writing into one sentence."""
@@ -183,8 +173,9 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    """The first line of an error's message, without TensorStore's settings."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line.partition(" [tensorstore_spec")[0][:300]
 
 
 class Checkpoints:
@@ -232,15 +223,14 @@ class Checkpoints:
             f"checkpoint {self.folder / str(step)} is damaged; remove that folder to "
             "resume from the one before it"
         )
-        item = {**_abstract(abstract), DIGEST: jax.ShapeDtypeStruct((32,), np.uint8)}
+        arrays = self.folder / str(step) / ITEM
         try:
-            saved = self._manager.restore(step, args=ocp.args.StandardRestore(item))
-        except Exception as error:  # Orbax and TensorStore raise many kinds
+            tree, saved = _read_arrays(arrays, abstract), _read_array(arrays, DIGEST)
+        except ValueError as error:
             raise InputError(f"{damaged} ({_reason(error)})") from error
-        tree = _unnamed(saved, abstract)
-        if bytes(np.asarray(saved[DIGEST])).hex() not in (_digest(tree), older.digest(tree)):
+        if saved.tobytes().hex() not in (_digest(tree), older.digest(tree)):
             raise InputError(f"{damaged} (its arrays do not match their digest)")
-        return tree
+        return jax.tree.map(jnp.asarray, tree)
 
     def __enter__(self) -> "Checkpoints":
         self._quiet.enter_context(quiet_orbax())

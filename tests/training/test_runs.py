@@ -1,7 +1,6 @@
 """Run folders: checkpoints that are damaged or that an earlier version wrote."""
 
 import dataclasses
-import gc
 import shutil
 from pathlib import Path
 
@@ -58,7 +57,6 @@ def test_a_checkpoint_of_other_arrays_is_refused(older_digest: bool, tmp_path: P
 
 
 @every_run
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damage_in_an_older_checkpoint_is_refused(
     name: str, config: qj.QincoConfig, tmp_path: Path
 ) -> None:
@@ -67,4 +65,3 @@ def test_damage_in_an_older_checkpoint_is_refused(
         file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(qj.InputError, match=r"checkpoint .*/checkpoints/4 is damaged; remove"):
         qj.train(np.load(tmp_path / "x.npy"), config, RECIPE, run_dir=tmp_path / "run")
-    gc.collect()  # what Orbax leaves open after a failed restore is reported here
