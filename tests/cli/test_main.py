@@ -241,10 +241,10 @@ def test_bad_arguments_are_refused_before_anything_is_made(folder: Path, tmp_pat
     for arguments, message in (
         (["encode", model, x, model], "name the output"),
         (["encode", model, x, folder / "train.npy"], "exists"),
-        (["encode", model, x, tmp_path / "no" / "codes.npy"], "folder"),
+        (["encode", model, x, tmp_path / "no" / "codes.npy"], "there is no directory"),
         (["encode", tmp_path, x, tmp_path / "codes.npy"], "is not a saved model"),
         (["encode", model, x, tmp_path / "c.npy", "--num-candidates", 99], "1 to 16, got 99"),
-        (["train", "--dataset", "deep2m", "--out", out], "there are the sets sift-photos"),
+        (["train", "--dataset", "deep2m", "--out", out], "choose one of sift-photos"),
         (["train", "--dataset", tmp_path, "--out", out], "holds no training vectors"),
         (["train", "--dataset", x, "--out", out, "--preset", "larg"], "small, qinco1"),
         (["train", "--dataset", x, "--out", out, "--set", "hiden_dim=3"], "'hidden_dim'"),
