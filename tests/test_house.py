@@ -74,12 +74,15 @@ def test_the_tests_mirror_the_packages() -> None:
 
 
 def test_importing_the_package_loads_little_besides_jax() -> None:
-    script = "import sys, {}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    script = "import sys, {}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
     loaded = [
         set(
             subprocess.check_output([sys.executable, "-c", script.format(names)], text=True).split()
         )
-        for names in ("jax, numpy, flax.struct, optax, orbax.checkpoint", "qinco_jax")
+        for names in (
+            "jax, numpy, flax.struct, optax, orbax.checkpoint",
+            "qinco_jax; qinco_jax.datasets.load('sift-photos')",
+        )
     ]
     further = loaded[1] - loaded[0] - sys.stdlib_module_names
     assert further == {"qinco_jax"}

@@ -1,4 +1,4 @@
-"""`qinco data`: the named sets on this machine, and files of vectors in other formats."""
+"""`qinco data`: named data sets, and conversion of files of vectors."""
 
 import textwrap
 from pathlib import Path
@@ -9,7 +9,7 @@ import click
 from tqdm import tqdm
 
 from qinco_jax.datasets import catalog, official, sets
-from qinco_jax.datasets.official import Wanted, amount, is_there
+from qinco_jax.datasets.official import Wanted, format_size, is_present
 from qinco_jax.errors import InputError
 from qinco_jax.vectors.convert import convert as convert_rows
 
@@ -20,16 +20,16 @@ NAME = click.argument("name", metavar="NAME[/SIZE]")
 
 @click.group()
 def data() -> None:
-    """Named sets, and files of vectors in other formats.
+    """Named data sets, and conversion of files of vectors.
 
-    Sets are kept in TFDS_DATA_DIR, or else ~/tensorflow_datasets. QINCO_DATA_URL names a mirror,
-    below which all files lie in the folders that `info` shows.
+    Data sets are stored in TFDS_DATA_DIR, by default ~/tensorflow_datasets. QINCO_DATA_URL can name
+    a mirror, which must have the directory layout that `info` shows.
     """
 
 
 @data.command("list")
 def list_sets() -> None:
-    """Shows the named sets and which of them are prepared here."""
+    """Lists the named data sets and the sizes that are prepared."""
     click.echo("sift-photos         128 x uint8    comes with the package")
     for name, known in sets.SETS.items():
         try:
@@ -44,30 +44,32 @@ def list_sets() -> None:
 @data.command()
 @NAME
 def info(name: str) -> None:
-    """Tells everything of a set: rows, files, bytes, addresses, places, licence, citation."""
+    """Shows the rows, files, sizes, addresses, paths, license and citation of a data set."""
     if name == catalog.EMBEDDED:
-        click.echo("sift-photos: SIFT descriptors of photographs; comes with the package, which")
-        click.echo("names the photographers and licences in data/sift-photos-ATTRIBUTION.tsv")
+        click.echo("sift-photos: SIFT descriptors of photographs, included in the package; see")
+        click.echo("qinco_jax/datasets/sift-photos-ATTRIBUTION.tsv for photographers and licenses")
         return
     key, known, size = sets.named(name)
-    place = official.downloads()
-    files = official.wanted(known, size, place)
+    folder = official.downloads()
+    files = official.wanted(known, size, folder)
     prepared = _prepared_in(key, size)
     click.echo(f"{key}/{size}: {known.title}")
-    _tell("vectors", f"{known.dim} x {known.dtype}; {known.described(size)}")
-    _tell("sizes", ", ".join(f"{key}/{one}" for one in known.sizes))
-    _tell("licence", f"{known.licence}; the publisher's word holds: {known.homepage}")
-    _tell("note", known.note)
-    _tell("prepared", str(prepared or "no"))
-    _tell("to fetch", _to_fetch(files, place))
-    _tell("files in", str(place))
+    _show("vectors", f"{known.dim} x {known.dtype}; {known.described(size)}")
+    _show("sizes", ", ".join(f"{key}/{one}" for one in known.sizes))
+    _show("license", f"{known.license}; publisher: {known.homepage}")
+    _show("note", known.note)
+    _show("prepared", str(prepared or "no"))
+    _show("download", _to_download(files, folder))
+    _show("directory", str(folder))
     for entry in files:
-        state = "there" if is_there(entry, place) else "missing"
-        click.echo(f"    {entry.remote.name}  ({entry.part}, {amount(_bytes(entry))}, {state})")
+        state = "present" if is_present(entry, folder) else "missing"
+        click.echo(
+            f"    {entry.remote.name}  ({entry.part}, {format_size(_bytes(entry))}, {state})"
+        )
         click.echo(f"      {entry.file.source}")
     click.echo(
-        "  Without a network, place these files there by hand; a .gz may stay packed, and where "
-        "not all\n  rows are taken, the whole file may lie there under its own name."
+        "  Without a network, place these files there by hand. A .gz file may stay compressed,\n"
+        "  and the whole file under its own name may replace one of selected rows."
     )
     click.echo(textwrap.indent(known.citation, "  "))
 
@@ -75,7 +77,7 @@ def info(name: str) -> None:
 @data.command()
 @NAME
 def download(name: str) -> None:
-    """Fetches a set and prepares it; what is there already stays."""
+    """Downloads and prepares a data set, unless this was done before."""
     found = catalog.load(name)
     for part, rows in found._asdict().items():
         if part != "name" and rows is not None:
@@ -85,18 +87,18 @@ def download(name: str) -> None:
 @data.command()
 @NAME
 def verify(name: str) -> None:
-    """Reads a set's files and what was prepared of them, and compares sums and rows."""
+    """Reads the downloaded and prepared files of a data set and verifies checksums and rows."""
     key, known, size = sets.named(name)
-    place = official.downloads()
-    files = [(entry, place / entry.remote.name) for entry in official.wanted(known, size, place)]
+    folder = official.downloads()
+    files = [(entry, folder / entry.remote.name) for entry in official.wanted(known, size, folder)]
     prepared = _prepared_in(key, size)
     if not prepared and not any(path.exists() for _, path in files):
-        raise InputError(f"nothing of {key}/{size} is here; fetch it by `qinco data download`")
-    for fact in official.verified([file for file in files if file[1].exists()], place):
+        raise InputError(f"{key}/{size} is not downloaded; run `qinco data download {key}/{size}`")
+    for fact in official.verified([file for file in files if file[1].exists()], folder):
         click.echo(f"{fact['sha256']}  {fact['path']}")
     for _, path in files:
         if not path.exists():
-            click.echo(f"not there: {path}")
+            click.echo(f"missing: {path}")
     if prepared:
         for split, rows in _builders().read_through(key, size).items():
             click.echo(f"prepared {split}: {rows:,} rows read")
@@ -108,13 +110,13 @@ def verify(name: str) -> None:
 @click.option(
     "--dtype",
     type=click.Choice(DTYPES),
-    help="of the numbers [default: the source's, or what the format demands]",
+    help="of the target [default: what its format requires, or else the source's]",
 )
 def convert(source: str, target: str, dtype: str | None) -> None:
-    """Writes the vectors of SOURCE into the new file TARGET, in the format of its ending.
+    """Converts the vectors of SOURCE into a new file TARGET, whose ending gives the format.
 
     SOURCE is a file, a pattern such as "parts/*.parquet", or FILE::NAME. Numbers that TARGET cannot
-    hold are refused; floats are rounded to narrower floats where --dtype asks for it.
+    represent are an error; floats are rounded if --dtype asks for narrower floats.
     """
     with tqdm(unit=" vectors", unit_scale=True, desc="converting") as bar:
 
@@ -126,17 +128,17 @@ def convert(source: str, target: str, dtype: str | None) -> None:
 
 
 def _builders() -> ModuleType:
-    from qinco_jax.datasets import builders  # TFDS takes a while to import
+    from qinco_jax.datasets import builders  # TFDS is slow to import
 
     return builders
 
 
 def _prepared_in(name: str, size: str) -> Path | None:
-    """Where a set is prepared; the sets of one file are read as they come."""
+    """The directory of a prepared set, or `None`; a set of one file needs no preparation."""
     return None if "all" in sets.SETS[name].files else _builders().prepared_in(name, size)
 
 
-def _tell(title: str, text: str) -> None:
+def _show(title: str, text: str) -> None:
     if text:
         click.echo(
             textwrap.fill(
@@ -155,9 +157,9 @@ def _bytes(entry: Wanted) -> int | None:
     return entry.remote.size if cut is None else (cut.first + cut.last) * cut.row
 
 
-def _to_fetch(files: list[Wanted], place: Path) -> str:
-    missing = [entry for entry in files if not is_there(entry, place)]
+def _to_download(files: list[Wanted], folder: Path) -> str:
+    missing = [entry for entry in files if not is_present(entry, folder)]
     known = [size for size in map(_bytes, missing) if size is not None]
     unknown = len(missing) - len(known)
-    more = f" and {unknown} files whose size the server tells" if unknown else ""
-    return f"{amount(sum(known))}{more}" if missing else "nothing, all files are there"
+    more = f" and {unknown} files of unknown size" if unknown else ""
+    return f"{format_size(sum(known))}{more}" if missing else "nothing, all files are present"

@@ -1,4 +1,4 @@
-"""Named sets of vectors, and your own: `load` finds any of them."""
+"""Data sets: `load` opens a named set or your own files."""
 
 from qinco_jax.datasets.catalog import Dataset, load
 

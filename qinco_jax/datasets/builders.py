@@ -1,8 +1,8 @@
-"""The papers' sets as TFDS builders: blocks of rows in array_record files, without TensorFlow.
+"""The papers' data sets as TFDS builders: blocks of rows in array_record, without TensorFlow.
 
 `import qinco_jax.datasets.builders` registers them, so that `tfds.data_source("deep1m/500k")`,
 `tfds build deep1m --imports qinco_jax.datasets.builders` and `TFDS_DATA_DIR` work as for other
-sets. An example is a block of neighbouring rows. They derive from `ShardBasedBuilder`, which writes
+sets. An example is a block of consecutive rows. The base class is `ShardBasedBuilder`, which writes
 each shard as it is read; `GeneratorBasedBuilder` collects a whole split first, in memory up to 1 GB
 and with TensorFlow beyond.
 """
@@ -21,14 +21,14 @@ from google.protobuf import json_format
 
 from qinco_jax.datasets import sets
 from qinco_jax.datasets.official import FOLDER, data_folder, fetch, parts_of, verified
-from qinco_jax.datasets.transfers import check_room, explained
+from qinco_jax.datasets.transfers import check_space, explained
 from qinco_jax.errors import InputError
 from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Stored
 
 EXAMPLE_BYTES = 2**18
-SHARD_EXAMPLES = 1024  # 256 MiB, which bounds the memory of preparing
-NEIGHBOURS = 1000  # most that are kept for a query
+SHARD_EXAMPLES = 1024  # 256 MiB, which bounds the memory of preparation
+MAX_NEIGHBORS = 1000  # kept per query
 
 Examples = Iterator[tuple[int, dict[str, np.ndarray]]]
 
@@ -62,12 +62,12 @@ class Vectors(  # type: ignore[call-arg]
         features = {
             "vectors": tfds.features.Tensor(
                 shape=(None, known.dim), dtype=np.dtype(known.dtype), encoding=numbers,
-                doc="neighbouring rows of the published file",
+                doc="consecutive rows of the published file",
             ),
             "neighbors": tfds.features.Tensor(
                 shape=(None,), dtype=np.int32, encoding=numbers,
-                doc="database rows nearest to each query, nearest first, as many for each query, "
-                "query after query; empty in other splits",
+                doc="for each query in turn, equally many nearest database rows, nearest first; "
+                "empty in other splits",
             ),
         }  # fmt: skip
         return tfds.core.DatasetInfo(
@@ -76,20 +76,20 @@ class Vectors(  # type: ignore[call-arg]
             features=tfds.features.FeaturesDict(features),
             homepage=known.homepage,
             citation=known.citation,
-            license=known.licence,
-            disable_shuffling=True,  # rows are known by their numbers
+            license=known.license,
+            disable_shuffling=True,  # the order of rows matters
             metadata=tfds.core.MetadataDict(),
         )
 
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
     ) -> Mapping[str, Sequence[Callable[[], Examples]]]:
-        place = Path(dl_manager.download_dir) / FOLDER
-        files = fetch(self.SET, self.builder_config.name, place)
-        self.info.metadata["files"] = json.dumps(verified(files, place))
+        downloads = Path(dl_manager.download_dir) / FOLDER
+        files = fetch(self.SET, self.builder_config.name, downloads)
+        self.info.metadata["files"] = json.dumps(verified(files, downloads))
         parts = parts_of(sets.SETS[self.SET], files)
         num_bytes = sum(rows.nbytes for rows in parts.values())
-        check_room(Path(self.data_dir), num_bytes, "preparing the set")
+        check_space(Path(self.data_dir), num_bytes, "the prepared data set")
         truth = parts.pop("groundtruth", None)
         return {
             split: _shards(rows, truth if split == "queries" else None)
@@ -118,7 +118,7 @@ class Bigann1b(Vectors, of="bigann1b"):
 
 
 class Deep1bSlices(Vectors, of="deep1b"):
-    """The first rows of Deep1B; TFDS has another set of the name deep1b."""
+    """The first rows of Deep1B; TFDS has another data set named deep1b."""
 
 
 BUILDERS = {kind.SET: kind for kind in Vectors.__subclasses__()}
@@ -129,21 +129,20 @@ def _builder(name: str, size: str) -> Vectors:
         return BUILDERS[name](config=size, data_dir=str(data_folder()))
     except (ValueError, json_format.Error) as error:
         raise InputError(
-            f"what is in {data_folder() / BUILDERS[name].name / size} was prepared in another "
-            "format than array_record or is damaged; remove it, or set TFDS_DATA_DIR to another "
-            "folder"
+            f"{data_folder() / BUILDERS[name].name / size} was prepared in another format than "
+            "array_record or is damaged; remove it, or set TFDS_DATA_DIR to another directory"
         ) from error
 
 
 def load(name: str, size: str) -> dict[str, np.ndarray | Stored]:
-    """The parts of a set, which is downloaded and prepared where it is not yet.
+    """The parts of a set, which is downloaded and prepared if necessary.
 
     Returns:
       train and database as `Stored` [N, D]; validation, queries and groundtruth as arrays.
 
     Raises:
-      InputError: a download failed, a file is not what was published, or what was prepared is
-        damaged.
+      InputError: a download failed, a file differs from the published one, or the prepared files
+        are damaged.
     """
     builder = _prepared(name, size)
     parts: dict[str, np.ndarray | Stored] = {}
@@ -160,7 +159,7 @@ def load(name: str, size: str) -> dict[str, np.ndarray | Stored]:
 
 
 def _prepared(name: str, size: str) -> Vectors:
-    """The builder of a set; one process prepares it, and others wait for that."""
+    """The builder of a prepared set; one process prepares it while others wait."""
     builder = _builder(name, size)
     if builder.is_prepared():
         return builder
@@ -170,7 +169,7 @@ def _prepared(name: str, size: str) -> Vectors:
         with FileLock(data_folder() / f".{name}-{size}.lock"):
             builder = _builder(name, size)
             if not builder.is_prepared():
-                for left in folder.glob("incomplete.*"):  # by a process that was killed
+                for left in folder.glob("incomplete.*"):  # from a killed process
                     shutil.rmtree(left)
                 builder.download_and_prepare()
     return builder
@@ -179,26 +178,26 @@ def _prepared(name: str, size: str) -> Vectors:
 def _check_rows(
     parts: Mapping[str, np.ndarray | Stored], name: str, size: str, builder: Vectors
 ) -> None:
-    """Refuses what was prepared from a mirror of other files, unless that mirror is still set."""
+    """Refuses a set prepared from a mirror with other files, unless a mirror is still set."""
     for part in () if sets.mirror() else ("train", "database"):
         known = sets.SETS[name]
         expected = known.rows(part, size) or known.files[part][0].rows
         found = len(parts[part]) + (len(parts["validation"]) if part == "train" else 0)
         if expected is not None and found != expected:
             raise InputError(
-                f"{builder.data_path} was prepared from a mirror: it has {found} rows for {part}, "
-                f"{expected} were published; remove it, or set {sets.MIRROR}"
+                f"{builder.data_path} was prepared from a mirror: its {part} part has {found} rows "
+                f"instead of {expected}; remove it, or set {sets.MIRROR}"
             )
 
 
 def prepared_in(name: str, size: str) -> Path | None:
-    """Where a set is prepared, if it is."""
+    """The directory of a prepared set, or `None`."""
     builder = _builder(name, size)
     return Path(builder.data_path) if builder.is_prepared() else None
 
 
 def read_through(name: str, size: str) -> dict[str, int]:
-    """Reads all of a prepared set, whose files notice what is damaged.
+    """Reads all of a prepared set; checksums in its files reveal damage.
 
     Returns:
       The rows of each split.
@@ -217,10 +216,10 @@ def read_through(name: str, size: str) -> dict[str, int]:
 
 
 class _Records:
-    """A prepared split as rows: its examples hold equally many, but for the last."""
+    """A prepared split as rows; all examples but the last have equally many."""
 
     def __init__(self, builder: Vectors, split: str) -> None:
-        self._place = builder.data_path
+        self._folder = builder.data_path
         self._source = builder.as_data_source(split)
         first, last = (self._read(range(i, i + 1)) for i in (0, len(self._source) - 1))
         self.rows, self.dtype = len(first), first.dtype
@@ -237,29 +236,29 @@ class _Records:
             return np.concatenate(
                 [example["vectors"] for example in self._source.__getitems__(examples)]
             )
-        except RuntimeError as error:  # what array_record raises
+        except RuntimeError as error:  # raised by array_record
             raise InputError(
-                f"a file in {self._place} is damaged ({str(error).splitlines()[0]}); remove that "
-                "folder, and the next use prepares the set again"
+                f"a file in {self._folder} is damaged ({str(error).splitlines()[0]}); remove that "
+                "directory to prepare the data set again"
             ) from error
 
 
-def _shards(rows: np.ndarray, neighbours: np.ndarray | None) -> list[Callable[[], Examples]]:
+def _shards(rows: np.ndarray, neighbors: np.ndarray | None) -> list[Callable[[], Examples]]:
     per_example = max(1, EXAMPLE_BYTES // rows[0].nbytes)
     per_shard = per_example * SHARD_EXAMPLES
     return [
-        functools.partial(_examples, rows, neighbours, begin, per_example, per_shard)
+        functools.partial(_examples, rows, neighbors, begin, per_example, per_shard)
         for begin in range(0, len(rows), per_shard)
     ]
 
 
 def _examples(
-    rows: np.ndarray, neighbours: np.ndarray | None, begin: int, per_example: int, per_shard: int
+    rows: np.ndarray, neighbors: np.ndarray | None, begin: int, per_example: int, per_shard: int
 ) -> Examples:
     for at in range(begin, min(begin + per_shard, len(rows)), per_example):
         block = np.array(rows[at : at + per_example])
         near = np.empty((0,), np.int32)
-        if neighbours is not None:
-            near = neighbours[at : at + per_example, :NEIGHBOURS].astype(np.int32).ravel()
+        if neighbors is not None:
+            near = neighbors[at : at + per_example, :MAX_NEIGHBORS].astype(np.int32).ravel()
         yield at // per_example, {"vectors": block, "neighbors": near}
     formats.release_pages(rows)

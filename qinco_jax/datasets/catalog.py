@@ -1,4 +1,4 @@
-"""Sets of vectors by name or by place: `deep1m`, a folder of files, or single files."""
+"""Data sets by name or path: `deep1m`, a directory of files, or single files."""
 
 import hashlib
 import os
@@ -24,24 +24,23 @@ PARTS = {
     "groundtruth": ("groundtruth", "ground_truth", "gnd"),
     "validation": ("validation", "val"),
 }
-"""The stems by which a part of a set is found in a folder."""
+"""The stems of the files of each part in a directory."""
 EMBEDDED = "sift-photos"
 ANN_BENCHMARKS = {"train", "test", "neighbors"}
-"""The datasets by which a file of ann-benchmarks is known."""
+"""The HDF5 datasets that identify a file of ann-benchmarks."""
 
 
 class Dataset(NamedTuple):
-    """A set of vectors; large parts are read-only memory maps, or read when asked for.
+    """A data set; large parts are read-only memory maps or a `Stored`, which is read on demand.
 
     Attributes:
-      name: for people and for folders of results.
+      name: for messages and result directories.
       train: [N, D] training vectors.
       database: [S, D] vectors to encode and search, or `None`.
       queries: [Q, D], or `None`.
       groundtruth: [Q, k] integers, the database rows nearest to each query, nearest first, or
         `None`.
-      validation: [V, D] vectors to choose the best model by, or `None`: then some training vectors
-        are held back.
+      validation: [V, D] vectors to select the best model, or `None` to hold out training vectors.
     """
 
     name: str
@@ -53,26 +52,24 @@ class Dataset(NamedTuple):
 
 
 def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dataset:
-    """Loads a set of vectors.
+    """Loads a data set.
 
-    In a folder, a part such as the training vectors is found as one of: a file `train.npy`; shards,
-    whose number follows the stem (`train-0.npy`, `train.00000-of-00010.parquet`), in the order of
-    the numbers; a folder `train/` of files of one ending, in the same order. The stems are those of
-    `PARTS`, the endings those of `shards.ENDINGS`; where two of these are there, neither is taken.
+    In a directory, each part, such as the training vectors, is one of: a file `train.npy`; shards
+    with a number after the stem (`train-0.npy`, `train.00000-of-00010.parquet`), in the order of
+    the numbers; a directory `train/` of files with one ending, in the same order. `PARTS` has the
+    stems, `shards.ENDINGS` the endings; it is an error if a part is found in two ways.
 
     Args:
-      source: `sift-photos`, which comes with the package; a name of `sets.SETS`, with or without a
-        size (`deep1m`, `deep1m/500k`), which is downloaded and prepared where it is not yet; a
-        folder with `train` and optionally `database`, `queries`, `groundtruth` and `validation`;
-        training vectors as `shards.read_rows` takes them:
-        a file, a pattern such as `"parts/*.npy"`, or `FILE::NAME`; or an HDF5 file of
-        ann-benchmarks. That one's `train` is its database, of which every tenth row is cut off
-        to train with (`cut_training`).
-      **files: places, as `read_rows` takes them, of `database`, `queries` or `groundtruth` to
-        take instead.
+      source: `sift-photos`, which comes with the package; a name in `sets.SETS`, with or without a
+        size (`deep1m`, `deep1m/500k`), which is downloaded and prepared if necessary; a directory
+        with `train` and optionally `database`, `queries`, `groundtruth` and `validation`; training
+        vectors as for `shards.read_rows`: a file, a pattern such as `"parts/*.npy"`, or
+        `FILE::NAME`; or an HDF5 file of ann-benchmarks, whose `train` is its database: every tenth
+        row of it becomes a training vector instead (`cut_training`).
+      **files: paths of `database`, `queries` or `groundtruth` to use instead, as for `read_rows`.
 
     Raises:
-      InputError: no such name or place, an unfit file, or parts that do not fit together.
+      InputError: the name or path does not exist, a file is invalid, or the parts do not match.
     """
     name = os.fspath(source)
     if name == EMBEDDED:
@@ -80,7 +77,7 @@ def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dat
     elif name.partition("/")[0] in sets.SETS:
         title, parts = name.replace("/", "-"), _published(name)
     else:
-        title, parts = _name_of(Path(name)), _own(name)
+        title, parts = _name_of(Path(name)), _from_files(name)
     parts |= {part: read_rows(path) for part, path in files.items()}
     if parts.get("groundtruth") is not None:
         parts["groundtruth"] = np.asarray(parts["groundtruth"])
@@ -88,52 +85,52 @@ def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dat
 
 
 def _published(text: str) -> dict[str, Any]:
-    from qinco_jax.datasets import official  # what downloads need takes a while to import
+    from qinco_jax.datasets import official  # requests is slow to import
 
     name, known, size = sets.named(text)
     if "all" in known.files:
         ((_, path),) = official.fetch(name, size, official.downloads())
-        return _of_place(str(path))
-    from qinco_jax.datasets import builders  # TFDS takes a while to import
+        return _from_path(str(path))
+    from qinco_jax.datasets import builders  # TFDS is slow to import
 
     return builders.load(name, size)
 
 
-def _own(name: str) -> dict[str, Any]:
-    place, _ = shards.split_name(name)
+def _from_files(name: str) -> dict[str, Any]:
+    path, _ = shards.split_name(name)
     if Path(name).is_dir():
-        return _of_folder(Path(name))
-    there = Path(place).exists() or shards.is_pattern(place)
-    if there or Path(place).suffix in shards.ENDINGS or os.sep in place:
-        return _of_place(name)
+        return _from_folder(Path(name))
+    exists = Path(path).exists() or shards.is_pattern(path)
+    if exists or Path(path).suffix in shards.ENDINGS or os.sep in path:
+        return _from_path(name)
     raise InputError(
-        f"there is no set {name!r} and no such file or folder; there are the sets {EMBEDDED}, "
-        f"{', '.join(sets.SETS)}; for your own vectors give the path of a folder or file"
+        f"there is no data set, file or directory {name!r}; choose one of {EMBEDDED}, "
+        f"{', '.join(sets.SETS)}, or give the path of your own vectors"
     )
 
 
 def _name_of(path: Path) -> str:
-    """The path's last part and a hash of the whole, so that no two sets share a name."""
+    """The last component of a path and a hash of the whole, which makes the name unique."""
     whole = path.resolve()
     name = re.sub(r"[*?\[\]:]+", "_", whole.name)
     return f"{name}-{hashlib.sha256(str(whole).encode()).hexdigest()[:6]}"
 
 
 def _embedded() -> dict[str, Any]:
-    """SIFT descriptors of freely licensed photographs, listed in sift-photos-ATTRIBUTION.tsv."""
+    """SIFT descriptors of the freely licensed photographs in sift-photos-ATTRIBUTION.tsv."""
     file = resources.files("qinco_jax.datasets") / "sift-photos.npz"
     with resources.as_file(file) as path, np.load(path) as arrays:
         return {part: arrays[part] for part in arrays.files}
 
 
-def _of_place(name: str) -> dict[str, Any]:
+def _from_path(name: str) -> dict[str, Any]:
     """The parts of a file of ann-benchmarks, or training vectors alone."""
     path = Path(name)
     hdf5 = path.suffix in containers.HDF5 and path.is_file()
     if not hdf5 or not containers.tables(path).keys() >= ANN_BENCHMARKS:
         return {"train": read_rows(name)}
-    neighbours = np.asarray(containers.read(path, "neighbors"))
-    train, database, groundtruth = cut_training(containers.read(path, "train"), neighbours)
+    neighbors = np.asarray(containers.read(path, "neighbors"))
+    train, database, groundtruth = cut_training(containers.read(path, "train"), neighbors)
     return {
         "train": train,
         "database": database,
@@ -142,18 +139,18 @@ def _of_place(name: str) -> dict[str, Any]:
     }
 
 
-def _of_folder(folder: Path) -> dict[str, Any]:
+def _from_folder(folder: Path) -> dict[str, Any]:
     found = {part: _find(folder, stems) for part, stems in PARTS.items()}
     if not found["train"]:
         raise InputError(
-            f"{folder} holds no training vectors; expected train with one of the endings "
+            f"{folder} holds no training vectors; add train with one of the endings "
             f"{', '.join(shards.ENDINGS)}"
         )
     return {part: shards.read_files(paths) for part, paths in found.items() if paths}
 
 
 def _find(folder: Path, stems: Sequence[str]) -> list[Path]:
-    """The file or the shards of a part of a set, in order; none if there are none."""
+    """The file or shards of a part of a data set, in order."""
     endings = "|".join(map(re.escape, shards.ENDINGS))
     name = re.compile(rf"({'|'.join(stems)})([-_.]?\d.*)?({endings})")
     found: dict[tuple[str | None, ...], list[Path]] = {}
@@ -167,20 +164,20 @@ def _find(folder: Path, stems: Sequence[str]) -> list[Path]:
                     found.setdefault((path.name, "folder", file.suffix), []).append(file)
     if len(found) > 1:
         one, other, *_ = (paths[0].relative_to(folder) for paths in found.values())
-        raise InputError(f"{folder} holds both {one} and {other}; leave one of them there")
+        raise InputError(f"{folder} holds both {one} and {other}; remove one of them")
     paths = next(iter(found.values()), [])
     _check_complete(folder, paths)
     return paths
 
 
 def _check_complete(folder: Path, paths: Sequence[Path]) -> None:
-    """Refuses shards that say how many they are and are not as many."""
+    """Refuses shards whose names say that there are more or fewer of them."""
     counts = [re.search(r"\d+-of-(\d+)", path.name) for path in paths]
     for path, count in zip(paths, counts, strict=True):
         if count and int(count[1]) != len(paths):
             raise InputError(
-                f"{folder} holds {len(paths)} files like {path.name}, not {int(count[1])}; fetch "
-                "the others too"
+                f"{folder} holds {len(paths)} files like {path.name}, not {int(count[1])}; "
+                "complete them or remove the extra ones"
             )
 
 
@@ -192,8 +189,8 @@ def _checked(dataset: Dataset) -> Dataset:
             checks.vectors(x, what=f"the {part} part of {dataset.name}")
             if x.shape[1] != dim:
                 raise InputError(
-                    f"the {part} part of {dataset.name} has {x.shape[1]} dimensions a vector, the "
-                    f"training vectors {dim}"
+                    f"the {part} part of {dataset.name} has {x.shape[1]} dimensions a vector, but "
+                    f"the training vectors have {dim}; use vectors of the same kind"
                 )
     truth = dataset.groundtruth
     if truth is None:
@@ -207,7 +204,7 @@ def _checked(dataset: Dataset) -> Dataset:
         )
     if truth.min() < 0 or truth.max() >= len(dataset.database):
         raise InputError(
-            f"the ground truth of {dataset.name} names row {truth.max()} (lowest {truth.min()}); "
-            f"its database has {len(dataset.database)} rows"
+            f"the ground truth of {dataset.name} has ids {truth.min()} to {truth.max()}, but its "
+            f"database has {len(dataset.database)} rows; use the ground truth of this database"
         )
     return dataset

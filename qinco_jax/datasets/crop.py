@@ -1,4 +1,4 @@
-"""Makes rows that were taken out of a file of vectors a file of their own."""
+"""Turns rows taken from a file of vectors into a valid file."""
 
 from pathlib import Path
 
@@ -7,25 +7,25 @@ import numpy as np
 from qinco_jax.errors import InputError
 from qinco_jax.vectors import formats
 
-NPY_HEADER = 1024  # bytes that hold the header of any .npy file of vectors, and more
+NPY_HEADER = 1024  # bytes, enough for the header of any .npy file of vectors
 
 
 def row_bytes(ending: str, dim: int, dtype: str) -> int:
-    """Bytes that a row [D] takes in a file."""
+    """Bytes of a row [D] in a file."""
     if ending == ".npy":
         return dim * np.dtype(dtype).itemsize
     return (4 if ending.endswith("vecs") else 0) + formats.DTYPES[ending].itemsize * dim
 
 
 def crop(path: Path, ending: str) -> None:
-    """Lets a file say how many rows it holds, of which some were left out behind its header.
+    """Writes the number of rows that follow into the header of a file.
 
     Args:
-      path: is changed.
-      ending: of its format, whatever it is called for now.
+      path: of the file, which is changed.
+      ending: of its format; the path may end otherwise.
 
     Raises:
-      InputError: the header is damaged, or no whole rows follow it.
+      InputError: the header is damaged, or the rows after it are incomplete.
     """
     size = path.stat().st_size
     with path.open("r+b") as file:
@@ -33,13 +33,13 @@ def crop(path: Path, ending: str) -> None:
         offset, row = _header(path, ending, start)
         rows, rest = divmod(size - offset, row)
         if rows < 1 or rest:
-            raise InputError(f"{path} holds no whole rows; remove it and look at its source")
+            raise InputError(f"{path} ends in an incomplete row; remove it and check its source")
         file.seek(0)
-        file.write(_saying(start[:offset], ending, rows))
+        file.write(_with_rows(start[:offset], ending, rows))
 
 
 def _header(path: Path, ending: str, start: bytes) -> tuple[int, int]:
-    """Bytes before the first row, and of a row."""
+    """Bytes of the header and of a row."""
     if ending == ".npy":
         offset, rows, columns, dtype = formats.read_npy_header(path)
         formats.check_shape(path, rows, columns)
@@ -50,8 +50,8 @@ def _header(path: Path, ending: str, start: bytes) -> tuple[int, int]:
     return 0, 4 + int.from_bytes(start[:4], "little") * width
 
 
-def _saying(header: bytes, ending: str, rows: int) -> bytes:
-    """A header, as long as it was, that says how many rows there are."""
+def _with_rows(header: bytes, ending: str, rows: int) -> bytes:
+    """The header with another number of rows; its length stays."""
     if ending == ".npy":
         before, _, after = header.partition(b"'shape': (")
         other = before + b"'shape': (" + str(rows).encode() + after[after.index(b",") :].rstrip()

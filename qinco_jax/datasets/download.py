@@ -1,7 +1,7 @@
-"""Files of data sets from the network: resumed where they stopped, checked, named when whole.
+"""Downloads that resume, are verified, and get their name when complete.
 
-What has come of NAME so far is beside it in `.NAME.partial` (see `transfers`); the sum of a whole
-file is in `NAME.sha256`, as the program `sha256sum` writes and checks it.
+An incomplete NAME is in `.NAME.partial` beside it (see `transfers`); the checksum of a complete
+file is in `NAME.sha256`, in the format of the program `sha256sum`.
 """
 
 import contextlib
@@ -21,32 +21,32 @@ from qinco_jax.datasets.transfers import (
     Advance,
     Cut,
     Transfer,
-    check_room,
+    check_space,
     explained,
     read_origin,
     remove,
     size,
 )
-from qinco_jax.datasets.transports import BLOCK_BYTES, Passing, Refused
+from qinco_jax.datasets.transports import BLOCK_BYTES, Refused, Transient
 from qinco_jax.errors import InputError
 from qinco_jax.files import replacing
 
-UNPACKED_MOST = 100  # times the size of a .gz of vectors; more is an accident or a trap
-WAIT_SECONDS = 0.5  # between looks at a file that another process fetches
+MAX_EXPANSION = 100  # times the size of a .gz of vectors; more means damage
+WAIT_SECONDS = 0.5  # between checks of a file that another process downloads
 
 
 class Remote(NamedTuple):
-    """A file to have.
+    """A remote file.
 
     Attributes:
-      name: its path below the folder of downloads.
-      addresses: http, https or ftp, tried in this order. What ends in `.gz` while `name` does not
-        is decompressed.
-      size: bytes that the file must have in the end, where known.
-      sha256: of the file in the end, where known.
-      cut: the only rows of the remote file to take; all are of one version of it.
-      finish: runs on the complete file before it is checked and gets its name, for instance to
-        mend a header. If that is cut short, a later call runs it on its own result.
+      name: its path below the download directory.
+      addresses: http, https or ftp, tried in this order. A file is decompressed if its address ends
+        in `.gz` and `name` does not.
+      size: bytes of the final file, where known.
+      sha256: of the final file, where known.
+      cut: the rows to take if not all, from a single version of the remote file.
+      finish: runs on the complete file before it is checked and renamed, for example to fix a
+        header. It must be idempotent: it runs again if it was interrupted.
     """
 
     name: str
@@ -58,12 +58,12 @@ class Remote(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """A file that is not there yet.
+    """A file to download.
 
     Attributes:
       remote: the file.
-      size: bytes that are still to be downloaded, where known; decompressed they can be more.
-      address: from where.
+      size: bytes left to download, where known, before decompression.
+      address: its source.
     """
 
     remote: Remote
@@ -71,91 +71,92 @@ class Missing(NamedTuple):
     address: str
 
 
-class _Bad(InputError):
-    """The bytes that came are not those of the file."""
+class _Damaged(InputError):
+    """The downloaded bytes are wrong."""
 
 
 def fetch(remote: Remote, folder: Path, advance: Advance) -> Path:
-    """Downloads a file unless it is there, going on from where an earlier call stopped.
+    """Downloads a file unless it exists; resumes where an earlier call stopped.
 
-    Connections that break are tried again; addresses that do not give the file are passed over.
-    Of two processes that want the same file the second waits for the first. Where an address ends
-    in `.gz`, a `NAME.gz` that was placed by hand is taken instead of a download.
+    Broken connections are retried, and addresses that fail are skipped. If two processes want the
+    same file, the second waits for the first. If an address ends in `.gz`, a `NAME.gz` placed by
+    hand is used instead of a download.
 
     Args:
       remote: the file.
-      folder: of downloads; made where it is missing.
-      advance: told the bytes as they arrive, and after them those decompressed and summed up,
-        where that takes a pass of its own.
+      folder: the download directory; created if missing.
+      advance: called with the bytes that arrived, and then with those decompressed and hashed where
+        this takes a separate pass.
 
     Returns:
-      Where the file is, `folder / remote.name`.
+      The path of the file, `folder / remote.name`.
 
     Raises:
-      InputError: no address gives the file, there is no room for it, it cannot be written, or it
-        is damaged or has another size or sum than it must. Except then, a later call goes on.
+      InputError: no address provides the file, the disk has too little space, the file cannot be
+        written, or its bytes, size or checksum are wrong. Only wrong bytes are removed; otherwise a
+        later call resumes.
     """
     target = Path(folder) / remote.name
-    if not _is_there(remote, target):
+    if not _exists(remote, target):
         with explained(target, None):
             target.parent.mkdir(parents=True, exist_ok=True)
             with _locked(target, advance):
-                if not _is_there(remote, target):  # now that no other process is at it
+                if not _exists(remote, target):  # another process may have completed it
                     _obtain(remote, target, advance)
     return target
 
 
 def plan(remotes: Iterable[Remote], folder: Path) -> list[Missing]:
-    """Finds out what `fetch` would download, and that there is room for it.
+    """Finds what `fetch` would download, and checks that the disk has space for it.
 
     Args:
       remotes: the files.
-      folder: of downloads; nothing in it is changed.
+      folder: the download directory; it is not changed.
 
     Raises:
-      InputError: in the place of a file is one of another size, no address has a file, or there is
-        too little room for all of them.
+      InputError: an existing file has the wrong size, no address provides a file, or the disk has
+        too little space for all of them.
     """
-    missing, room = [], 0
+    missing, space = [], 0
     for remote in remotes:
         target = Path(folder) / remote.name
-        if _is_there(remote, target):
+        if _exists(remote, target):
             continue
         if _is_placed(remote, target):
-            room += remote.size or 0
+            space += remote.size or 0
             continue
         found = _find(remote, target)
         missing.append(found)
-        room += (found.size or 0) + _transfer(remote, found.address, target).room
-    check_room(Path(folder), room, "what is missing")
+        space += (found.size or 0) + _transfer(remote, found.address, target).extra_space
+    check_space(Path(folder), space, "the download")
     return missing
 
 
 def verify(remote: Remote, folder: Path) -> str:
-    """Reads a file and compares its SHA-256 with the given and with the recorded one.
+    """Reads a file and compares its SHA-256 with the published and the recorded one.
 
     Returns:
-      The sum in hexadecimal.
+      The checksum in hexadecimal.
 
     Raises:
-      InputError: the file is not there, or has another size or sum.
+      InputError: the file is missing, or its size or checksum is wrong.
     """
     target = Path(folder) / remote.name
-    if not _is_there(remote, target):
+    if not _exists(remote, target):
         raise InputError(f"there is no file {target}; fetch it first")
-    found = _sum(target, lambda done, total: None)
+    found = _checksum(target, lambda done, total: None)
     for expected in (remote.sha256, _recorded(target)):
         if expected is not None and expected.lower() != found:
             raise InputError(
-                f"{target} has the SHA-256 {found} instead of {expected}; remove it, and its "
-                f"{_record(target).name} if it is meant to be another file now, and fetch it again"
+                f"{target} has the SHA-256 {found} instead of {expected}; remove it, and "
+                f"{_record(target).name} if the published file changed, and fetch it again"
             )
     return found
 
 
-def _is_there(remote: Remote, target: Path) -> bool:
+def _exists(remote: Remote, target: Path) -> bool:
     if target.is_dir():
-        raise InputError(f"{target} is a folder; a file of that name belongs there, so move it")
+        raise InputError(f"{target} is a directory where a file is expected; move or remove it")
     if target.exists() and remote.size not in (None, target.stat().st_size):
         raise InputError(
             f"{target} has {target.stat().st_size} bytes instead of {remote.size}; remove it and "
@@ -166,14 +167,14 @@ def _is_there(remote: Remote, target: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(target: Path, advance: Advance) -> Iterator[None]:
-    """Waits until no other process fetches the file, showing how far that one is."""
+    """Waits until no other process downloads the file, reporting the progress of that process."""
     lock = FileLock(target.with_name(f".{target.name}.lock"))
     while not lock.is_locked:
         try:
             lock.acquire(timeout=WAIT_SECONDS)
         except Timeout:
-            if come := max(size(_partial(target)), size(_partial(_packed(target)))):
-                advance(come, None)
+            if done := max(size(_partial(target)), size(_partial(_packed(target)))):
+                advance(done, None)
     try:
         yield
     finally:
@@ -181,7 +182,7 @@ def _locked(target: Path, advance: Advance) -> Iterator[None]:
 
 
 def _obtain(remote: Remote, target: Path, advance: Advance) -> None:
-    """Takes the file from the first place that gives it."""
+    """Gets the file from the first source that provides it."""
     if _is_placed(remote, target):
         _complete(remote, target, _packed(target), None, advance)
         return
@@ -190,17 +191,17 @@ def _obtain(remote: Remote, target: Path, advance: Advance) -> None:
         transfer = _transfer(remote, address, target)
         try:
             transfer.run(advance)
-        except (Passing, Refused) as problem:
+        except (Transient, Refused) as problem:
             problems.append(f"{address} {problem}")
             kept = size(transfer.partial) and not transfer.joins
-            if kept and isinstance(problem, Passing):
-                problems.append(f"to begin anew at another address, remove {transfer.partial}")
+            if kept and isinstance(problem, Transient):
+                problems.append(f"to start over from another address, remove {transfer.partial}")
                 break
             continue
         digest = transfer.digest.hexdigest() if transfer.digest else None
         _complete(remote, target, transfer.partial, digest, advance)
         return
-    raise _nowhere(remote, target, problems)
+    raise _unavailable(remote, target, problems)
 
 
 def _find(remote: Remote, target: Path) -> Missing:
@@ -208,13 +209,13 @@ def _find(remote: Remote, target: Path) -> Missing:
     for address in _ordered(remote, target):
         try:
             return Missing(remote, _transfer(remote, address, target).find(), address)
-        except (Passing, Refused) as problem:
+        except (Transient, Refused) as problem:
             problems.append(f"{address} {problem}")
-    raise _nowhere(remote, target, problems)
+    raise _unavailable(remote, target, problems)
 
 
 def _ordered(remote: Remote, target: Path) -> list[str]:
-    """The addresses, first the one that a download was begun from."""
+    """The addresses, the one of a partial download first."""
 
     def is_new(address: str) -> bool:
         origin = read_origin(_transfer(remote, address, target).partial)
@@ -226,8 +227,8 @@ def _ordered(remote: Remote, target: Path) -> list[str]:
 def _transfer(remote: Remote, address: str, target: Path) -> Transfer:
     joins = remote.sha256 is not None
     if _unpacks(remote, address):
-        partial, room = _partial(_packed(target)), remote.size or 0
-        return Transfer(address, partial, joins=joins, room=room)
+        partial, space = _partial(_packed(target)), remote.size or 0
+        return Transfer(address, partial, joins=joins, extra_space=space)
     total = remote.size if remote.cut is None and remote.finish is None else None
     return Transfer(address, _partial(target), remote.cut, total, joins)
 
@@ -235,14 +236,14 @@ def _transfer(remote: Remote, address: str, target: Path) -> Transfer:
 def _complete(
     remote: Remote, target: Path, source: Path, digest: str | None, advance: Advance
 ) -> None:
-    """Makes the file of what came, or of a `.gz` placed by hand; removes what came if it is bad."""
+    """Makes the file from a download or a `.gz` placed by hand; removes a damaged download."""
     partial, by_hand = _partial(target), source == _packed(target)
-    remedy = f"place another {source.name}" if by_hand else "it was removed, so fetch it again"
+    remedy = f"replace {source.name}" if by_hand else "it was removed, so fetch it again"
     try:
         if source != partial:
             digest = _unpack(source, partial, remote.size, remedy, advance)
         _settle(remote, target, digest, remedy, advance)
-    except _Bad:
+    except _Damaged:
         remove(partial)
         if not by_hand:
             remove(source)
@@ -252,16 +253,16 @@ def _complete(
 
 
 def _unpack(source: Path, partial: Path, wanted: int | None, remedy: str, advance: Advance) -> str:
-    """Decompresses into `partial`; returns the sum of what is written there."""
-    remove(partial)  # with its note, since nobody can go on with what is written now
-    most = UNPACKED_MOST * size(source) if wanted is None else wanted
-    check_room(partial.parent, wanted or 0, source.name)
+    """Decompresses into `partial`; returns the checksum of the result."""
+    remove(partial)  # and its note, as decompression cannot resume
+    most = MAX_EXPANSION * size(source) if wanted is None else wanted
+    check_space(partial.parent, wanted or 0, source.name)
     digest, done = hashlib.sha256(), 0
     with explained(partial, wanted), partial.open("wb") as file:
         for block in _unpacked(source, remedy):
             done += len(block)
             if done > most:
-                raise _Bad(f"{source} decompresses to more than {most:,} bytes; {remedy}")
+                raise _Damaged(f"{source} decompresses to more than {most:,} bytes; {remedy}")
             file.write(block)
             digest.update(block)
             advance(done, wanted)
@@ -274,27 +275,27 @@ def _unpacked(source: Path, remedy: str) -> Iterator[bytes]:
             while block := file.read(BLOCK_BYTES):
                 yield block
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _Bad(f"{source} is damaged or cut off ({error}); {remedy}") from error
+        raise _Damaged(f"{source} is damaged or truncated ({error}); {remedy}") from error
 
 
 def _settle(
     remote: Remote, target: Path, digest: str | None, remedy: str, advance: Advance
 ) -> None:
-    """Finishes and checks the complete partial file, and gives it its name."""
+    """Finishes, checks and renames the complete partial file."""
     partial = _partial(target)
     if remote.finish is not None:
         try:
             remote.finish(partial)
         except InputError as error:
-            raise _Bad(str(error)) from error
+            raise _Damaged(str(error)) from error
         digest = None
     if remote.size not in (None, size(partial)):
-        raise _Bad(f"{target} would have {size(partial)} bytes instead of {remote.size}; {remedy}")
-    found, recorded = digest or _sum(partial, advance), _recorded(target)
+        raise _Damaged(f"{target} would have {size(partial)} bytes, not {remote.size}; {remedy}")
+    found, recorded = digest or _checksum(partial, advance), _recorded(target)
     expected = remote.sha256 or recorded
     if expected is not None and expected.lower() != found:
-        changed = f" (if the file is meant to be another now, remove {_record(target).name} first)"
-        raise _Bad(
+        changed = f" (if the published file changed, remove {_record(target).name} first)"
+        raise _Damaged(
             f"{target} would have the SHA-256 {found} instead of {expected}; {remedy}"
             f"{'' if remote.sha256 else changed}"
         )
@@ -306,7 +307,7 @@ def _settle(
     partial.rename(target)
 
 
-def _sum(path: Path, advance: Advance) -> str:
+def _checksum(path: Path, advance: Advance) -> str:
     digest, done, total = hashlib.sha256(), 0, size(path)
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
@@ -317,7 +318,7 @@ def _sum(path: Path, advance: Advance) -> str:
 
 
 def _recorded(target: Path) -> str | None:
-    """The sum in the record of an earlier download, if there is one."""
+    """The checksum that an earlier download recorded, if any."""
     if not _record(target).exists():
         return None
     found = re.match(r"[0-9a-f]{64}\b", _record(target).read_text())
@@ -343,16 +344,16 @@ def _unpacks(remote: Remote, address: str) -> bool:
 
 
 def _is_placed(remote: Remote, target: Path) -> bool:
-    """Whether the file is there by hand, still compressed."""
+    """Whether a compressed file was placed by hand."""
     return any(_unpacks(remote, address) for address in remote.addresses) and (
         _packed(target).is_file()
     )
 
 
-def _nowhere(remote: Remote, target: Path, problems: list[str]) -> InputError:
+def _unavailable(remote: Remote, target: Path, problems: list[str]) -> InputError:
     packed = any(_unpacks(remote, address) for address in remote.addresses)
     place = f"{target} or, compressed, {_packed(target)}" if packed else f"{target}"
     return InputError(
-        f"{remote.name} cannot be fetched: {'; '.join(problems)}; call again when that may have "
-        f"changed, which goes on where this stopped, or place the file yourself as {place}"
+        f"{remote.name} cannot be fetched: {'; '.join(problems)}; call again later, which resumes "
+        f"the download, or place the file yourself as {place}"
     )

@@ -1,4 +1,4 @@
-"""Training vectors for sets that have none: some rows of the database, which then lacks them."""
+"""Training vectors for data sets without any: some rows of the database, which are removed."""
 
 from collections.abc import Callable
 
@@ -11,17 +11,17 @@ from qinco_jax.vectors.stored import Rows, Stored
 def cut_training(
     rows: Rows, groundtruth: np.ndarray | None, every: int = 10
 ) -> tuple[Stored, Stored, np.ndarray | None]:
-    """Takes every tenth row of a database for training, and the rest as the database.
+    """Splits a database: every tenth row becomes a training vector, the rest stay.
 
     Args:
-      rows: [N, D], the database; nothing of it is read.
+      rows: [N, D], the database, which is not read.
       groundtruth: [Q, k] integers, its rows nearest to each query, nearest first; or `None`.
       every: row i becomes a training vector if i % `every` is `every` - 1.
 
     Returns:
-      The training vectors [N // every, D]; the database [S, D] of the rows that are left, with new
-      numbers; and its ground truth [Q, j], without the rows that left and cut to the query for
-      which the fewest remain (`None` if that is none).
+      The training vectors [N // every, D]; the database [S, D] of the other rows, renumbered; and
+      its ground truth [Q, j] without the training rows, where j is the smallest number of neighbors
+      that a query keeps (`None` if j = 0).
 
     Raises:
       InputError: there are fewer rows than `every`.
@@ -29,8 +29,8 @@ def cut_training(
     count = len(rows)
     if count < every:
         raise InputError(
-            f"every {every}th row of the database should be a training vector, but there are only "
-            f"{count}; give training vectors of their own"
+            f"the database needs at least {every} rows to take training vectors from, but has only "
+            f"{count}; provide separate training vectors"
         )
     size = getattr(rows, "block_rows", 1)
     train = _Chosen(rows, count // every, lambda row: row * every + every - 1)
@@ -40,7 +40,7 @@ def cut_training(
 
 
 class _Chosen:
-    """Rows by a rule: row i is row `number(i)` of others [N, D]."""
+    """Selected rows: row i is row `number(i)` of `rows` [N, D]."""
 
     def __init__(self, rows: Rows, count: int, number: Callable[[np.ndarray], np.ndarray]) -> None:
         self.shape, self.dtype = (count, rows.shape[1]), rows.dtype

@@ -1,4 +1,4 @@
-"""Published files on this machine: fetched where they are missing, cropped, checked."""
+"""The published files of the named sets: downloaded if missing, cropped and checked."""
 
 import functools
 import os
@@ -14,7 +14,7 @@ from qinco_jax.datasets import download, sets
 from qinco_jax.datasets.crop import crop, row_bytes
 from qinco_jax.datasets.download import Missing, Remote
 from qinco_jax.datasets.sets import File, NamedSet
-from qinco_jax.datasets.transfers import Cut, check_room
+from qinco_jax.datasets.transfers import Cut, check_space
 from qinco_jax.errors import InputError
 from qinco_jax.vectors import formats
 
@@ -23,10 +23,10 @@ class Wanted(NamedTuple):
     """A file that a set needs.
 
     Attributes:
-      part: train, database, queries or groundtruth; `all` for one file of all of them.
+      part: train, database, queries or groundtruth; `all` for one file with all of them.
       file: as it is published.
-      rows: taken of it, see `NamedSet.rows`; `None` takes all.
-      remote: how it is fetched.
+      rows: to take, see `NamedSet.rows`; `None` takes all.
+      remote: how it is downloaded.
     """
 
     part: str
@@ -35,26 +35,26 @@ class Wanted(NamedTuple):
     remote: Remote
 
 
-FOLDER = "qinco_jax"  # in the folder of downloads of TFDS
+FOLDER = "qinco_jax"  # in the download directory of TFDS
 
 
 def data_folder() -> Path:
-    """Where sets are prepared, as TFDS has it: TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """The directory of prepared sets, as in TFDS: TFDS_DATA_DIR or ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def downloads() -> Path:
-    """Where published files are put."""
+    """The directory of downloaded files."""
     return data_folder() / "downloads" / FOLDER
 
 
-def wanted(known: NamedSet, size: str, place: Path) -> list[Wanted]:
-    """The files of a set at a size, one for each part: what is there, or else its first form."""
-    return [forms[0] for forms in _forms(known, size, place)]
+def wanted(known: NamedSet, size: str, folder: Path) -> list[Wanted]:
+    """The file for each part of a set at a size: an existing one, or else the first choice."""
+    return [forms[0] for forms in _forms(known, size, folder)]
 
 
-def _forms(known: NamedSet, size: str, place: Path) -> list[list[Wanted]]:
-    """For each part the forms in which it can be had; where one is there, only that."""
+def _forms(known: NamedSet, size: str, folder: Path) -> list[list[Wanted]]:
+    """For each part the forms in which it is published; existing ones only, if there are any."""
     every = []
     for part, files in known.files.items():
         rows = known.rows(part, size)
@@ -63,82 +63,84 @@ def _forms(known: NamedSet, size: str, place: Path) -> list[list[Wanted]]:
             for file in files
             for remote in _remotes(file, part, rows, known)
         ]
-        # The whole of a database can be a thousand times what is wanted; it is never fetched then.
+        # A whole database can be a thousand times larger than the wanted rows: never fetch it.
         fetched = forms[:1] if part == "database" else forms
-        every.append([form for form in forms if is_there(form, place)] or fetched)
+        every.append([form for form in forms if is_present(form, folder)] or fetched)
     return every
 
 
-def is_there(entry: Wanted, place: Path) -> bool:
-    """Whether a file is among the downloads, be it packed."""
-    path = place / entry.remote.name
+def is_present(entry: Wanted, folder: Path) -> bool:
+    """Whether a file is in the download directory, perhaps compressed."""
+    path = folder / entry.remote.name
     packed = entry.file.address.endswith(".gz") and Path(f"{path}.gz").exists()
     return packed or path.exists()
 
 
-def fetch(name: str, size: str, place: Path) -> list[tuple[Wanted, Path]]:
-    """Fetches the published files of a set that are missing, with progress.
+def fetch(name: str, size: str, folder: Path) -> list[tuple[Wanted, Path]]:
+    """Downloads the missing files of a set, with progress.
 
-    Before the first byte it is said what will be fetched, from where, how much and to which place.
+    First prints what will be downloaded: sources, sizes and the target directory.
 
     Args:
-      name: of `sets.SETS`.
-      size: of that set's.
-      place: the folder of downloads.
+      name: in `sets.SETS`.
+      size: one of that set's.
+      folder: the download directory.
 
     Returns:
-      The files and where they lie.
+      The files and their paths.
 
     Raises:
-      InputError: a download failed; the sentence says which file is to be placed where by hand.
+      InputError: a download failed; the message says which files to place by hand, and where.
     """
     known = sets.SETS[name]
     try:
-        found = [_found(forms, place) for forms in _forms(known, size, place)]
+        found = [_found(forms, folder) for forms in _forms(known, size, folder)]
     except InputError as error:
-        raise InputError(f"{error}\n{_by_hand(known, size, place)}") from error
+        raise InputError(f"{error}\n{_by_hand(known, size, folder)}") from error
     missing = [one for _, missing in found for one in missing]
-    check_room(place, sum(one.size or 0 for one in missing), f"{name}/{size}")
+    check_space(folder, sum(one.size or 0 for one in missing), f"{name}/{size}")
     if missing:
-        tqdm.write(announcement(f"{name}/{size}", missing, place), sys.stderr)
-    return [(entry, _fetched(entry, place)) for entry, _ in found]
+        tqdm.write(announcement(f"{name}/{size}", missing, folder), sys.stderr)
+    return [(entry, _fetched(entry, folder)) for entry, _ in found]
 
 
-def _found(forms: Sequence[Wanted], place: Path) -> tuple[Wanted, list[Missing]]:
-    """The first form that is there or that a server gives."""
+def _found(forms: Sequence[Wanted], folder: Path) -> tuple[Wanted, list[Missing]]:
+    """The first form that exists or that a server provides."""
     errors = []
     for form in forms:
         try:
-            return form, download.plan([form.remote], place)
+            return form, download.plan([form.remote], folder)
         except InputError as error:
             errors.append(error)
     raise errors[0]
 
 
-def _by_hand(known: NamedSet, size: str, place: Path) -> str:
+def _by_hand(known: NamedSet, size: str, folder: Path) -> str:
     lines = [
-        f"  {entry.file.source}\n    as {place / entry.file.path}"
-        for entry in wanted(known, size, place)
-        if not is_there(entry, place)
+        f"  {entry.file.source}\n    as {folder / entry.file.path}"
+        for entry in wanted(known, size, folder)
+        if not is_present(entry, folder)
     ]
-    return "\n".join(["without a network, place by hand what is missing:", *lines])
+    return "\n".join(["without a network, place these files by hand:", *lines])
 
 
-def announcement(title: str, missing: Sequence[Missing], place: Path) -> str:
-    """What will be downloaded, from where, how many bytes and where to."""
+def announcement(title: str, missing: Sequence[Missing], folder: Path) -> str:
+    """A message that names the files to download, their sources, sizes and target directory."""
     known = [one.size for one in missing if one.size is not None]
     unknown = len(missing) - len(known)
-    more = f" and {unknown} of unknown size" if unknown else ""
-    lines = [f"  {amount(one.size):>10}  {one.address} as {one.remote.name}" for one in missing]
-    head = f"{title}: downloading {amount(sum(known))}{more} to {place}"
+    more = f" and {unknown} files of unknown size" if unknown else ""
+    lines = [
+        f"  {format_size(one.size):>10}  {one.address} as {one.remote.name}" for one in missing
+    ]
+    head = f"{title}: downloading {format_size(sum(known))}{more} to {folder}"
     return "\n".join([head, *lines])
 
 
 def parts_of(known: NamedSet, files: list[tuple[Wanted, Path]]) -> dict[str, np.ndarray]:
-    """Memory maps [N, D] by part; the validation rows are the last of the whole training file.
+    """Memory maps [N, D] by part; validation takes the last rows of the whole training file.
 
     Raises:
-      InputError: a file is not what was published.
+      InputError: a file differs from the published one.
     """
     parts = {entry.part: _checked(formats.read(path), path, entry, known) for entry, path in files}
     train, truth = parts["train"], parts.get("groundtruth")
@@ -156,18 +158,18 @@ def parts_of(known: NamedSet, files: list[tuple[Wanted, Path]]) -> dict[str, np.
 def _check_truth(truth: np.ndarray, num_queries: int, num_rows: int) -> None:
     if truth.dtype.kind not in "iu" or len(truth) != num_queries:
         raise InputError(
-            f"the ground truth is {truth.dtype} {truth.shape}, not integers, one row for each of "
-            f"the {num_queries} queries; remove that file and its .sha256, and fetch it again"
+            f"the ground truth is {truth.dtype} {truth.shape}, but needs integers and one row for "
+            f"each of {num_queries} queries; remove that file and its .sha256, and fetch it again"
         )
     if truth.min() < 0 or truth.max() >= num_rows:
         raise InputError(
-            f"the ground truth names row {truth.max()} (lowest {truth.min()}) of a database of "
+            f"the ground truth has ids {truth.min()} to {truth.max()} for a database of "
             f"{num_rows} rows; remove that file and its .sha256, and fetch it again"
         )
 
 
 def _remotes(file: File, part: str, rows: int | None, known: NamedSet) -> list[Remote]:
-    """How a file can be had: by the rows that are wanted, where these are not all; and whole."""
+    """The ways to download a file: only the wanted rows, if not all are, and the whole file."""
     path = PurePosixPath(file.path)
     whole = Remote(file.path, (file.source,))
     if not sets.mirror():
@@ -196,20 +198,20 @@ def _size(ending: str, rows: int, known: NamedSet) -> int | None:
     return (8 if ending.endswith("bin") else 0) + rows * row_bytes(ending, known.dim, known.dtype)
 
 
-def _fetched(entry: Wanted, place: Path) -> Path:
-    """Fetches a file where it is missing, with a progress bar."""
-    there = (place / entry.remote.name).exists()
-    with tqdm(desc=entry.remote.name, unit="B", unit_scale=True, disable=there) as bar:
+def _fetched(entry: Wanted, folder: Path) -> Path:
+    """Downloads a file if missing, with a progress bar."""
+    exists = (folder / entry.remote.name).exists()
+    with tqdm(desc=entry.remote.name, unit="B", unit_scale=True, disable=exists) as bar:
 
         def advance(done: int, total: int | None) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        return download.fetch(entry.remote, place, advance)
+        return download.fetch(entry.remote, folder, advance)
 
 
 def _checked(rows: np.ndarray, path: Path, entry: Wanted, known: NamedSet) -> np.ndarray:
-    """The rows that were asked for.
+    """The wanted rows.
 
     Raises:
       InputError: the file is not what was published.
@@ -217,8 +219,8 @@ def _checked(rows: np.ndarray, path: Path, entry: Wanted, known: NamedSet) -> np
     fits = rows.shape[1] == known.dim and rows.dtype == known.dtype
     if entry.part != "groundtruth" and not fits:
         raise InputError(
-            f"{path} holds {rows.dtype} of {rows.shape[1]} dimensions; {known.dtype} of "
-            f"{known.dim} were published, so remove it and its .sha256, and fetch it again"
+            f"{path} holds {rows.dtype} of {rows.shape[1]} dimensions, but the published file has "
+            f"{known.dtype} of {known.dim}; remove it and its .sha256, and fetch it again"
         )
     expected = entry.rows or entry.file.rows
     if expected and len(rows) < expected and not sets.mirror():
@@ -229,23 +231,23 @@ def _checked(rows: np.ndarray, path: Path, entry: Wanted, known: NamedSet) -> np
     return rows if entry.part == "train" else rows[: entry.rows]
 
 
-def verified(files: Sequence[tuple[Wanted, Path]], place: Path) -> list[dict[str, str | int]]:
-    """What the files are: path, address, bytes and SHA-256, which is compared with what is known.
+def verified(files: Sequence[tuple[Wanted, Path]], folder: Path) -> list[dict[str, str | int]]:
+    """The path, address, size and verified SHA-256 of each file.
 
     Raises:
-      InputError: a file is not what was published, or what was fetched.
+      InputError: a file differs from the published or the downloaded one.
     """
     return [
         {
             "path": entry.remote.name,
             "address": entry.file.address,
             "bytes": path.stat().st_size,
-            "sha256": download.verify(entry.remote, place),
+            "sha256": download.verify(entry.remote, folder),
         }
         for entry, path in files
     ]
 
 
-def amount(num_bytes: int | None) -> str:
-    """Bytes for people."""
-    return "unknown" if num_bytes is None else f"{tqdm.format_sizeof(num_bytes, 'B', 1000)}"
+def format_size(num_bytes: int | None) -> str:
+    """A size in readable units."""
+    return "unknown" if num_bytes is None else tqdm.format_sizeof(num_bytes, "B", 1000)

@@ -1,4 +1,4 @@
-"""The named sets as facts: which files, from where, in which form, under which licence."""
+"""The named sets: their files, sources, formats and licenses."""
 
 import difflib
 import os
@@ -9,9 +9,9 @@ from typing import NamedTuple
 from qinco_jax.errors import InputError
 
 MIRROR = "QINCO_DATA_URL"
-"""The environment's variable with an address below which all files lie as they lie below the folder
-of downloads; the official sizes, rows and checksums are not asked for then."""
-VALIDATION_ROWS = 10_000  # the last of the whole training file, at every size (QINCo, Sec. 4.1)
+"""The environment variable for the address of a mirror with the layout of the download directory.
+The sizes, rows and checksums of its files are not compared with the published ones."""
+VALIDATION_ROWS = 10_000  # the last rows of the training file, at any size (QINCo, Sec. 4.1)
 
 _QINCO = "https://dl.fbaipublicfiles.com/QINCo/datasets/"
 _BIG_ANN = "https://dl.fbaipublicfiles.com/billion-scale-ann-benchmarks/bigann/"
@@ -21,7 +21,7 @@ _ANN = "http://ann-benchmarks.com/"
 
 
 def mirror() -> str:
-    """The address of the mirror, empty where none is set."""
+    """The address of the mirror, or an empty string."""
     return os.environ.get(MIRROR, "").rstrip("/")
 
 
@@ -29,11 +29,11 @@ class File(NamedTuple):
     """A published file of vectors.
 
     Attributes:
-      path: its place below the folder of downloads.
-      address: where it is published; `.gz` at its end is unpacked.
-      rows: N, where it is published.
+      path: its path below the download directory.
+      address: where it is published; decompressed if it ends in `.gz`.
+      rows: N, where published.
       size: in bytes, where it does not follow from the rows.
-      sha256: hexadecimal, where it is published.
+      sha256: hexadecimal, where published.
     """
 
     path: str
@@ -44,11 +44,11 @@ class File(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The address to fetch from: the published one or the mirror's."""
+        """The address to download from: the published one or the mirror's."""
         if not mirror():
             return self.address
-        place = PurePosixPath(self.path).with_name(PurePosixPath(self.address).name)
-        return f"{mirror()}/{place}"
+        path = PurePosixPath(self.path).with_name(PurePosixPath(self.address).name)
+        return f"{mirror()}/{path}"
 
 
 class NamedSet(NamedTuple):
@@ -58,21 +58,21 @@ class NamedSet(NamedTuple):
       title: what the vectors are.
       dim: D.
       dtype: of the numbers.
-      homepage: who publishes it.
-      licence: as the publisher says; read it there.
+      homepage: of the publisher.
+      license: as the publisher states it; the publisher's page is authoritative.
       citation: BibTeX.
-      sizes: the rows that may be taken, by name: of the training vectors, or of the database where
-        `slices`; `None` takes all. The first is the default.
-      files: for each part, the files that hold it; the first that can be fetched is taken.
-      slices: whether `sizes` are the database's; then training takes as many, at most 10 million.
-      note: what a user should know of the figures.
+      sizes: the number of training vectors, or of database vectors if `slices`, by name; `None` is
+        all. The first is the default.
+      files: for each part, the files that hold it; the first that can be downloaded is used.
+      slices: whether `sizes` are of the database; training then takes as many, at most 10 million.
+      note: what users should know about the data.
     """
 
     title: str
     dim: int
     dtype: str
     homepage: str
-    licence: str
+    license: str
     citation: str
     sizes: Mapping[str, int | None]
     files: Mapping[str, tuple[File, ...]]
@@ -80,9 +80,9 @@ class NamedSet(NamedTuple):
     note: str = ""
 
     def rows(self, part: str, size: str) -> int | None:
-        """Rows to take of a part's file at a size; `None` takes all.
+        """Rows to take from the file of a part at a size; `None` is all.
 
-        They are the first ones, but for the last `VALIDATION_ROWS` of training.
+        They are the first rows; for training, the last `VALIDATION_ROWS` of the file are included.
         """
         asked = self.sizes[size]
         if part == "database":
@@ -92,7 +92,7 @@ class NamedSet(NamedTuple):
         return (min(asked, 10_000_000) if self.slices else asked) + VALIDATION_ROWS
 
     def described(self, size: str) -> str:
-        """What a size takes, in words."""
+        """What a size means, in words."""
         rows = self.sizes[size]
         if rows is None:
             return "all rows"
@@ -137,15 +137,14 @@ _BIGANN_QUERIES = (
 _DEEP_TRAIN = File("deep1b/learn10M10k.fvecs", _QINCO + "deep1b/learn10M10k.fvecs", _TRAIN_ROWS)
 _DEEP_QUERIES = (File("deep1b/query.public.10K.fbin", _YANDEX + "query.public.10K.fbin", _QUERIES),)
 _CUT_NOTE = (
-    "The published file has no training vectors: every tenth row of its database (9, 19, 29, ...) "
-    "trains instead and leaves the database, whose rows are numbered anew; each query's list of "
-    "neighbours loses them and is cut to the shortest list. Figures on it do not compare with the "
-    "papers'."
+    "The published file has no training vectors. Every tenth row of its database (9, 19, 29, ...) "
+    "is moved to the training vectors; the other rows are renumbered, and the lists of neighbors "
+    "are shortened to match. Results are not comparable with the papers'."
 )
 _SLICE_NOTE = (
-    "Only the first rows are fetched. Training takes as many rows as the database has, at most 10 "
-    "million, from the file that the papers train on, and validation that file's last rows; the "
-    "ground truth is computed where needed."
+    "Only the first rows are downloaded. Training takes as many rows as the database has, at most "
+    "10 million, from the papers' training file; validation takes the last rows of that file. The "
+    "ground truth is computed when needed."
 )
 
 
@@ -246,10 +245,10 @@ SETS: Mapping[str, NamedSet] = {
 
 
 def named(text: str) -> tuple[str, NamedSet, str]:
-    """Finds the set and the size that `NAME` or `NAME/SIZE` means.
+    """Finds a set and its size by `NAME` or `NAME/SIZE`.
 
     Returns:
-      name, set, size.
+      The name, the set and the size.
 
     Raises:
       InputError: there is no such set or size.
@@ -258,13 +257,13 @@ def named(text: str) -> tuple[str, NamedSet, str]:
     if name not in SETS:
         near = difflib.get_close_matches(name, SETS, n=1, cutoff=0.0)[0]
         raise InputError(
-            f"there is no set {name!r}; did you mean {near!r}? There are {', '.join(SETS)}"
+            f"there is no data set {name!r}; did you mean {near!r}? Choose one of {', '.join(SETS)}"
         )
     known = SETS[name]
     size = size or next(iter(known.sizes))
     if size not in known.sizes:
         raise InputError(
-            f"{name} has no size {size!r}; there are "
+            f"{name} has no size {size!r}; choose one of "
             f"{', '.join(f'{name}/{other}' for other in known.sizes)}"
         )
     return name, known, size

@@ -1,8 +1,8 @@
-"""Vectors whose residuals depend on the first code as strongly as one asks, and their least error.
+"""Synthetic vectors with a chosen dependence of residuals on the first code, and a known error.
 
-Each of C cells holds a circle in a plane of its own and with a radius of its own. A codebook of the
-centers, then K codewords on the circle of the cell, is as good as two codes can be; a second
-codebook that is the same for all cells is not, unless the circles agree.
+Each of C cells holds a circle with its own plane and radius. With a first codebook of the centers,
+a second codebook of K codewords on the circle of each cell is optimal; one shared by all cells is
+not, unless the circles are equal.
 """
 
 from typing import NamedTuple
@@ -12,9 +12,9 @@ import numpy as np
 from qinco_jax.errors import InputError
 
 CENTER_NORM = 4.0
-"""Centers are sqrt(2) times as far apart or more: a multiple of the radii, which are about 1."""
+"""Centers are at least sqrt(2) times this far apart, well beyond the radii of about 1."""
 RADIUS_RANGE = 4.0
-"""Largest radius by smallest, at strength 1."""
+"""Ratio of the largest radius to the smallest at strength 1."""
 
 
 class ResidualLaw(NamedTuple):
@@ -35,22 +35,22 @@ class ResidualLaw(NamedTuple):
 def residual_law(
     seed: int, dim: int, num_cells: int, *, strength: float, noise: float = 0.02
 ) -> ResidualLaw:
-    """A law drawn at random; one seed gives the same centers at any strength.
+    """Draws a random law; the centers depend on the seed but not on the strength.
 
     Args:
       seed: of the centers, and of the rotations at strength 1.
       dim: D, at least 2.
       num_cells: C, at most 2 D.
       strength: 0 gives all cells the same circle, so that residuals are independent of the cell;
-        1 turns each by a rotation of its own and spreads the radii over `RADIUS_RANGE`; numbers
-        between turn and spread less.
-      noise: below the distance between neighbouring codewords on a circle.
+        1 gives each its own rotation and spreads the radii over `RADIUS_RANGE`; values between
+        rotate and spread less.
+      noise: standard deviation, below the distance between neighboring codewords on a circle.
 
     Raises:
-      InputError: no room for so many cells, or a strength outside 0 to 1.
+      InputError: too many cells for `dim`, or a strength outside 0 to 1.
     """
     if dim < 2 or not 1 <= num_cells <= 2 * dim:
-        raise InputError(f"{dim} dimensions have room for 1 to {2 * dim} cells, got {num_cells}")
+        raise InputError(f"num_cells must be 1 to {2 * dim} in {dim} dimensions, got {num_cells}")
     if not 0 <= strength <= 1:
         raise InputError(f"strength must be 0 to 1, got {strength}")
     rng = np.random.default_rng(seed)
@@ -65,7 +65,7 @@ def residual_law(
 
 
 def draw(law: ResidualLaw, seed: int, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors [N, D] float32 of a law, and the cell of each, [N] int64."""
+    """Draws vectors [N, D] float32 from a law; also returns the cell of each, [N] int64."""
     rng = np.random.default_rng(seed)
     num_cells, dim = law.centers.shape
     cells = rng.integers(num_cells, size=num_rows)
@@ -76,7 +76,7 @@ def draw(law: ResidualLaw, seed: int, num_rows: int) -> tuple[np.ndarray, np.nda
 
 
 def conditional_codebooks(law: ResidualLaw, codebook_size: int) -> np.ndarray:
-    """The best K codewords for the residuals of each cell, [C, K, D]: a regular polygon."""
+    """The optimal K codewords for the residuals of each cell, [C, K, D]: a regular polygon."""
     angle = 2 * np.pi / codebook_size * np.arange(codebook_size)
     corners = np.stack([np.cos(angle), np.sin(angle)])
     radii, mean_distance = _distances(law)
@@ -98,7 +98,7 @@ def ideal_error(law: ResidualLaw, codebook_size: int) -> float:
 def _distances(law: ResidualLaw) -> tuple[np.ndarray, np.ndarray]:
     """The radius of each cell [C], and its vectors' mean distance from the center in the plane.
 
-    The mean of a Rice distribution, but for terms of the order of noise^6.
+    The mean of a Rice distribution, up to terms of order noise^6.
     """
     radii = np.linalg.norm(law.frames[:, :, 0], axis=1)
     return radii, radii + law.noise**2 / (2 * radii) + law.noise**4 / (8 * radii**3)

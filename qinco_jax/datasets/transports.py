@@ -1,7 +1,7 @@
-"""The bytes of remote files from any place on: HTTP by requests, FTP by the standard library.
+"""Reads remote files from any byte on: HTTP with requests, FTP with the standard library.
 
-What goes wrong is sorted by what helps: another try (`Passing`), beginning again (`StartOver`),
-another address (`Refused`).
+Errors are classed by their remedy: retry (`Transient`), start over (`StartOver`), or try another
+address (`Refused`).
 """
 
 import contextlib
@@ -18,21 +18,21 @@ import requests
 import urllib3
 
 CONNECT_SECONDS = 20.0
-SILENT_SECONDS = 60.0  # without a byte; then the connection is taken for dead
-TRIES = 6  # in a row that bring nothing
-PAUSE_SECONDS = 1.0  # before the second try, twice as long before each one after
-LONGEST_PAUSE_SECONDS = 120.0  # that a server can ask for
+SILENT_SECONDS = 60.0  # without a byte, after which the connection counts as dead
+TRIES = 6  # in a row without a byte
+PAUSE_SECONDS = 1.0  # before the second try; doubles with each further one
+LONGEST_PAUSE_SECONDS = 120.0  # also if the server asks for more
 BLOCK_BYTES = 2**18
-IDENTITY = {"Accept-Encoding": "identity"}  # bytes on the way are then those of the file
+IDENTITY = {"Accept-Encoding": "identity"}  # the bytes sent are those of the file
 
 T = TypeVar("T")
 
 
-class Passing(Exception):
-    """Something that may pass, such as a dropped connection or a busy server.
+class Transient(Exception):
+    """A temporary failure, such as a dropped connection or a busy server.
 
     Attributes:
-      pause: the seconds that the server asked to wait, or `None`.
+      pause: the seconds to wait, if the server named them.
     """
 
     def __init__(self, what: str, pause: float | None = None) -> None:
@@ -40,26 +40,26 @@ class Passing(Exception):
         self.pause = pause
 
 
-class Unreachable(Passing):
-    """No connection to the server came about."""
+class Unreachable(Transient):
+    """The connection to the server failed."""
 
 
-class StartOver(Passing):
-    """What was read before is no part of the file that is there now."""
+class StartOver(Transient):
+    """The bytes read so far do not belong to the current version of the file."""
 
 
 class Refused(Exception):
-    """The address does not give the file, now or later."""
+    """The address does not provide the file; a retry will not help."""
 
 
 class Stream(NamedTuple):
     """A remote file from some byte on.
 
     Attributes:
-      begin: the place of the first byte in `blocks`: what was asked for, or 0.
-      total: bytes of the whole file, where the server tells.
-      version: what tells it from its other versions (ETag, Last-Modified, MDTM), where known.
-      blocks: the bytes as they arrive; raises `Passing`.
+      begin: the offset of the first byte in `blocks`: the requested one, or 0.
+      total: bytes of the whole file, where known.
+      version: identifies the version of the file (ETag, Last-Modified or MDTM), where known.
+      blocks: the bytes as they arrive; raises `Transient`.
     """
 
     begin: int
@@ -68,15 +68,15 @@ class Stream(NamedTuple):
     blocks: Iterator[bytes]
 
 
-def patiently(attempt: Callable[[], T], arrived: Callable[[], int]) -> T:
-    """Repeats an attempt as long as `Passing` is raised and bytes arrive, or `TRIES` are left.
+def retried(attempt: Callable[[], T], arrived: Callable[[], int]) -> T:
+    """Repeats an attempt after `Transient`, until `TRIES` in a row bring no byte.
 
     Args:
-      attempt: goes on from where it was.
-      arrived: the bytes that all attempts brought so far.
+      attempt: continues from where the last one stopped.
+      arrived: returns the bytes that all attempts received so far.
 
     Raises:
-      Passing: from the last attempt; at once where there was no connection from the beginning.
+      Transient: from the last attempt, which is the first if the server cannot be reached.
       Refused: from the attempt.
     """
     tries = 0
@@ -84,13 +84,11 @@ def patiently(attempt: Callable[[], T], arrived: Callable[[], int]) -> T:
         before = arrived()
         try:
             return attempt()
-        except Passing as trouble:
+        except Transient as error:
             tries = 0 if arrived() > before else tries + 1
-            if tries == TRIES or (isinstance(trouble, Unreachable) and arrived() == 0):
+            if tries == TRIES or (isinstance(error, Unreachable) and arrived() == 0):
                 raise
-            pause = (
-                PAUSE_SECONDS * 2 ** max(tries - 1, 0) if trouble.pause is None else trouble.pause
-            )
+            pause = PAUSE_SECONDS * 2 ** max(tries - 1, 0) if error.pause is None else error.pause
             time.sleep(min(pause, LONGEST_PAUSE_SECONDS))
 
 
@@ -100,12 +98,12 @@ def opened(address: str, begin: int, end: int | None, version: str | None) -> It
 
     Args:
       address: http, https or ftp.
-      begin: the byte to begin with. Where a server cannot, the stream begins with byte 0.
-      end: the byte to end before; then no server may begin or end elsewhere. `None`: the last.
+      begin: the first byte. If the server cannot start there, the stream starts at byte 0.
+      end: the byte to stop before, which the server must honor; `None` reads to the end.
       version: of the file that the bytes before `begin` came from, where known.
 
     Raises:
-      Passing, StartOver, Refused: see there.
+      Transient, StartOver, Refused.
     """
     transport = _ftp_opened if urlsplit(address).scheme == "ftp" else _http_opened
     with transport(address, begin, end, version) as stream:
@@ -113,21 +111,21 @@ def opened(address: str, begin: int, end: int | None, version: str | None) -> It
 
 
 def size(address: str) -> int | None:
-    """Asks for the bytes of a remote file; `None` where the server does not tell.
+    """Asks for the size of a remote file in bytes; `None` if the server does not report it.
 
     Raises:
-      Passing, Refused: see there.
+      Transient, Refused.
     """
     if urlsplit(address).scheme == "ftp":
-        with _ftp(address) as (connection, path), _ftp_sorted():
+        with _ftp(address) as (connection, path), _ftp_errors():
             return _ftp_size(connection, path)
     with requests.Session() as session:
-        with _http_sorted():
+        with _http_errors():
             response = session.head(
                 address, headers=IDENTITY, timeout=_timeouts(), allow_redirects=True
             )
         with response:
-            if response.status_code in (405, 501):  # it knows no HEAD, yet may give the file
+            if response.status_code in (405, 501):  # HEAD is not supported
                 return None
             _check_answer(response, address)
             return _content_length(response)
@@ -147,7 +145,7 @@ def _http_opened(
         if version is not None:
             headers["If-Range"] = version
     with requests.Session() as session:
-        with _http_sorted():
+        with _http_errors():
             response = session.get(address, headers=headers, stream=True, timeout=_timeouts())
         with response:
             _check_answer(response, address)
@@ -159,95 +157,92 @@ def _http_opened(
 
 
 def _http_blocks(response: requests.Response) -> Iterator[bytes]:
-    """The body as it comes: what came before a break is not lost, and nothing is decoded."""
-    with _http_sorted():
+    """The undecoded body in blocks as they arrive, so that a dropped connection loses none."""
+    with _http_errors():
         while block := response.raw.read1(BLOCK_BYTES, decode_content=False):
             yield block
 
 
 def _check_answer(response: requests.Response, address: str) -> None:
     status = response.status_code
-    says = f"answers {status} {response.reason}".rstrip()
+    problem = f"answers {status} {response.reason}".rstrip()
     if status == 416:
-        raise StartOver(says)
+        raise StartOver(problem)
     if status in (408, 425, 429) or status >= 500:
-        raise Passing(says, _retry_after(response))
+        raise Transient(problem, _retry_after(response))
     if status not in (200, 206):
-        raise Refused(says)
+        raise Refused(problem)
     headers = response.headers
     if headers.get("Content-Type", "").startswith("text/html"):
         raise Refused("answers with a web page instead of a file")
     encoding = headers.get("Content-Encoding", "identity").lower()
     if encoding != "identity" and not urlsplit(address).path.endswith(".gz"):
-        # Some servers say so of every .gz, whose bytes they send as they are.
-        raise Refused(f"compresses the file on the way ({encoding}) though asked not to")
+        # Some servers declare this for every .gz file, which they send unchanged.
+        raise Refused(f"compresses the transfer ({encoding}) though asked not to")
 
 
 def _total_of_part(response: requests.Response, begin: int, end: int | None) -> int | None:
-    """Checks that a 206 holds bytes from `begin` on; returns the bytes of the whole file."""
-    says = response.headers.get("Content-Range", "")
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", says)
+    """Checks that a 206 starts at `begin`; returns the size of the whole file."""
+    sent = response.headers.get("Content-Range", "")
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", sent)
     if found is None or int(found[1]) != begin or (end is not None and int(found[2]) >= end):
         asked = f"{begin}-{'' if end is None else end - 1}"
-        raise Refused(
-            f"was asked for the bytes {asked} and sends {says or 'it does not say which'}"
-        )
-    total = None if found[3] == "*" else int(found[3])
-    return total
+        raise Refused(f"was asked for bytes {asked} but sends {sent or 'an unknown range'}")
+    return None if found[3] == "*" else int(found[3])
 
 
 def _total_of_whole(response: requests.Response, end: int | None) -> int | None:
     length = _content_length(response)
     if end is not None and (length is None or length > end):
         if "If-Range" in response.request.headers:
-            raise StartOver("has another version of the file than before")
-        raise Refused("does not send parts of a file, and the whole of it is not wanted")
+            raise StartOver("has a different version of the file than before")
+        raise Refused("does not support ranges, and the whole file is not wanted")
     if length is None and "chunked" not in response.headers.get("Transfer-Encoding", "").lower():
-        raise Refused("does not tell where the file ends, so a part could pass for the whole")
+        raise Refused("does not send the length of the file, so it may be incomplete")
     return length
 
 
 def _content_length(response: requests.Response) -> int | None:
-    says = response.headers.get("Content-Length", "")
-    return int(says) if says.isdigit() else None
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdigit() else None
 
 
 def _http_version(response: requests.Response) -> str | None:
     tag = response.headers.get("ETag", "")
-    weak = tag.startswith("W/")  # which If-Range must not be asked with
+    weak = tag.startswith("W/")  # not allowed in If-Range
     return tag if tag and not weak else response.headers.get("Last-Modified")
 
 
 def _retry_after(response: requests.Response) -> float | None:
-    says = response.headers.get("Retry-After", "")
-    if says.isdigit():
-        return float(says)
+    after = response.headers.get("Retry-After", "")
+    if after.isdigit():
+        return float(after)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(says).timestamp() - time.time())
+        return max(0.0, email.utils.parsedate_to_datetime(after).timestamp() - time.time())
     except ValueError:
         return None
 
 
 @contextlib.contextmanager
-def _http_sorted() -> Iterator[None]:
+def _http_errors() -> Iterator[None]:
     try:
         yield
     except requests.ConnectionError as error:
-        if isinstance(error.args[0], urllib3.exceptions.MaxRetryError):  # of the connecting alone
+        if isinstance(error.args[0], urllib3.exceptions.MaxRetryError):  # only from connecting
             raise Unreachable(f"cannot be reached ({_root(error)})") from error
-        raise Passing(f"dropped the connection ({_root(error)})") from error
+        raise Transient(f"dropped the connection ({_root(error)})") from error
     except requests.Timeout as error:
-        raise Passing(f"said nothing for {SILENT_SECONDS:g} s") from error
-    except (requests.RequestException, ValueError) as error:  # as of a redirect to no address
+        raise Transient(f"sent nothing for {SILENT_SECONDS:g} s") from error
+    except (requests.RequestException, ValueError) as error:  # such as an invalid redirect
         raise Refused(f"cannot be used ({error})") from error
     except urllib3.exceptions.ReadTimeoutError as error:
-        raise Passing(f"said nothing for {SILENT_SECONDS:g} s") from error
+        raise Transient(f"sent nothing for {SILENT_SECONDS:g} s") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise Passing(f"dropped the connection ({_root(error)})") from error
+        raise Transient(f"dropped the connection ({_root(error)})") from error
 
 
 def _root(error: BaseException) -> str:
-    """The first cause of an error in words; the libraries wrap it several times."""
+    """The message of the original error, which the libraries wrap several times."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return getattr(error, "strerror", None) or str(error)
@@ -256,9 +251,9 @@ def _root(error: BaseException) -> str:
 @contextlib.contextmanager
 def _ftp_opened(address: str, begin: int, end: int | None, version: str | None) -> Iterator[Stream]:
     with _ftp(address) as (connection, path):
-        with _ftp_sorted():
+        with _ftp_errors():
             total, version = _ftp_size(connection, path), _ftp_version(connection, path)
-            if total is not None and total < begin:  # which RETR would refuse for good
+            if total is not None and total < begin:  # RETR would fail permanently
                 raise StartOver(f"has only {total} bytes now")
             data = _ftp_data(connection, path, begin, end)
         with data:
@@ -267,25 +262,25 @@ def _ftp_opened(address: str, begin: int, end: int | None, version: str | None) 
 
 @contextlib.contextmanager
 def _ftp(address: str) -> Iterator[tuple[ftplib.FTP, str]]:
-    """A connection that is logged in, and the path of the file."""
-    place = urlsplit(address)
+    """A logged-in connection and the path of the file."""
+    url = urlsplit(address)
     connection = ftplib.FTP(timeout=CONNECT_SECONDS)
     with contextlib.closing(connection):
         try:
-            connection.connect(place.hostname or "", place.port or ftplib.FTP_PORT)
+            connection.connect(url.hostname or "", url.port or ftplib.FTP_PORT)
         except (OSError, EOFError) as error:
             raise Unreachable(f"cannot be reached ({_root(error)})") from error
-        with _ftp_sorted():
-            connection.login(unquote(place.username or ""), unquote(place.password or ""))
+        with _ftp_errors():
+            connection.login(unquote(url.username or ""), unquote(url.password or ""))
             connection.voidcmd("TYPE I")
-        yield connection, unquote(place.path)
+        yield connection, unquote(url.path)
 
 
 def _ftp_size(connection: ftplib.FTP, path: str) -> int | None:
     try:
         return connection.size(path)
     except ftplib.error_perm as error:
-        if str(error).startswith("550"):  # no such file; the others say that there is no SIZE
+        if str(error).startswith("550"):  # no such file; other codes: no SIZE
             raise
         return None
 
@@ -303,15 +298,15 @@ def _ftp_data(connection: ftplib.FTP, path: str, begin: int, end: int | None) ->
     except ftplib.error_perm as error:
         if begin and str(error).startswith("50"):
             if end is not None:
-                raise Refused("does not send parts of a file") from error
-            raise StartOver("cannot go on in the midst of a file") from error
+                raise Refused("does not support ranges") from error
+            raise StartOver("cannot resume a download") from error
         raise
     data.settimeout(SILENT_SECONDS)
     return data
 
 
 def _ftp_blocks(connection: ftplib.FTP, data: socket.socket) -> Iterator[bytes]:
-    with _ftp_sorted():
+    with _ftp_errors():
         while block := data.recv(BLOCK_BYTES):
             yield block
         data.close()
@@ -319,12 +314,12 @@ def _ftp_blocks(connection: ftplib.FTP, data: socket.socket) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _ftp_sorted() -> Iterator[None]:
+def _ftp_errors() -> Iterator[None]:
     try:
         yield
     except ftplib.error_perm as error:
         raise Refused(f"answers {error}") from error
     except TimeoutError as error:
-        raise Passing(f"said nothing for {SILENT_SECONDS:g} s") from error
+        raise Transient(f"sent nothing for {SILENT_SECONDS:g} s") from error
     except (ftplib.Error, OSError, EOFError) as error:
-        raise Passing(f"dropped the connection ({_root(error)})") from error
+        raise Transient(f"dropped the connection ({_root(error)})") from error

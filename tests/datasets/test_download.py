@@ -107,7 +107,7 @@ def test_a_file_placed_by_hand_needs_no_network(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"/x has 200000 bytes instead of 7; remove it and"):
         fetch(tmp_path, size=7)
     (tmp_path / "y").mkdir()
-    with pytest.raises(InputError, match=r"/y is a folder"):
+    with pytest.raises(InputError, match=r"/y is a directory"):
         download.plan([Remote("y", ())], tmp_path)
 
 
@@ -169,7 +169,7 @@ def test_without_progress_it_gives_up_and_can_go_on(tmp_path: Path, server: Serv
     with pytest.raises(InputError) as caught:
         fetch(tmp_path, server.at("x"), f"http://127.0.0.1:{closed_port()}/other")
     assert f"x cannot be fetched: {server.at('x')} dropped the connection (" in str(caught.value)
-    assert f"to begin anew at another address, remove {tmp_path / '.x.partial'}" in str(
+    assert f"to start over from another address, remove {tmp_path / '.x.partial'}" in str(
         caught.value
     )
     assert "/other" not in str(caught.value)
@@ -201,7 +201,7 @@ def test_pauses_grow_until_bytes_arrive(
 
 def test_a_length_that_never_comes_is_given_up(tmp_path: Path, server: Server) -> None:
     server.always = Fault(headers={"Content-Length": "200001"})
-    with pytest.raises(InputError, match=r"x cannot be fetched: .*; call again"):
+    with pytest.raises(InputError, match=r"x cannot be fetched: .*; call again later"):
         fetch(tmp_path, server.at("x"))
     assert not (tmp_path / "x").exists()
 
@@ -233,7 +233,7 @@ def test_no_connection_no_answer_no_use(tmp_path: Path, server: Server) -> None:
     assert all(address in says for address in addresses[:-1])
     assert "cannot be reached (Connection refused)" in says
     assert "answers with a web page" in says and "(gzip) though asked not to" in says
-    assert "does not tell where the file ends" in says
+    assert "does not send the length of the file, so it may be" in says
     assert says.endswith(f"or place the file yourself as {tmp_path / 'x'}")
     assert fetch(tmp_path, addresses[0], addresses[-1]) == BODY
 
@@ -321,7 +321,7 @@ def test_a_server_without_ranges_begins_anew_a_few_times(tmp_path: Path, server:
     server.faults = [Fault(drop=5000, ranges=False)] * 3 + [Fault(ranges=False)]
     assert fetch(tmp_path / "some", server.at("x")) == BODY
     server.always = Fault(drop=5000, ranges=False)
-    with pytest.raises(InputError, match="begins anew whenever it is asked to go on"):
+    with pytest.raises(InputError, match="starts over whenever it is asked to resume"):
         fetch(tmp_path / "many", server.at("x"))
 
 
@@ -339,7 +339,7 @@ def test_the_rest_may_come_in_parts_that_say_little(tmp_path: Path, server: Serv
 def test_a_part_of_another_place_is_refused(tmp_path: Path, server: Server) -> None:
     for says in ("bytes 901-199999/200000", "900-199999/200000", ""):
         server.faults = [Fault(drop=900), Fault(status=206, headers={"Content-Range": says})]
-        with pytest.raises(InputError, match="was asked for the bytes 900- and sends"):
+        with pytest.raises(InputError, match="was asked for bytes 900- but sends"):
             fetch(tmp_path, server.at("x"))
         assert (tmp_path / ".x.partial").read_bytes() == BODY[:900]
         (tmp_path / ".x.partial").unlink()
@@ -394,7 +394,7 @@ def test_any_cut_is_the_head_and_the_end_and_no_row_twice(
 def test_a_cut_of_a_server_without_ranges_is_refused_unread(tmp_path: Path, server: Server) -> None:
     server.always = Fault(ranges=False, trickle=0.05)
     for attempt in (fetch, plan):
-        with pytest.raises(InputError, match="does not send parts of a file, and the whole of it"):
+        with pytest.raises(InputError, match="does not support ranges, and the whole file"):
             attempt(tmp_path, server.at("x"), cut=CUT)
     assert all(sum(asked.sent) < 50_000 for asked in server.asked)
 
@@ -416,7 +416,7 @@ def test_the_pieces_of_a_cut_are_of_one_version(
 
 def test_a_server_that_forgets_ranges_gives_no_end(tmp_path: Path, server: Server) -> None:
     server.faults, server.always = [Fault()], Fault(ranges=False)
-    with pytest.raises(InputError, match="does not send parts of a file"):
+    with pytest.raises(InputError, match="does not support ranges"):
         fetch(tmp_path, server.at("x"), cut=CUT)
     assert not (tmp_path / "x").exists()
 
@@ -439,7 +439,7 @@ def test_a_cut_of_a_file_of_other_rows_is_refused(tmp_path: Path, server: Server
 
 def test_the_end_of_a_file_of_unknown_length_is_refused(tmp_path: Path, server: Server) -> None:
     server.always = Fault(headers={"Content-Range": "bytes 0-4399/*"})
-    with pytest.raises(InputError, match="does not tell how long the file is"):
+    with pytest.raises(InputError, match="does not send the length of the file, which ranges need"):
         fetch(tmp_path, server.at("x"), cut=CUT)
 
 
@@ -463,7 +463,7 @@ def test_a_gz_placed_by_hand_is_taken_and_left(tmp_path: Path) -> None:
     packed = tmp_path / "x.gz"
     packed.write_bytes(gzip.compress(BODY)[:-9])
     remote = Remote("x", ("http://127.0.0.1:1/x.gz",), sha256=SUM)
-    with pytest.raises(InputError, match=r"x\.gz is damaged or cut off .*; place another x\.gz"):
+    with pytest.raises(InputError, match=r"x\.gz is damaged or truncated .*; replace x\.gz"):
         download.fetch(remote, tmp_path, lambda *_: None)
     packed.write_bytes(gzip.compress(BODY))
     assert download.plan([remote], tmp_path) == []
@@ -478,13 +478,13 @@ def _flipped(packed: bytes) -> bytes:
 @pytest.mark.parametrize(
     "packed, size, says",
     [
-        (gzip.compress(BODY)[:-20], None, "damaged or cut off"),
-        (gzip.compress(BODY)[:-2], None, "damaged or cut off"),
-        (_flipped(gzip.compress(BODY)), None, "damaged or cut off"),
-        (b"no gzip", None, "damaged or cut off"),
+        (gzip.compress(BODY)[:-20], None, "damaged or truncated"),
+        (gzip.compress(BODY)[:-2], None, "damaged or truncated"),
+        (_flipped(gzip.compress(BODY)), None, "damaged or truncated"),
+        (b"no gzip", None, "damaged or truncated"),
         (gzip.compress(bytes(10**6)), None, "decompresses to more than"),
         (gzip.compress(BODY), len(BODY) - 1, "decompresses to more than 199,999 bytes"),
-        (gzip.compress(BODY), len(BODY) + 1, "200000 bytes instead of 200001"),
+        (gzip.compress(BODY), len(BODY) + 1, "200000 bytes, not 200001"),
     ],
 )
 def test_a_bad_gz_is_refused_and_fetched_anew(
@@ -536,7 +536,7 @@ def test_verify_finds_what_happened_to_a_file_later(tmp_path: Path, server: Serv
         download.verify(remote, tmp_path)
     fetch(tmp_path, server.at("x"))
     (tmp_path / "x").write_bytes(_flipped(BODY))
-    with pytest.raises(InputError, match=f"instead of {SUM}; remove it, and its x.sha256 if"):
+    with pytest.raises(InputError, match=f"instead of {SUM}; remove it, and x.sha256 if"):
         download.verify(remote, tmp_path)
     (tmp_path / "x.sha256").write_text("nonsense")
     with pytest.raises(InputError, match=r"x\.sha256 holds no SHA-256; remove it"):
@@ -544,14 +544,14 @@ def test_verify_finds_what_happened_to_a_file_later(tmp_path: Path, server: Serv
 
 
 def test_finish_runs_before_the_checks(tmp_path: Path, server: Server) -> None:
-    def mend(path: Path) -> None:
+    def fix(path: Path) -> None:
         assert path.name == ".x.partial"
         with path.open("r+b") as file:
             file.write(b"head")
 
     expected = b"head" + TAKEN[4:]
     sha256 = hashlib.sha256(expected).hexdigest()
-    about = {"cut": CUT, "size": len(expected), "sha256": sha256, "finish": mend}
+    about = {"cut": CUT, "size": len(expected), "sha256": sha256, "finish": fix}
     assert fetch(tmp_path, server.at("x"), **about) == expected
 
 
@@ -775,10 +775,10 @@ def test_ftp_that_knows_little(tmp_path: Path, ftp: servers.Ftp) -> None:
     ftp.without.add("REST")
     ftp.drops[:] = [700]
     assert fetch(tmp_path / "none", ftp.at("x%20y")) == BODY
-    with pytest.raises(InputError, match="does not tell how long the file is"):
+    with pytest.raises(InputError, match="does not send the length of the file, which ranges need"):
         fetch(tmp_path / "cut", ftp.at("x%20y"), cut=CUT)
     ftp.without.remove("SIZE")
-    with pytest.raises(InputError, match="does not send parts of a file"):
+    with pytest.raises(InputError, match="does not support ranges"):
         fetch(tmp_path / "cut", ftp.at("x%20y"), cut=CUT)
 
 

@@ -124,9 +124,9 @@ def test_qinco_equals_rq_where_residuals_are_independent_of_the_code(form: str) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_cells": 17}, "8 dimensions have room for 1 to 16 cells, got 17"),
+        ({"num_cells": 17}, "num_cells must be 1 to 16 in 8 dimensions, got 17"),
         ({"num_cells": 0}, "got 0"),
-        ({"dim": 1, "num_cells": 2}, "1 dimensions"),
+        ({"dim": 1, "num_cells": 2}, "in 1 dimensions"),
         ({"strength": 1.5}, "strength must be 0 to 1, got 1.5"),
     ],
 )
