@@ -207,7 +207,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("dim", "5 dimensions a vector; the model has 8"),
+        ("dim", "5 dimensions a vector, but the model has 8"),
         ("nan", "bad-nan.npy holds NaN or Inf"),
         ("empty", "no rows|has 0 rows|empty"),
         ("text", "dtype"),
