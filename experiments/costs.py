@@ -30,7 +30,7 @@ import timing
 import qinco_jax as qj
 from qinco_jax.codecs import ours
 from qinco_jax.codecs.codec import Codec
-from qinco_jax.evaluate import machine, page, results
+from qinco_jax.evaluate import machine, report, results
 
 FAISS = {"opq": "OPQ{M},PQ{M}x{bits}", "rq": "RQ{M}x{bits}", "lsq": "LSQ{M}x{bits}"}
 OURS = {"qinco1": {"num_blocks": 2}, "qinco2-S": {}}
@@ -148,7 +148,7 @@ def main(size, out, names, axes):
     at_base = [row for row in rows if row["sizes"] == base._asdict()]
     first = [next(group) for _, group in itertools.groupby(at_base, lambda row: row["codec"])]
     results.write([{"dataset": "normal vectors", **row} for row in first], folder / results.RESULTS)
-    page.write_page(folder)
+    report.write_page(folder)
     click.echo(f"page: {folder / 'report.html'}")
 
 

@@ -41,7 +41,7 @@ from absl import flags
 import qinco_jax as qj
 from qinco_jax.evaluate import machine, results
 from qinco_jax.training import feed
-from qinco_jax.training import order as batches
+from qinco_jax.training import shuffle as batches
 
 BATCH = 1024
 KINDS = {"128 x uint8": (128, np.uint8), "96 x float32": (96, np.float32)}

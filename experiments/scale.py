@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 import qinco_jax as qj
-from qinco_jax.evaluate import page, results, sweep, tables
+from qinco_jax.evaluate import report, results, sweep, tables
 from qinco_jax.training.logs import stage_bar
 
 NAMES = ("small", "full")
@@ -128,7 +128,7 @@ def variants(task, every):
             own = {"codec": name, "label": name, "model": name}
             rows += [{**row, **own} for row in sweep.read(folder / file)]
             results.write(rows, task.folder / file)
-    page.write_page(task.folder)
+    report.write_page(task.folder)
     show(task.folder)
 
 

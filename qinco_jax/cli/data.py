@@ -8,7 +8,8 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from qinco_jax.datasets import catalog, official, sets
+from qinco_jax.datasets import catalog, official
+from qinco_jax.datasets.dataset import EMBEDDED, load
 from qinco_jax.datasets.official import Wanted, format_size, is_present
 from qinco_jax.errors import InputError
 from qinco_jax.vectors.convert import convert as convert_rows
@@ -31,7 +32,7 @@ def data() -> None:
 def list_sets() -> None:
     """Lists the named data sets and the sizes that are prepared."""
     click.echo("sift-photos         128 x uint8    comes with the package")
-    for name, known in sets.SETS.items():
+    for name, known in catalog.SETS.items():
         try:
             here = [size for size in known.sizes if _prepared_in(name, size)]
             state = f"prepared: {', '.join(here)}" if here else ""
@@ -45,11 +46,11 @@ def list_sets() -> None:
 @NAME
 def info(name: str) -> None:
     """Shows the rows, files, sizes, addresses, paths, license and citation of a data set."""
-    if name == catalog.EMBEDDED:
+    if name == EMBEDDED:
         click.echo("sift-photos: SIFT descriptors of photographs, included in the package; see")
         click.echo("qinco_jax/datasets/sift-photos-ATTRIBUTION.tsv for photographers and licenses")
         return
-    key, known, size = sets.named(name)
+    key, known, size = catalog.named(name)
     folder = official.downloads()
     files = official.wanted(known, size, folder)
     prepared = _prepared_in(key, size)
@@ -78,7 +79,7 @@ def info(name: str) -> None:
 @NAME
 def download(name: str) -> None:
     """Downloads and prepares a data set, unless this was done before."""
-    found = catalog.load(name)
+    found = load(name)
     for part, rows in found._asdict().items():
         if part != "name" and rows is not None:
             click.echo(f"{part:12} {rows.shape[0]:>12,} x {rows.shape[1]} {rows.dtype}")
@@ -88,7 +89,7 @@ def download(name: str) -> None:
 @NAME
 def verify(name: str) -> None:
     """Reads the downloaded and prepared files of a data set and verifies checksums and rows."""
-    key, known, size = sets.named(name)
+    key, known, size = catalog.named(name)
     folder = official.downloads()
     files = [(entry, folder / entry.remote.name) for entry in official.wanted(known, size, folder)]
     prepared = _prepared_in(key, size)
@@ -135,7 +136,7 @@ def _builders() -> ModuleType:
 
 def _prepared_in(name: str, size: str) -> Path | None:
     """The directory of a prepared set, or `None`; a set of one file needs no preparation."""
-    return None if "all" in sets.SETS[name].files else _builders().prepared_in(name, size)
+    return None if "all" in catalog.SETS[name].files else _builders().prepared_in(name, size)
 
 
 def _show(title: str, text: str) -> None:

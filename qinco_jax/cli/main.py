@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from qinco_jax import datasets
 from qinco_jax.cli import data as data_cli
 from qinco_jax.cli import models as interop_cli
 from qinco_jax.codecs import named, ours
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.config import PRESETS
-from qinco_jax.datasets import catalog
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import plots, results, tables
 from qinco_jax.evaluate.compare import compare as compare_codecs
@@ -23,7 +23,7 @@ from qinco_jax.evaluate.neighbours import queries_of
 from qinco_jax.models import disk
 from qinco_jax.quantizers import coding, packing, rq
 from qinco_jax.quantizers.coarse import train_centroids
-from qinco_jax.training import runs
+from qinco_jax.training import run_folder
 from qinco_jax.training.logs import run_log, stage_bar
 from qinco_jax.training.loop import Diverged, Interrupted
 from qinco_jax.training.recipe import Recipe
@@ -133,7 +133,7 @@ def train(
         settings = (*settings, f"num_centroids={len(coarse)}")
     config, recipe = named.sized(preset, num_bytes, settings)
     folder = Path(out or f"runs/{data.name}-{preset}-{num_bytes:g}B")
-    if (folder / runs.FINISHED).exists():
+    if (folder / run_folder.FINISHED).exists():
         click.echo(f"{folder} is a finished run; measuring its model again")
     else:
         click.echo(
@@ -165,7 +165,7 @@ def train(
     results.write(rows, folder / "results.jsonl")
     plots.plot_rates(folder / "results.jsonl", folder / "results.png", data.name)
     click.echo(tables.markdown(rows))
-    click.echo(f"model: {folder / runs.FINISHED}   plot: {folder / 'results.png'}")
+    click.echo(f"model: {folder / run_folder.FINISHED}   plot: {folder / 'results.png'}")
 
 
 @main.command()
@@ -184,7 +184,7 @@ def centroids(
     unit_norm: bool, seed: int,
 ) -> None:  # fmt: skip
     """Trains the coarse codebook of an IVF-QINCo into the new file CENTROIDS (.npy)."""
-    data = catalog.load(dataset)
+    data = datasets.load(dataset)
     kept, _ = split(data.train, data.validation, Recipe())
     kept = approximate(kept, unit_norm)
     shape, title = (num_centroids, kept.shape[1]), f"{num_centroids:,} centroids of {data.name}"
@@ -326,12 +326,12 @@ def _items(text: str, kind: Callable[[str], T]) -> list[T]:
         raise InputError(f"{text!r} is no list of numbers with commas: {error}") from error
 
 
-def _load(files: dict[str, str | None]) -> catalog.Dataset:
+def _load(files: dict[str, str | None]) -> datasets.Dataset:
     given = {name: path for name, path in files.items() if path is not None}
-    return catalog.load(given.pop("dataset"), **given)
+    return datasets.load(given.pop("dataset"), **given)
 
 
-def _measure(every: list[Codec], data: catalog.Dataset, eval_rows: int) -> list[results.Row]:
+def _measure(every: list[Codec], data: datasets.Dataset, eval_rows: int) -> list[results.Row]:
     """Scores codecs on the first rows of a database, with a progress bar.
 
     Those with `unit_norm` keep angles, not lengths, so their queries ask by cosine; a set's ground

@@ -1,5 +1,5 @@
 """Data sets: `load` opens a named set or your own files."""
 
-from qinco_jax.datasets.catalog import Dataset, load
+from qinco_jax.datasets.dataset import Dataset, load
 
 __all__ = ["Dataset", "load"]

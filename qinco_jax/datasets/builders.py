@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from filelock import FileLock
 from google.protobuf import json_format
 
-from qinco_jax.datasets import sets
+from qinco_jax.datasets import catalog
 from qinco_jax.datasets.official import FOLDER, data_folder, fetch, parts_of, verified
 from qinco_jax.datasets.transfers import check_space, explained
 from qinco_jax.errors import InputError
@@ -36,7 +36,7 @@ Examples = Iterator[tuple[int, dict[str, np.ndarray]]]
 class Vectors(  # type: ignore[call-arg]
     tfds.core.ShardBasedBuilder, skip_registration=True
 ):
-    """A set of `sets.SETS`: splits train, validation, database and queries."""
+    """A set of `catalog.SETS`: splits train, validation, database and queries."""
 
     VERSION = tfds.core.Version("2.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
@@ -48,8 +48,8 @@ class Vectors(  # type: ignore[call-arg]
     def __init_subclass__(cls, of: str, **kwargs: Any) -> None:
         cls.SET = of
         cls.BUILDER_CONFIGS = [
-            tfds.core.BuilderConfig(name=size, description=sets.SETS[of].described(size))
-            for size in sets.SETS[of].sizes
+            tfds.core.BuilderConfig(name=size, description=catalog.SETS[of].described(size))
+            for size in catalog.SETS[of].sizes
         ]
         super().__init_subclass__(**kwargs)
 
@@ -57,7 +57,7 @@ class Vectors(  # type: ignore[call-arg]
         super().__init__(file_format=file_format, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        known = sets.SETS[self.SET]
+        known = catalog.SETS[self.SET]
         numbers = tfds.features.Encoding.BYTES
         features = {
             "vectors": tfds.features.Tensor(
@@ -87,7 +87,7 @@ class Vectors(  # type: ignore[call-arg]
         downloads = Path(dl_manager.download_dir) / FOLDER
         files = fetch(self.SET, self.builder_config.name, downloads)
         self.info.metadata["files"] = json.dumps(verified(files, downloads))
-        parts = parts_of(sets.SETS[self.SET], files)
+        parts = parts_of(catalog.SETS[self.SET], files)
         num_bytes = sum(rows.nbytes for rows in parts.values())
         check_space(Path(self.data_dir), num_bytes, "the prepared data set")
         truth = parts.pop("groundtruth", None)
@@ -179,14 +179,14 @@ def _check_rows(
     parts: Mapping[str, np.ndarray | Stored], name: str, size: str, builder: Vectors
 ) -> None:
     """Refuses a set prepared from a mirror with other files, unless a mirror is still set."""
-    for part in () if sets.mirror() else ("train", "database"):
-        known = sets.SETS[name]
+    for part in () if catalog.mirror() else ("train", "database"):
+        known = catalog.SETS[name]
         expected = known.rows(part, size) or known.files[part][0].rows
         found = len(parts[part]) + (len(parts["validation"]) if part == "train" else 0)
         if expected is not None and found != expected:
             raise InputError(
                 f"{builder.data_path} was prepared from a mirror: its {part} part has {found} rows "
-                f"instead of {expected}; remove it, or set {sets.MIRROR}"
+                f"instead of {expected}; remove it, or set {catalog.MIRROR}"
             )
 
 

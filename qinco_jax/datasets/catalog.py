@@ -1,210 +1,269 @@
-"""Data sets by name or path: `deep1m`, a directory of files, or single files."""
+"""The named sets: their files, sources, formats and licenses."""
 
-import hashlib
+import difflib
 import os
-import re
-from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import NamedTuple
 
-import numpy as np
-
-from qinco_jax.datasets import sets
-from qinco_jax.datasets.holdout import cut_training
 from qinco_jax.errors import InputError
-from qinco_jax.vectors import checks, containers, shards
-from qinco_jax.vectors.shards import read_rows
-from qinco_jax.vectors.stored import Rows
 
-PARTS = {
-    "train": ("train", "learn", "training_set"),
-    "database": ("database", "base"),
-    "queries": ("queries", "query"),
-    "groundtruth": ("groundtruth", "ground_truth", "gnd"),
-    "validation": ("validation", "val"),
-}
-"""The stems of the files of each part in a directory."""
-EMBEDDED = "sift-photos"
-ANN_BENCHMARKS = {"train", "test", "neighbors"}
-"""The HDF5 datasets that identify a file of ann-benchmarks."""
+MIRROR = "QINCO_DATA_URL"
+"""The environment variable for the address of a mirror with the layout of the download directory.
+The sizes, rows and checksums of its files are not compared with the published ones."""
+VALIDATION_ROWS = 10_000  # the last rows of the training file, at any size (QINCo, Sec. 4.1)
+
+_QINCO = "https://dl.fbaipublicfiles.com/QINCo/datasets/"
+_BIG_ANN = "https://dl.fbaipublicfiles.com/billion-scale-ann-benchmarks/bigann/"
+_YANDEX = "https://storage.yandexcloud.net/yandex-research/ann-datasets/DEEP/"
+_TEXMEX = "ftp://ftp.irisa.fr/local/texmex/corpus/"
+_ANN = "http://ann-benchmarks.com/"
 
 
-class Dataset(NamedTuple):
-    """A data set; large parts are read-only memory maps or a `Stored`, which is read on demand.
+def mirror() -> str:
+    """The address of the mirror, or an empty string."""
+    return os.environ.get(MIRROR, "").rstrip("/")
+
+
+class File(NamedTuple):
+    """A published file of vectors.
 
     Attributes:
-      name: for messages and result directories.
-      train: [N, D] training vectors.
-      database: [S, D] vectors to encode and search, or `None`.
-      queries: [Q, D], or `None`.
-      groundtruth: [Q, k] integers, the database rows nearest to each query, nearest first, or
-        `None`.
-      validation: [V, D] vectors to select the best model, or `None` to hold out training vectors.
+      path: its path below the download directory.
+      address: where it is published; decompressed if it ends in `.gz`.
+      rows: N, where published.
+      size: in bytes, where it does not follow from the rows.
+      sha256: hexadecimal, where published.
     """
 
-    name: str
-    train: Rows
-    database: Rows | None = None
-    queries: Rows | None = None
-    groundtruth: np.ndarray | None = None
-    validation: Rows | None = None
+    path: str
+    address: str
+    rows: int | None = None
+    size: int | None = None
+    sha256: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The address to download from: the published one or the mirror's."""
+        if not mirror():
+            return self.address
+        path = PurePosixPath(self.path).with_name(PurePosixPath(self.address).name)
+        return f"{mirror()}/{path}"
 
 
-def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dataset:
-    """Loads a data set.
+class NamedSet(NamedTuple):
+    """A published set of vectors.
 
-    In a directory, each part, such as the training vectors, is one of: a file `train.npy`; shards
-    with a number after the stem (`train-0.npy`, `train.00000-of-00010.parquet`), in the order of
-    the numbers; a directory `train/` of files with one ending, in the same order. `PARTS` has the
-    stems, `shards.ENDINGS` the endings; it is an error if a part is found in two ways.
+    Attributes:
+      title: what the vectors are.
+      dim: D.
+      dtype: of the numbers.
+      homepage: of the publisher.
+      license: as the publisher states it; the publisher's page is authoritative.
+      citation: BibTeX.
+      sizes: the number of training vectors, or of database vectors if `slices`, by name; `None` is
+        all. The first is the default.
+      files: for each part, the files that hold it; the first that can be downloaded is used.
+      slices: whether `sizes` are of the database; training then takes as many, at most 10 million.
+      note: what users should know about the data.
+    """
 
-    Args:
-      source: `sift-photos`, which comes with the package; a name in `sets.SETS`, with or without a
-        size (`deep1m`, `deep1m/500k`), which is downloaded and prepared if necessary; a directory
-        with `train` and optionally `database`, `queries`, `groundtruth` and `validation`; training
-        vectors as for `shards.read_rows`: a file, a pattern such as `"parts/*.npy"`, or
-        `FILE::NAME`; or an HDF5 file of ann-benchmarks, whose `train` is its database: every tenth
-        row of it becomes a training vector instead (`cut_training`).
-      **files: paths of `database`, `queries` or `groundtruth` to use instead, as for `read_rows`.
+    title: str
+    dim: int
+    dtype: str
+    homepage: str
+    license: str
+    citation: str
+    sizes: Mapping[str, int | None]
+    files: Mapping[str, tuple[File, ...]]
+    slices: bool = False
+    note: str = ""
+
+    def rows(self, part: str, size: str) -> int | None:
+        """Rows to take from the file of a part at a size; `None` is all.
+
+        They are the first rows; for training, the last `VALIDATION_ROWS` of the file are included.
+        """
+        asked = self.sizes[size]
+        if part == "database":
+            return asked if self.slices else None
+        if part != "train" or asked is None:
+            return None
+        return (min(asked, 10_000_000) if self.slices else asked) + VALIDATION_ROWS
+
+    def described(self, size: str) -> str:
+        """What a size means, in words."""
+        rows = self.sizes[size]
+        if rows is None:
+            return "all rows"
+        return f"{rows:,} rows of the database" if self.slices else f"{rows:,} training rows"
+
+
+_SIZES = {"10m": 10_000_000, "500k": 500_000}
+_SLICES = {f"{n}m": n * 1_000_000 for n in (10, 1, 2, 5, 20, 50, 100, 200, 500)} | {"1b": 10**9}
+_TRAIN_ROWS = 10_010_000
+_MILLION, _QUERIES = 1_000_000, 10_000
+
+_SIFT = """@inproceedings{jegou2011searching,
+  title={Searching in one billion vectors: re-rank with source coding},
+  author={J{\\'e}gou, Herv{\\'e} and Tavenard, Romain and Douze, Matthijs and Amsaleg, Laurent},
+  booktitle={ICASSP}, year={2011}}"""
+_DEEP = """@inproceedings{babenko2016efficient,
+  title={Efficient indexing of billion-scale datasets of deep descriptors},
+  author={Babenko, Artem and Lempitsky, Victor},
+  booktitle={CVPR}, year={2016}}"""
+_CONTRIEVER = """@article{izacard2022unsupervised,
+  title={Unsupervised dense information retrieval with contrastive learning},
+  author={Izacard, Gautier and Caron, Mathilde and Hosseini, Lucas and Riedel, Sebastian and
+    Bojanowski, Piotr and Joulin, Armand and Grave, Edouard},
+  journal={TMLR}, year={2022}}"""
+_BIG = """@inproceedings{simhadri2022results,
+  title={Results of the {NeurIPS'21} challenge on billion-scale approximate nearest neighbor
+    search},
+  author={Simhadri, Harsha Vardhan and others},
+  booktitle={NeurIPS Competitions and Demonstrations Track}, year={2022}}"""
+_GLOVE = """@inproceedings{pennington2014glove,
+  title={{GloVe}: Global vectors for word representation},
+  author={Pennington, Jeffrey and Socher, Richard and Manning, Christopher},
+  booktitle={EMNLP}, year={2014}}"""
+
+_BIGANN_TRAIN = File(
+    "bigann/bigann_learn_10M10k.bvecs", _QINCO + "bigann/bigann_learn_10M10k.bvecs", _TRAIN_ROWS
+)
+_BIGANN_QUERIES = (
+    File("bigann/query.public.10K.u8bin", _BIG_ANN + "query.public.10K.u8bin", _QUERIES),
+    File("bigann/bigann_query.bvecs", _TEXMEX + "bigann_query.bvecs.gz", _QUERIES),
+)
+_DEEP_TRAIN = File("deep1b/learn10M10k.fvecs", _QINCO + "deep1b/learn10M10k.fvecs", _TRAIN_ROWS)
+_DEEP_QUERIES = (File("deep1b/query.public.10K.fbin", _YANDEX + "query.public.10K.fbin", _QUERIES),)
+_CUT_NOTE = (
+    "The published file has no training vectors. Every tenth row of its database (9, 19, 29, ...) "
+    "is moved to the training vectors; the other rows are renumbered, and the lists of neighbors "
+    "are shortened to match. Results are not comparable with the papers'."
+)
+_SLICE_NOTE = (
+    "Only the first rows are downloaded. Training takes as many rows as the database has, at most "
+    "10 million, from the papers' training file; validation takes the last rows of that file. The "
+    "ground truth is computed when needed."
+)
+
+
+def _published_in(folder: str, name: str, rows: int | None = None) -> File:
+    return File(f"{folder}/{name}", f"{_QINCO}{folder}/{name}", rows)
+
+
+def _ann_benchmarks(
+    name: str, title: str, dim: int, citation: str,
+    size: int | None = None, sha256: str | None = None,
+) -> NamedSet:  # fmt: skip
+    file = File(f"ann-benchmarks/{name}", _ANN + name, None, size, sha256)
+    return NamedSet(
+        title, dim, "float32", "http://ann-benchmarks.com", "see the publisher", citation,
+        {"all": None}, {"all": (file,)}, note=_CUT_NOTE,
+    )  # fmt: skip
+
+
+SETS: Mapping[str, NamedSet] = {
+    "bigann1m": NamedSet(
+        "SIFT descriptors of images, the first million of BigANN", 128, "uint8",
+        "http://corpus-texmex.irisa.fr", "CC0", _SIFT, _SIZES,
+        {
+            "train": (_BIGANN_TRAIN,),
+            "database": (_published_in("bigann", "bigann1M.bvecs", _MILLION),),
+            "queries": _BIGANN_QUERIES,
+            "groundtruth": (_published_in("bigann", "gnd/idx_1M.ivecs"),),
+        },
+    ),
+    "deep1m": NamedSet(
+        "features of images from a deep network, of unit length, the first million of Deep1B",
+        96, "float32", "https://research.yandex.com/blog/benchmarks-for-billion-scale-similarity-search",
+        "CC BY 4.0", _DEEP, _SIZES,
+        {
+            "train": (_DEEP_TRAIN,),
+            "database": (_published_in("deep1b", "base1M.fvecs", _MILLION),),
+            "queries": _DEEP_QUERIES,
+            "groundtruth": (_published_in("deep1b", "deep1M_groundtruth.ivecs"),),
+        },
+    ),
+    "contriever1m": NamedSet(
+        "Contriever embeddings of passages of Wikipedia", 768, "float16",
+        "https://github.com/facebookresearch/contriever", "CC BY-NC 4.0", _CONTRIEVER,
+        {**_SIZES, "20m": None},
+        {
+            "train": (_published_in("ContrieverEmb", "training_set.npy"),),
+            "database": (_published_in("ContrieverEmb", "database1M.npy", _MILLION),),
+            "queries": (_published_in("ContrieverEmb", "queries.npy"),),
+            "groundtruth": (_published_in("ContrieverEmb", "ground_truth1M.npy"),),
+        },
+    ),
+    "fb_ssnpp1m": NamedSet(
+        "SimSearchNet++ descriptors for finding copies of images", 256, "uint8",
+        "https://big-ann-benchmarks.com", "CC BY-NC 4.0", _BIG, _SIZES,
+        {
+            "train": (_published_in("FB_ssnpp", "training_set10010k.npy", _TRAIN_ROWS),),
+            "database": (_published_in("FB_ssnpp", "database1M.npy", _MILLION),),
+            "queries": (_published_in("FB_ssnpp", "queries.npy"),),
+            "groundtruth": (_published_in("FB_ssnpp", "ground_truth1M.npy"),),
+        },
+    ),
+    "bigann1b": NamedSet(
+        "SIFT descriptors of images, BigANN's first rows", 128, "uint8",
+        "http://corpus-texmex.irisa.fr", "CC0", _SIFT, _SLICES,
+        {
+            "train": (_BIGANN_TRAIN,),
+            "database": (File("bigann/base.1B.u8bin", _BIG_ANN + "base.1B.u8bin", 10**9),),
+            "queries": _BIGANN_QUERIES,
+        },
+        slices=True, note=_SLICE_NOTE,
+    ),
+    "deep1b": NamedSet(
+        "features of images from a deep network, of unit length, Deep1B's first rows",
+        96, "float32", "https://research.yandex.com/blog/benchmarks-for-billion-scale-similarity-search",
+        "CC BY 4.0", _DEEP, _SLICES,
+        {
+            "train": (_DEEP_TRAIN,),
+            "database": (File("deep1b/base.1B.fbin", _YANDEX + "base.1B.fbin", 10**9),),
+            "queries": _DEEP_QUERIES,
+        },
+        slices=True, note=_SLICE_NOTE,
+    ),
+    "sift1m": _ann_benchmarks(
+        "sift-128-euclidean.hdf5", "SIFT descriptors of images (the file of TFDS's sift1m)",
+        128, _SIFT, size=525_128_288,
+        sha256="dd6f0a6ed6b7ebb8934680f861a33ed01ff33991eaee4fd60914d854a0ca5984",
+    ),
+    "glove100": _ann_benchmarks(
+        "glove-100-angular.hdf5", "GloVe vectors of words (the file of TFDS's glove100_angular)",
+        100, _GLOVE,
+    ),
+    "deep10m_angular": _ann_benchmarks(
+        "deep-image-96-angular.hdf5",
+        "features of images from a deep network (the file of TFDS's deep1b)", 96, _DEEP,
+    ),
+}  # fmt: skip
+"""Named sets; `NAME/SIZE` names a size."""
+
+
+def named(text: str) -> tuple[str, NamedSet, str]:
+    """Finds a set and its size by `NAME` or `NAME/SIZE`.
+
+    Returns:
+      The name, the set and the size.
 
     Raises:
-      InputError: the name or path does not exist, a file is invalid, or the parts do not match.
+      InputError: there is no such set or size.
     """
-    name = os.fspath(source)
-    if name == EMBEDDED:
-        title, parts = name, _embedded()
-    elif name.partition("/")[0] in sets.SETS:
-        title, parts = name.replace("/", "-"), _published(name)
-    else:
-        title, parts = _name_of(Path(name)), _from_files(name)
-    parts |= {part: read_rows(path) for part, path in files.items()}
-    if parts.get("groundtruth") is not None:
-        parts["groundtruth"] = np.asarray(parts["groundtruth"])
-    return _checked(Dataset(title, **parts))
-
-
-def _published(text: str) -> dict[str, Any]:
-    from qinco_jax.datasets import official  # requests is slow to import
-
-    name, known, size = sets.named(text)
-    if "all" in known.files:
-        ((_, path),) = official.fetch(name, size, official.downloads())
-        return _from_path(str(path))
-    from qinco_jax.datasets import builders  # TFDS is slow to import
-
-    return builders.load(name, size)
-
-
-def _from_files(name: str) -> dict[str, Any]:
-    path, _ = shards.split_name(name)
-    if Path(name).is_dir():
-        return _from_folder(Path(name))
-    exists = Path(path).exists() or shards.is_pattern(path)
-    if exists or Path(path).suffix in shards.ENDINGS or os.sep in path:
-        return _from_path(name)
-    raise InputError(
-        f"there is no data set, file or directory {name!r}; choose one of {EMBEDDED}, "
-        f"{', '.join(sets.SETS)}, or give the path of your own vectors"
-    )
-
-
-def _name_of(path: Path) -> str:
-    """The last component of a path and a hash of the whole, which makes the name unique."""
-    whole = path.resolve()
-    name = re.sub(r"[*?\[\]:]+", "_", whole.name)
-    return f"{name}-{hashlib.sha256(str(whole).encode()).hexdigest()[:6]}"
-
-
-def _embedded() -> dict[str, Any]:
-    """SIFT descriptors of the freely licensed photographs in sift-photos-ATTRIBUTION.tsv."""
-    file = resources.files("qinco_jax.datasets") / "sift-photos.npz"
-    with resources.as_file(file) as path, np.load(path) as arrays:
-        return {part: arrays[part] for part in arrays.files}
-
-
-def _from_path(name: str) -> dict[str, Any]:
-    """The parts of a file of ann-benchmarks, or training vectors alone."""
-    path = Path(name)
-    hdf5 = path.suffix in containers.HDF5 and path.is_file()
-    if not hdf5 or not containers.tables(path).keys() >= ANN_BENCHMARKS:
-        return {"train": read_rows(name)}
-    neighbors = np.asarray(containers.read(path, "neighbors"))
-    train, database, groundtruth = cut_training(containers.read(path, "train"), neighbors)
-    return {
-        "train": train,
-        "database": database,
-        "queries": containers.read(path, "test"),
-        "groundtruth": groundtruth,
-    }
-
-
-def _from_folder(folder: Path) -> dict[str, Any]:
-    found = {part: _find(folder, stems) for part, stems in PARTS.items()}
-    if not found["train"]:
+    name, _, size = text.partition("/")
+    if name not in SETS:
+        near = difflib.get_close_matches(name, SETS, n=1, cutoff=0.0)[0]
         raise InputError(
-            f"{folder} holds no training vectors; add train with one of the endings "
-            f"{', '.join(shards.ENDINGS)}"
+            f"there is no data set {name!r}; did you mean {near!r}? Choose one of {', '.join(SETS)}"
         )
-    return {part: shards.read_files(paths) for part, paths in found.items() if paths}
-
-
-def _find(folder: Path, stems: Sequence[str]) -> list[Path]:
-    """The file or shards of a part of a data set, in order."""
-    endings = "|".join(map(re.escape, shards.ENDINGS))
-    name = re.compile(rf"({'|'.join(stems)})([-_.]?\d.*)?({endings})")
-    found: dict[tuple[str | None, ...], list[Path]] = {}
-    for path in sorted(folder.iterdir(), key=shards.natural_key):
-        if match := name.fullmatch(path.name):
-            stem, number, ending = match.groups()
-            found.setdefault((stem, "shards" if number else "file", ending), []).append(path)
-        elif path.name in stems and path.is_dir():
-            for file in sorted(path.iterdir(), key=shards.natural_key):
-                if file.suffix in shards.ENDINGS and not file.name.startswith("."):
-                    found.setdefault((path.name, "folder", file.suffix), []).append(file)
-    if len(found) > 1:
-        one, other, *_ = (paths[0].relative_to(folder) for paths in found.values())
-        raise InputError(f"{folder} holds both {one} and {other}; remove one of them")
-    paths = next(iter(found.values()), [])
-    _check_complete(folder, paths)
-    return paths
-
-
-def _check_complete(folder: Path, paths: Sequence[Path]) -> None:
-    """Refuses shards whose names say that there are more or fewer of them."""
-    counts = [re.search(r"\d+-of-(\d+)", path.name) for path in paths]
-    for path, count in zip(paths, counts, strict=True):
-        if count and int(count[1]) != len(paths):
-            raise InputError(
-                f"{folder} holds {len(paths)} files like {path.name}, not {int(count[1])}; "
-                "complete them or remove the extra ones"
-            )
-
-
-def _checked(dataset: Dataset) -> Dataset:
-    dim = dataset.train.shape[1]
-    parts: Mapping[str, Rows | None] = dataset._asdict()
-    for part in ("train", "database", "queries"):
-        if (x := parts[part]) is not None:
-            checks.vectors(x, what=f"the {part} part of {dataset.name}")
-            if x.shape[1] != dim:
-                raise InputError(
-                    f"the {part} part of {dataset.name} has {x.shape[1]} dimensions a vector, but "
-                    f"the training vectors have {dim}; use vectors of the same kind"
-                )
-    truth = dataset.groundtruth
-    if truth is None:
-        return dataset
-    if dataset.queries is None or dataset.database is None:
-        raise InputError(f"{dataset.name} has a ground truth but no database or no queries")
-    if truth.dtype.kind not in "iu" or len(truth) != len(dataset.queries):
+    known = SETS[name]
+    size = size or next(iter(known.sizes))
+    if size not in known.sizes:
         raise InputError(
-            f"the ground truth of {dataset.name} is {truth.dtype} {truth.shape}; expected integers "
-            f"[{len(dataset.queries)}, k], one row a query"
+            f"{name} has no size {size!r}; choose one of "
+            f"{', '.join(f'{name}/{other}' for other in known.sizes)}"
         )
-    if truth.min() < 0 or truth.max() >= len(dataset.database):
-        raise InputError(
-            f"the ground truth of {dataset.name} has ids {truth.min()} to {truth.max()}, but its "
-            f"database has {len(dataset.database)} rows; use the ground truth of this database"
-        )
-    return dataset
+    return name, known, size

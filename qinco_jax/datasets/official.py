@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from qinco_jax.datasets import download, sets
+from qinco_jax.datasets import catalog, download
+from qinco_jax.datasets.catalog import File, NamedSet
 from qinco_jax.datasets.crop import crop, row_bytes
 from qinco_jax.datasets.download import Missing, Remote
-from qinco_jax.datasets.sets import File, NamedSet
 from qinco_jax.datasets.transfers import Cut, check_space
 from qinco_jax.errors import InputError
 from qinco_jax.vectors import formats
@@ -82,7 +82,7 @@ def fetch(name: str, size: str, folder: Path) -> list[tuple[Wanted, Path]]:
     First prints what will be downloaded: sources, sizes and the target directory.
 
     Args:
-      name: in `sets.SETS`.
+      name: in `catalog.SETS`.
       size: one of that set's.
       folder: the download directory.
 
@@ -92,7 +92,7 @@ def fetch(name: str, size: str, folder: Path) -> list[tuple[Wanted, Path]]:
     Raises:
       InputError: a download failed; the message says which files to place by hand, and where.
     """
-    known = sets.SETS[name]
+    known = catalog.SETS[name]
     try:
         found = [_found(forms, folder) for forms in _forms(known, size, folder)]
     except InputError as error:
@@ -149,7 +149,7 @@ def parts_of(known: NamedSet, files: list[tuple[Wanted, Path]]) -> dict[str, np.
     if truth is not None:
         _check_truth(truth, len(parts["queries"]), len(parts["database"]))
     asked = next(entry.rows for entry, _ in files if entry.part == "train")
-    held = min(sets.VALIDATION_ROWS, -(-len(train) // 10))
+    held = min(catalog.VALIDATION_ROWS, -(-len(train) // 10))
     parts["train"] = train[: min(asked or len(train), len(train)) - held]
     parts["validation"] = train[-held:]
     return parts
@@ -172,19 +172,19 @@ def _remotes(file: File, part: str, rows: int | None, known: NamedSet) -> list[R
     """The ways to download a file: only the wanted rows, if not all are, and the whole file."""
     path = PurePosixPath(file.path)
     whole = Remote(file.path, (file.source,))
-    if not sets.mirror():
+    if not catalog.mirror():
         size = _size(path.suffix, file.rows, known) if file.rows else file.size
         whole = whole._replace(size=size, sha256=file.sha256)
     if rows is None or (file.rows is not None and rows >= file.rows):
         return [whole]
-    last = sets.VALIDATION_ROWS if part == "train" else 0
+    last = catalog.VALIDATION_ROWS if part == "train" else 0
     taken = f"first{rows - last}last{last}" if last else f"first{rows}"
     cut = Remote(
         str(path.with_name(f"{path.stem}.{taken}{path.suffix}")),
         (file.source,),
         cut=Cut(
             rows - last, last, row_bytes(path.suffix, known.dim, known.dtype),
-            None if sets.mirror() else file.rows,
+            None if catalog.mirror() else file.rows,
         ),
         finish=functools.partial(crop, ending=path.suffix),
     )  # fmt: skip
@@ -223,7 +223,7 @@ def _checked(rows: np.ndarray, path: Path, entry: Wanted, known: NamedSet) -> np
             f"{known.dtype} of {known.dim}; remove it and its .sha256, and fetch it again"
         )
     expected = entry.rows or entry.file.rows
-    if expected and len(rows) < expected and not sets.mirror():
+    if expected and len(rows) < expected and not catalog.mirror():
         raise InputError(
             f"{path} holds {len(rows)} rows, but {expected} are needed; remove it and its .sha256, "
             "and fetch it again"

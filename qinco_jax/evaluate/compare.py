@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from qinco_jax.codecs import named
-from qinco_jax.datasets.catalog import Dataset
+from qinco_jax.datasets.dataset import Dataset
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import page, sweep
+from qinco_jax.evaluate import report, sweep
 from qinco_jax.evaluate.neighbours import BLOCK_ROWS, Queries, queries_of
 from qinco_jax.evaluate.results import COSTS, RESULTS, Row
-from qinco_jax.training import runs
+from qinco_jax.training import run_folder
 from qinco_jax.training.recipe import Recipe
 from qinco_jax.training.train import split
 from qinco_jax.vectors import checks
@@ -77,18 +77,18 @@ def compare(
     extra = shifted or {}
     identity = {
         "dataset": data.name,
-        "train": runs.fingerprint(x_train),
-        "database": runs.fingerprint(database),
-        "queries": None if data.queries is None else runs.fingerprint(data.queries),
+        "train": run_folder.fingerprint(x_train),
+        "database": run_folder.fingerprint(database),
+        "queries": None if data.queries is None else run_folder.fingerprint(data.queries),
         "metrics": list(metrics),
         "noise": list(noise),
-        "shifted": {name: runs.fingerprint(lazily(x)) for name, x in extra.items()},
+        "shifted": {name: run_folder.fingerprint(lazily(x)) for name, x in extra.items()},
     }
     query_sets = _query_sets(data, database, len(whole), metrics, noise, extra)
-    runs.claim(folder / IDENTITY, identity, (RESULTS, COSTS))
+    run_folder.claim(folder / IDENTITY, identity, (RESULTS, COSTS))
     benchmark = sweep.Benchmark(data.name, x_train, database, query_sets)
     sweep.run(contenders, benchmark, folder, seeds, stage)
-    page.write_page(folder)
+    report.write_page(folder)
     return sweep.read(folder / RESULTS)
 
 

@@ -27,7 +27,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from qinco_jax.errors import InputError
-from qinco_jax.models import digest, older
+from qinco_jax.models import digest, old_digests
 
 ARRAYS, METADATA, DIGEST = "arrays", "model.json", "digest"
 ITEM = "default"  # Orbax's name of the only item in a checkpoint
@@ -148,7 +148,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is damaged; {REMEDY}") from error
     if "files" in content:
-        older.check_files(file, folder / ARRAYS, content, REMEDY)
+        old_digests.check_files(file, folder / ARRAYS, content, REMEDY)
     return dict(content)
 
 
@@ -228,7 +228,7 @@ class Checkpoints:
             tree, saved = _read_arrays(arrays, abstract), _read_array(arrays, DIGEST)
         except ValueError as error:
             raise InputError(f"{damaged} ({_reason(error)})") from error
-        if saved.tobytes().hex() not in (_digest(tree), older.digest(tree)):
+        if saved.tobytes().hex() not in (_digest(tree), old_digests.digest(tree)):
             raise InputError(f"{damaged} (its arrays do not match their digest)")
         return jax.tree.map(jnp.asarray, tree)
 

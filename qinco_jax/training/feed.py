@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.training import order
+from qinco_jax.training import shuffle
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Segment, prefetch
 
@@ -33,7 +33,7 @@ STEPS_AT_ONCE = 64  # whose rows are found together, where no pool is read for t
 RUNS_AHEAD = 128  # of neighbouring rows, that a disk may read at once
 
 
-def blocks_for(x: Segment, batch_size: int) -> order.Blocks:
+def blocks_for(x: Segment, batch_size: int) -> shuffle.Blocks:
     """Blocks of about `BLOCK_BYTES` in pools of about `POOL_BYTES` or at least two batches.
 
     Args:
@@ -43,7 +43,7 @@ def blocks_for(x: Segment, batch_size: int) -> order.Blocks:
     row_bytes, unit = x.dtype.itemsize * x.shape[1], getattr(x, "block_rows", 1)
     block = unit * max(1, BLOCK_BYTES // (unit * row_bytes))
     pool = max(POOL_BYTES // row_bytes, 2 * batch_size, POOL_BLOCKS * block)
-    return order.Blocks(unit, block, pool)
+    return shuffle.Blocks(unit, block, pool)
 
 
 class Feed:
@@ -164,10 +164,10 @@ def _pools(
     num_rows, blocks = x.shape[0], blocks_for(x, batch_size)
     whole = np.asarray(x) if num_rows <= blocks.pool else None
     while steps:
-        end = order.pool_steps(steps[0], batch_size, num_rows, blocks).stop
+        end = shuffle.pool_steps(steps[0], batch_size, num_rows, blocks).stop
         count = end - steps.start if whole is None else min(end - steps.start, STEPS_AT_ONCE)
         now, steps = steps[:count], steps[count:]
-        rows = order.pool_rows(seed, now, batch_size, num_rows, blocks=blocks, share=share)
+        rows = shuffle.pool_rows(seed, now, batch_size, num_rows, blocks=blocks, share=share)
         if whole is None:
             yield _loaded(x, rows, blocks.block, closing)
         else:

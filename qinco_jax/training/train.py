@@ -22,10 +22,10 @@ from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import approximated
-from qinco_jax.training import runs
-from qinco_jax.training.initial import initial_model, with_centroids
+from qinco_jax.training import run_folder
+from qinco_jax.training.initial_model import initial_model, with_centroids
 from qinco_jax.training.loop import CHECKED_ROWS, Log, fit
-from qinco_jax.training.parts import train_parts
+from qinco_jax.training.product import train_parts
 from qinco_jax.training.recipe import Recipe, length
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, derived, lazily, spans
@@ -90,14 +90,14 @@ def train(
     _check(x_train, x_val, config, recipe)
     folder = None if run_dir is None else Path(run_dir)
     if folder is not None:
-        identity = runs.identity(x_train, config, recipe, seed, centroids, init)
-        runs.claim(folder / runs.IDENTITY, identity, runs.CONTENTS)
-        if (folder / runs.FINISHED).exists():
-            return disk.load(folder / runs.FINISHED)
+        identity = run_folder.identity(x_train, config, recipe, seed, centroids, init)
+        run_folder.claim(folder / run_folder.IDENTITY, identity, run_folder.CONTENTS)
+        if (folder / run_folder.FINISHED).exists():
+            return disk.load(folder / run_folder.FINISHED)
     given = x_train, x_val, config, recipe, seed, folder, log
     model = _product(*given, init) if config.num_parts > 1 else _single(*given, centroids, init)
     if folder is not None:
-        disk.save(model, folder / runs.FINISHED)
+        disk.save(model, folder / run_folder.FINISHED)
     return model
 
 
@@ -143,12 +143,12 @@ def _single(
         coarse = centroids
         if config.num_centroids is not None and coarse is None:
             x = approximate(x_train, config.unit_norm)
-            coarse = runs.kept(folder, runs.CENTROIDS, functools.partial(
+            coarse = run_folder.kept(folder, run_folder.CENTROIDS, functools.partial(
                 train_centroids, x, config.num_centroids, seed=seed
             ))  # fmt: skip
         return initial_model(x_train, config, seed, coarse)
 
-    place = None if folder is None else folder / runs.CHECKPOINTS
+    place = None if folder is None else folder / run_folder.CHECKPOINTS
     with Checkpoints(place) if place else contextlib.nullcontext() as checkpoints:
         return fit(
             x_train, x_val, config, recipe, initial, seed=seed, checkpoints=checkpoints, log=log
@@ -172,7 +172,7 @@ def _product(
         rotation = np.asarray(start.rotation)
     elif config.opq:
         x = approximate(x_train, config.unit_norm)
-        rotation = runs.kept(folder, runs.ROTATION, functools.partial(
+        rotation = run_folder.kept(folder, run_folder.ROTATION, functools.partial(
             opq.opq_rotation, x, config.num_parts, seed
         ))  # fmt: skip
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 import qinco_jax as qj
 from qinco_jax.cli import main as cli
-from qinco_jax.datasets import builders, official, sets
+from qinco_jax.datasets import builders, catalog, official
 
 BUILT = list(builders.BUILDERS)
 
@@ -41,7 +41,7 @@ def server(
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     with servers.serving(**files) as running:
-        monkeypatch.setenv(sets.MIRROR, running.at("").rstrip("/"))
+        monkeypatch.setenv(catalog.MIRROR, running.at("").rstrip("/"))
         yield running
 
 
@@ -57,10 +57,10 @@ def test_a_set_is_fetched_and_prepared_once(name: str, server: servers.Server) -
     np.testing.assert_array_equal(data.validation, train[-150:])
     np.testing.assert_array_equal(data.database, mirror.vectors(name, "database"))
     np.testing.assert_array_equal(data.queries, mirror.vectors(name, "queries"))
-    if "groundtruth" in sets.SETS[name].files:
+    if "groundtruth" in catalog.SETS[name].files:
         np.testing.assert_array_equal(data.groundtruth, mirror.nearest(name))
     for part in ("train", "database", "queries"):
-        assert getattr(data, part).dtype == sets.SETS[name].dtype
+        assert getattr(data, part).dtype == catalog.SETS[name].dtype
     asked = len(server.asked)
     server.always = servers.Fault(status=500)
     again = qj.datasets.load(name)
@@ -68,7 +68,7 @@ def test_a_set_is_fetched_and_prepared_once(name: str, server: servers.Server) -
     assert len(server.asked) == asked
 
 
-@pytest.mark.parametrize("name", [name for name in sets.SETS if name not in BUILT])
+@pytest.mark.parametrize("name", [name for name in catalog.SETS if name not in BUILT])
 def test_a_set_without_training_vectors_gives_up_a_tenth(name: str, server: servers.Server) -> None:
     data = qj.datasets.load(name)
     whole = mirror.vectors(name, "database")
@@ -83,10 +83,10 @@ def test_a_set_without_training_vectors_gives_up_a_tenth(name: str, server: serv
 
 def of_100_rows(name: str, patch: pytest.MonkeyPatch) -> str:
     """Makes a slice of a set small; returns its name and size."""
-    patch.setattr(sets, "VALIDATION_ROWS", 10)
-    known = sets.SETS[name]
+    patch.setattr(catalog, "VALIDATION_ROWS", 10)
+    known = catalog.SETS[name]
     size = "1m" if known.slices else "500k"
-    patch.setitem(cast(dict, sets.SETS), name, known._replace(sizes={size: 100}))
+    patch.setitem(cast(dict, catalog.SETS), name, known._replace(sizes={size: 100}))
     return f"{name}/{size}"
 
 
@@ -98,7 +98,7 @@ def check_100_rows(data: qj.datasets.Dataset, name: str) -> None:
     train, database = mirror.vectors(name, "train"), mirror.vectors(name, "database")
     np.testing.assert_array_equal(data.train, train[:100])
     np.testing.assert_array_equal(data.validation, train[-10:])
-    slices = sets.SETS[name].slices
+    slices = catalog.SETS[name].slices
     np.testing.assert_array_equal(data.database, database[:100] if slices else database)
 
 
@@ -107,7 +107,7 @@ def test_a_slice_fetches_its_rows_alone(
     name: str, server: servers.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = of_100_rows(name, monkeypatch)
-    known = sets.SETS[name]
+    known = catalog.SETS[name]
     row = known.dim * np.dtype(known.dtype).itemsize + 4
     told = qinco("data", "download", where).output
     check_100_rows(qj.datasets.load(where), name)
@@ -127,7 +127,7 @@ def test_a_slice_of_a_whole_file_is_the_same(
     name: str, server: servers.Server, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = of_100_rows(name, monkeypatch)
-    (train,) = sets.SETS[name].files["train"]
+    (train,) = catalog.SETS[name].files["train"]
     whole = official.downloads() / train.path
     whole.parent.mkdir(parents=True)
     whole.write_bytes(files[train.path])
@@ -238,7 +238,7 @@ def test_info_tells_everything(server: servers.Server, tmp_path: Path) -> None:
 
 
 def test_official_sizes_are_known_without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(sets.MIRROR, raising=False)
+    monkeypatch.delenv(catalog.MIRROR, raising=False)
     text = qinco("data", "info", "deep1b/10m").output
     assert "3.84GB" in text and "384GB" not in text
     assert "https://storage.yandexcloud.net/yandex-research/ann-datasets/DEEP/base.1B.fbin" in text
@@ -284,7 +284,7 @@ def test_another_file_under_an_official_name_is_refused(
     place = official.downloads() / "deep1b"
     place.mkdir(parents=True)
     (place / "learn10M10k.fvecs").write_bytes(server.files["/deep1b/base1M.fvecs"])
-    monkeypatch.delenv(sets.MIRROR)
+    monkeypatch.delenv(catalog.MIRROR)
     refused = qinco("data", "download", "deep1m")
     assert refused.exit_code == 2 and "learn10M10k.fvecs" in refused.output, refused.output
 
@@ -333,9 +333,9 @@ def test_what_came_from_a_mirror_is_not_taken_for_the_published_set(
     qj.datasets.load("deep1m")
     for value in ("", None):
         if value is None:
-            monkeypatch.delenv(sets.MIRROR)
+            monkeypatch.delenv(catalog.MIRROR)
         else:
-            monkeypatch.setenv(sets.MIRROR, value)
+            monkeypatch.setenv(catalog.MIRROR, value)
         with pytest.raises(qj.InputError, match="was prepared from a mirror"):
             qj.datasets.load("deep1m")
 

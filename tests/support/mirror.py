@@ -7,7 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from qinco_jax.datasets import sets
+from qinco_jax.datasets import catalog
 from qinco_jax.vectors import formats
 
 ROWS = {"train": 1500, "database": 300, "queries": 20, "groundtruth": 20}
@@ -15,7 +15,7 @@ ROWS = {"train": 1500, "database": 300, "queries": 20, "groundtruth": 20}
 
 def vectors(name: str, part: str) -> np.ndarray:
     """What a part of a set holds in the mirror."""
-    known = sets.SETS[name]
+    known = catalog.SETS[name]
     rng = np.random.default_rng([len(part), known.dim])
     x = rng.integers(0, 200, (ROWS[part], known.dim))
     return (x if known.dtype == "uint8" else x / 16).astype(known.dtype)
@@ -30,7 +30,7 @@ def nearest(name: str, count: int = 10) -> np.ndarray:
 
 def build(folder: Path) -> None:
     """Writes every file of every named set below `folder`, as a mirror holds them."""
-    for name, known in sets.SETS.items():
+    for name, known in catalog.SETS.items():
         for part, files in known.files.items():
             for file in files:
                 path = folder / file.path

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from qinco_jax.errors import InputError
 from qinco_jax.training import feed
 from qinco_jax.training.feed import Feed
-from qinco_jax.training.order import Blocks, batch_rows, pool_rows, pool_steps
+from qinco_jax.training.shuffle import Blocks, batch_rows, pool_rows, pool_steps
 from qinco_jax.vectors.stored import Segment, Stored
 
 SHARDING = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -21,9 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from qinco_jax import InputError
+from qinco_jax import InputError, datasets
 from qinco_jax.cli import main as cli
-from qinco_jax.datasets import catalog
 from qinco_jax.datasets.holdout import cut_training
 from qinco_jax.vectors import containers, formats
 from qinco_jax.vectors.convert import ENDINGS, convert
@@ -262,29 +261,29 @@ def test_a_folder_of_shards_is_a_set(tmp_path: Path) -> None:
     np.save(tmp_path / "queries" / "more.npy", X[5:9])
     (tmp_path / "queries" / "README.md").write_text("about")
     np.save(tmp_path / "train_labels.npy", X)  # no number behind the stem
-    data = catalog.load(tmp_path)
+    data = datasets.load(tmp_path)
     same(data.train, X)
     assert data.database is not None and data.queries is not None
     same(data.database, X)
     np.testing.assert_array_equal(data.queries, X[:9])
     np.save(tmp_path / "queries.npy", X)
     with pytest.raises(InputError, match=r"both queries/any\.npy and queries\.npy"):
-        catalog.load(tmp_path)
+        datasets.load(tmp_path)
     (tmp_path / "queries.npy").unlink()
     (tmp_path / "train-00001-of-00003.parquet").unlink()
     with pytest.raises(InputError, match=r"2 files like train-00000-of-00003.*, not 3"):
-        catalog.load(tmp_path)
+        datasets.load(tmp_path)
 
 
 def test_patterns_and_names_are_sets(tmp_path: Path) -> None:
     for i, part in enumerate(np.split(X, 3)):
         write_hdf5(tmp_path / f"part{i}.hdf5", a=part, b=part)
-    data = catalog.load(f"{tmp_path}/part*.hdf5::b", database=f"{tmp_path}/part[01].hdf5::a")
+    data = datasets.load(f"{tmp_path}/part*.hdf5::b", database=f"{tmp_path}/part[01].hdf5::a")
     same(data.train, X)
     assert data.database is not None and len(data.database) == 200
     assert not set(data.name) & set("*?[]:")
     with pytest.raises(InputError, match="no file matches"):
-        catalog.load(f"{tmp_path}/*.fvecs")
+        datasets.load(f"{tmp_path}/*.fvecs")
 
 
 @given(data=st.data(), count=st.integers(10, 200), every=st.integers(2, 10))
@@ -313,14 +312,14 @@ def test_a_file_of_ann_benchmarks_is_a_set(tmp_path: Path) -> None:
         tmp_path / "x.hdf5", train=X, test=X[:20] + 0.01, neighbors=near.astype(np.int32),
         distances=np.zeros((20, 30), np.float32),
     )  # fmt: skip
-    data = catalog.load(path)
+    data = datasets.load(path)
     np.testing.assert_array_equal(data.train, X[9::10])
     assert data.database is not None and data.queries is not None and data.groundtruth is not None
     assert (data.database.shape, data.queries.shape) == ((270, 8), (20, 8))
     database = np.asarray(data.database)
     exact = np.square(data.queries[:][:, None] - database[None]).sum(-1).argsort(axis=1)
     np.testing.assert_array_equal(data.groundtruth, exact[:, : data.groundtruth.shape[1]])
-    same(catalog.load(f"{path}::train").train, X)
+    same(datasets.load(f"{path}::train").train, X)
     with pytest.raises(InputError, match="only 9"):
         cut_training(X[:9], None)
 

@@ -16,7 +16,7 @@ from qinco_jax.codecs.ours import of_rq
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate.metrics import measure
 from qinco_jax.evaluate.neighbours import queries_of
-from qinco_jax.training import runs
+from qinco_jax.training import run_folder
 from qinco_jax.training import train as train_module
 from qinco_jax.vectors.shards import read_rows
 from qinco_jax.vectors.stored import Stored, mapped, prefetch
@@ -118,7 +118,7 @@ def test_what_is_read_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     x = np.concatenate([x[:1], x])
     model = qj.train(rows, CONFIG, num_epochs=0, num_val=10)
     codes = qj.encode(model, rows)
-    assert runs.fingerprint(rows) == runs.fingerprint(x)
+    assert run_folder.fingerprint(rows) == run_folder.fingerprint(x)
     assert 0 < slow.most <= 5000
     np.testing.assert_array_equal(codes, qj.encode(model, x))
 

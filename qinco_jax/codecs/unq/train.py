@@ -24,7 +24,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.quantizers.distances import matmul
 from qinco_jax.quantizers.rq import sample_rows
 from qinco_jax.quantizers.transform import of_rows, to_model_space
-from qinco_jax.training.order import batch_rows
+from qinco_jax.training.shuffle import batch_rows
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily
 

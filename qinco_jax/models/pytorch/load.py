@@ -14,8 +14,8 @@ from qinco_jax.errors import InputError
 from qinco_jax.models.pytorch import pickled_modules, state_dicts, torch_zip
 from qinco_jax.models.pytorch.safe_pickle import Record
 from qinco_jax.models.pytorch.state_dicts import Sizes, listed, positive
-from qinco_jax.quantizers import pairwise
-from qinco_jax.quantizers.pairwise import PairwiseDecoder
+from qinco_jax.quantizers import pairwise_decoder
+from qinco_jax.quantizers.pairwise_decoder import PairwiseDecoder
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.vectors import checks, formats
@@ -244,7 +244,7 @@ def _pairwise(found: Mapping[str, Any], num_steps: int | None) -> PairwiseDecode
                 "it is a pairwise decoder without two tables for each step; pass "
                 "num_steps=..., M of the codes"
             )
-    return pairwise.checked(*(arrays[name] for name in PAIRWISE_KEYS), num_steps=num_steps)
+    return pairwise_decoder.checked(*(arrays[name] for name in PAIRWISE_KEYS), num_steps=num_steps)
 
 
 def _arrays(found: Any) -> state_dicts.Arrays:

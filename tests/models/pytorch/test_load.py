@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import qinco_jax as qj
 from qinco_jax.models.pytorch import pickled_modules, safe_pickle, torch_zip
 from qinco_jax.models.pytorch.safe_pickle import Record
-from qinco_jax.quantizers import pairwise
+from qinco_jax.quantizers import pairwise_decoder
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 load = functools.cache(golden.load)
@@ -86,15 +86,15 @@ def test_a_pairwise_decoder_gives_the_published_sums() -> None:
     decoder = qj.load_pytorch(CHECKPOINTS / f"{PAIRWISE}.pt")
     with np.load(CHECKPOINTS / f"{PAIRWISE}.npz") as file:
         arrays = dict(file)
-    x_hat = pairwise.decode(decoder, arrays["codes"])
+    x_hat = pairwise_decoder.decode(decoder, arrays["codes"])
     np.testing.assert_allclose(x_hat, arrays["x_hat"], rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(jax.jit(pairwise.decode)(decoder, arrays["codes"]), x_hat)
+    np.testing.assert_array_equal(jax.jit(pairwise_decoder.decode)(decoder, arrays["codes"]), x_hat)
     for wrong in (arrays["codes"][:, :4], np.pad(arrays["codes"], ((0, 0), (0, 1)))):
-        for decode in (pairwise.decode, jax.jit(pairwise.decode)):
+        for decode in (pairwise_decoder.decode, jax.jit(pairwise_decoder.decode)):
             with pytest.raises(qj.InputError, match=r"this decoder takes \[N, 5\]"):
                 decode(decoder, wrong)
     with pytest.raises(qj.InputError, match=r"code 32 in row 0, column 0 is outside 0\.\.31"):
-        pairwise.decode(decoder, np.full((1, 5), 32))
+        pairwise_decoder.decode(decoder, np.full((1, 5), 32))
 
 
 def test_a_pairwise_decoder_may_be_told_its_number_of_codes(tmp_path: Path) -> None:

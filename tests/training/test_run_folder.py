@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import qinco_jax as qj
-from qinco_jax.models import older, orbax
+from qinco_jax.models import old_digests, orbax
 
 OLD = Path(__file__).parents[1] / "models" / "old"
 CONFIG = qj.QincoConfig(
@@ -42,7 +42,7 @@ def test_a_checkpoint_of_other_arrays_is_refused(older_digest: bool, tmp_path: P
         "b": [np.zeros((), np.int32), np.zeros(0, np.float32)],
     }
     other = {**tree, "a": tree["a"] + 1}
-    compute = older.digest if older_digest else orbax._digest
+    compute = old_digests.digest if older_digest else orbax._digest
     with pytest.MonkeyPatch.context() as patch, orbax.Checkpoints(tmp_path / "same") as same:
         patch.setattr(orbax, "_digest", compute)
         same.save(1, tree, 0.5)

@@ -29,7 +29,7 @@ def write_page(folder: str | os.PathLike[str]) -> Path:
     evaluation = results.load(folder)
     target = Path(folder) / "report.html"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(Path(__file__).with_name("page.html").read_text("utf-8"))
+    template = environment.from_string(Path(__file__).with_name("report.html").read_text("utf-8"))
     text = template.render(
         title=evaluation.title,
         summary=_summary(evaluation),

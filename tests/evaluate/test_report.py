@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import page, plots, results, style
+from qinco_jax.evaluate import plots, report, results, style
 
 NASTY = """</b><script>console.error("ran")</script>&"'$_$"""
 FLAGS = [
@@ -64,7 +64,7 @@ def folder_of(folder: Path, **files: list[dict[str, Any]]) -> Path:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
-    return page.write_page(folder_of(folder, results=RESULTS, costs=COSTS, growth=GROWTH))
+    return report.write_page(folder_of(folder, results=RESULTS, costs=COSTS, growth=GROWTH))
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_results_alone_are_enough(tmp_path: Path) -> None:
     plots.plot_rates(tmp_path / "results.jsonl", tmp_path / "a.svg", "a set")
     plots.plot_rates(tmp_path / "results.jsonl", tmp_path / "b.svg", "a set")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    assert "<table>" in page.write_page(tmp_path).read_text()
+    assert "<table>" in report.write_page(tmp_path).read_text()
     assert {path.name for path in tmp_path.glob("*.png")} == {"rates.png"}
 
 
@@ -244,4 +244,4 @@ def test_damaged_files_say_what_to_do(tmp_path: Path, text: str | None, says: st
     if text is not None:
         (tmp_path / "results.jsonl").write_text(text)
     with pytest.raises(InputError, match=says):
-        page.write_page(tmp_path)
+        report.write_page(tmp_path)

@@ -1,0 +1,210 @@
+"""Data sets by name or path: `deep1m`, a directory of files, or single files."""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qinco_jax.datasets import catalog
+from qinco_jax.datasets.holdout import cut_training
+from qinco_jax.errors import InputError
+from qinco_jax.vectors import checks, containers, shards
+from qinco_jax.vectors.shards import read_rows
+from qinco_jax.vectors.stored import Rows
+
+PARTS = {
+    "train": ("train", "learn", "training_set"),
+    "database": ("database", "base"),
+    "queries": ("queries", "query"),
+    "groundtruth": ("groundtruth", "ground_truth", "gnd"),
+    "validation": ("validation", "val"),
+}
+"""The stems of the files of each part in a directory."""
+EMBEDDED = "sift-photos"
+ANN_BENCHMARKS = {"train", "test", "neighbors"}
+"""The HDF5 datasets that identify a file of ann-benchmarks."""
+
+
+class Dataset(NamedTuple):
+    """A data set; large parts are read-only memory maps or a `Stored`, which is read on demand.
+
+    Attributes:
+      name: for messages and result directories.
+      train: [N, D] training vectors.
+      database: [S, D] vectors to encode and search, or `None`.
+      queries: [Q, D], or `None`.
+      groundtruth: [Q, k] integers, the database rows nearest to each query, nearest first, or
+        `None`.
+      validation: [V, D] vectors to select the best model, or `None` to hold out training vectors.
+    """
+
+    name: str
+    train: Rows
+    database: Rows | None = None
+    queries: Rows | None = None
+    groundtruth: np.ndarray | None = None
+    validation: Rows | None = None
+
+
+def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dataset:
+    """Loads a data set.
+
+    In a directory, each part, such as the training vectors, is one of: a file `train.npy`; shards
+    with a number after the stem (`train-0.npy`, `train.00000-of-00010.parquet`), in the order of
+    the numbers; a directory `train/` of files with one ending, in the same order. `PARTS` has the
+    stems, `shards.ENDINGS` the endings; it is an error if a part is found in two ways.
+
+    Args:
+      source: `sift-photos`, which comes with the package; a name in `catalog.SETS`, with or without
+        a size (`deep1m`, `deep1m/500k`), which is downloaded and prepared if necessary; a directory
+        with `train` and optionally `database`, `queries`, `groundtruth` and `validation`; training
+        vectors as for `shards.read_rows`: a file, a pattern such as `"parts/*.npy"`, or
+        `FILE::NAME`; or an HDF5 file of ann-benchmarks, whose `train` is its database: every tenth
+        row of it becomes a training vector instead (`cut_training`).
+      **files: paths of `database`, `queries` or `groundtruth` to use instead, as for `read_rows`.
+
+    Raises:
+      InputError: the name or path does not exist, a file is invalid, or the parts do not match.
+    """
+    name = os.fspath(source)
+    if name == EMBEDDED:
+        title, parts = name, _embedded()
+    elif name.partition("/")[0] in catalog.SETS:
+        title, parts = name.replace("/", "-"), _published(name)
+    else:
+        title, parts = _name_of(Path(name)), _from_files(name)
+    parts |= {part: read_rows(path) for part, path in files.items()}
+    if parts.get("groundtruth") is not None:
+        parts["groundtruth"] = np.asarray(parts["groundtruth"])
+    return _checked(Dataset(title, **parts))
+
+
+def _published(text: str) -> dict[str, Any]:
+    from qinco_jax.datasets import official  # requests is slow to import
+
+    name, known, size = catalog.named(text)
+    if "all" in known.files:
+        ((_, path),) = official.fetch(name, size, official.downloads())
+        return _from_path(str(path))
+    from qinco_jax.datasets import builders  # TFDS is slow to import
+
+    return builders.load(name, size)
+
+
+def _from_files(name: str) -> dict[str, Any]:
+    path, _ = shards.split_name(name)
+    if Path(name).is_dir():
+        return _from_folder(Path(name))
+    exists = Path(path).exists() or shards.is_pattern(path)
+    if exists or Path(path).suffix in shards.ENDINGS or os.sep in path:
+        return _from_path(name)
+    raise InputError(
+        f"there is no data set, file or directory {name!r}; choose one of {EMBEDDED}, "
+        f"{', '.join(catalog.SETS)}, or give the path of your own vectors"
+    )
+
+
+def _name_of(path: Path) -> str:
+    """The last component of a path and a hash of the whole, which makes the name unique."""
+    whole = path.resolve()
+    name = re.sub(r"[*?\[\]:]+", "_", whole.name)
+    return f"{name}-{hashlib.sha256(str(whole).encode()).hexdigest()[:6]}"
+
+
+def _embedded() -> dict[str, Any]:
+    """SIFT descriptors of the freely licensed photographs in sift-photos-ATTRIBUTION.tsv."""
+    file = resources.files("qinco_jax.datasets") / "sift-photos.npz"
+    with resources.as_file(file) as path, np.load(path) as arrays:
+        return {part: arrays[part] for part in arrays.files}
+
+
+def _from_path(name: str) -> dict[str, Any]:
+    """The parts of a file of ann-benchmarks, or training vectors alone."""
+    path = Path(name)
+    hdf5 = path.suffix in containers.HDF5 and path.is_file()
+    if not hdf5 or not containers.tables(path).keys() >= ANN_BENCHMARKS:
+        return {"train": read_rows(name)}
+    neighbors = np.asarray(containers.read(path, "neighbors"))
+    train, database, groundtruth = cut_training(containers.read(path, "train"), neighbors)
+    return {
+        "train": train,
+        "database": database,
+        "queries": containers.read(path, "test"),
+        "groundtruth": groundtruth,
+    }
+
+
+def _from_folder(folder: Path) -> dict[str, Any]:
+    found = {part: _find(folder, stems) for part, stems in PARTS.items()}
+    if not found["train"]:
+        raise InputError(
+            f"{folder} holds no training vectors; add train with one of the endings "
+            f"{', '.join(shards.ENDINGS)}"
+        )
+    return {part: shards.read_files(paths) for part, paths in found.items() if paths}
+
+
+def _find(folder: Path, stems: Sequence[str]) -> list[Path]:
+    """The file or shards of a part of a data set, in order."""
+    endings = "|".join(map(re.escape, shards.ENDINGS))
+    name = re.compile(rf"({'|'.join(stems)})([-_.]?\d.*)?({endings})")
+    found: dict[tuple[str | None, ...], list[Path]] = {}
+    for path in sorted(folder.iterdir(), key=shards.natural_key):
+        if match := name.fullmatch(path.name):
+            stem, number, ending = match.groups()
+            found.setdefault((stem, "shards" if number else "file", ending), []).append(path)
+        elif path.name in stems and path.is_dir():
+            for file in sorted(path.iterdir(), key=shards.natural_key):
+                if file.suffix in shards.ENDINGS and not file.name.startswith("."):
+                    found.setdefault((path.name, "folder", file.suffix), []).append(file)
+    if len(found) > 1:
+        one, other, *_ = (paths[0].relative_to(folder) for paths in found.values())
+        raise InputError(f"{folder} holds both {one} and {other}; remove one of them")
+    paths = next(iter(found.values()), [])
+    _check_complete(folder, paths)
+    return paths
+
+
+def _check_complete(folder: Path, paths: Sequence[Path]) -> None:
+    """Refuses shards whose names say that there are more or fewer of them."""
+    counts = [re.search(r"\d+-of-(\d+)", path.name) for path in paths]
+    for path, count in zip(paths, counts, strict=True):
+        if count and int(count[1]) != len(paths):
+            raise InputError(
+                f"{folder} holds {len(paths)} files like {path.name}, not {int(count[1])}; "
+                "complete them or remove the extra ones"
+            )
+
+
+def _checked(dataset: Dataset) -> Dataset:
+    dim = dataset.train.shape[1]
+    parts: Mapping[str, Rows | None] = dataset._asdict()
+    for part in ("train", "database", "queries"):
+        if (x := parts[part]) is not None:
+            checks.vectors(x, what=f"the {part} part of {dataset.name}")
+            if x.shape[1] != dim:
+                raise InputError(
+                    f"the {part} part of {dataset.name} has {x.shape[1]} dimensions a vector, but "
+                    f"the training vectors have {dim}; use vectors of the same kind"
+                )
+    truth = dataset.groundtruth
+    if truth is None:
+        return dataset
+    if dataset.queries is None or dataset.database is None:
+        raise InputError(f"{dataset.name} has a ground truth but no database or no queries")
+    if truth.dtype.kind not in "iu" or len(truth) != len(dataset.queries):
+        raise InputError(
+            f"the ground truth of {dataset.name} is {truth.dtype} {truth.shape}; expected integers "
+            f"[{len(dataset.queries)}, k], one row a query"
+        )
+    if truth.min() < 0 or truth.max() >= len(dataset.database):
+        raise InputError(
+            f"the ground truth of {dataset.name} has ids {truth.min()} to {truth.max()}, but its "
+            f"database has {len(dataset.database)} rows; use the ground truth of this database"
+        )
+    return dataset
