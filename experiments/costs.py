@@ -7,7 +7,7 @@ normal vectors, and nothing else should run on the machine. N vectors are traine
 our models, and then encoded and decoded; times are those of warm calls, a second training's for our
 models. A and B are those of training, too. Writes `growth.jsonl`, `results.jsonl` with the errors
 at the base sizes, plots with the slopes of lines fitted to the logarithms, and a page. The same
-command goes on where it was interrupted.
+command resumes where it was interrupted.
 
 The papers leave it open how costs grow. `growth.py` sets our encoder's time against its arithmetic;
 here training and other codecs count, too.

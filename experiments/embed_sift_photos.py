@@ -1,6 +1,6 @@
 r"""Cut the embedded data set `sift-photos` out of a larger folder of SIFT descriptors.
 
-The attribution table names the photographs whose licence allows shipping what is derived from
+The attribution table names the photographs whose license allows shipping what is derived from
 them; only rows of those photographs are taken. The table's row counts are filled in afterwards.
 
     python experiments/embed_sift_photos.py SOURCE \

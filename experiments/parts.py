@@ -5,7 +5,7 @@
 The QINCo paper, FB-ssnpp at 32 bytes, MSE by parts x steps x bits: 2x16x8 42,072, 4x8x8 42,805,
 8x4x8 42,493, 16x2x8 41,409; plain PQ 55,700.
 
-Ours: not run yet on that set. `variants.py` has two parts beside one on the embedded set.
+Ours: not run yet on that set. `variants.py` compares two parts with one on the embedded set.
 """
 
 import scale

@@ -2,7 +2,7 @@
 
     python experiments/pipeline.py --out experiments/results/pipeline.jsonl
 
-Minutes on two cores, of which nothing else should make use; it writes files of vectors to a
+Takes minutes on two cores, which should be idle otherwise; it writes files of vectors to a
 temporary folder. Batches are of 1024 rows; ours come on the device, the others in NumPy. A rate is
 that of a page cache that keeps the whole file, or nothing of it at first. Shuffles are judged where
 the order of the file matters most: by how much the means of batches of sorted rows vary, in

@@ -1,7 +1,7 @@
 """What the reproductions share: options, two scales, models of several settings side by side.
 
-`full` is the papers' size. `small` goes the same way in minutes on two cores, with few vectors,
-models that are hardly trained and little search: its figures say that the way is sound, no more.
+`full` is the papers' size. `small` runs the same steps in minutes on two cores, with few vectors,
+models that are hardly trained and little search: its figures only show that the procedure works.
 """
 
 import functools

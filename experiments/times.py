@@ -5,7 +5,7 @@
 The paper, the model of L = 2 on BigANN1M with 32 threads of a CPU, encode / decode: OPQ 1.5 / 1.0,
 RQ 8.3 / 1.3, UNQ 18.8 / 13.0, QINCo 823 / 8.3; QINCo's encoding on a V100 28.4.
 
-Ours: not run yet on that set. `speed.py` has our models beside Faiss's on random vectors.
+Ours: not run yet on that set. `speed.py` compares our models with Faiss's on random vectors.
 
 Times do not depend on what a model has learned: ours are as they start, and the others are trained
 on few vectors. They do depend on the number of vectors, which is small at small scale.

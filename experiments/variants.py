@@ -1,4 +1,4 @@
-"""The papers' variants of QINCo beside their plain siblings, with what they cost.
+"""The papers' variants of QINCo compared with their plain counterparts, with what they cost.
 
     python experiments/variants.py --scale full --set num_epochs=3
 

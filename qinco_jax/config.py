@@ -60,8 +60,8 @@ class QincoConfig:
         of each partial code (QINCo2).
       form: "qinco" (arXiv 2401.14732), "qinco-lr" (there in the appendix, for large D) or "qinco2"
         (arXiv 2501.03078), the network of a step.
-      projections: whether form "qinco2" has P_in and P_out. Only imported models with E = D lack
-        them: their published program leaves both out.
+      projections: whether form "qinco2" has P_in and P_out. Imported models with E = D have
+        none: their published program leaves both out.
       unit_norm: whether vectors are divided by their L2 norm before all; the model then
         approximates x / |x|, and lengths are lost. A vector of zeros stays one.
       center: whether the mean of the training vectors is subtracted.
@@ -74,7 +74,7 @@ class QincoConfig:
       opq: whether a rotation that suits the sub-vectors (optimized product quantization) precedes.
 
     Raises:
-      InputError: a size that is no positive integer, A or E out of range, an unknown form, or
+      InputError: a size that is not a positive integer, A or E out of range, an unknown form, or
         settings that exclude each other.
     """
 
@@ -178,7 +178,7 @@ class QincoConfig:
     def settings(self) -> dict[str, Any]:
         """The fields as files keep them: those of transform and variants only where unusual.
 
-        So what was written when there were none is read as what it is, and goes on.
+        So files written before these fields existed still match and resume.
         """
         settings = dataclasses.asdict(self)
         for name in (*self.transform, "num_centroids", "num_parts", "opq"):
@@ -226,5 +226,5 @@ def named(table: Mapping[str, T], name: str, what: str) -> T:
       InputError: no such name; the message lists those that there are.
     """
     if name not in table:
-        raise InputError(f"there is no {what} {name!r}; there are: {', '.join(table)}")
+        raise InputError(f"unknown {what} {name!r}; known: {', '.join(table)}")
     return table[name]

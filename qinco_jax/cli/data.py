@@ -69,7 +69,7 @@ def info(name: str) -> None:
         )
         click.echo(f"      {entry.file.source}")
     click.echo(
-        "  Without a network, place these files there by hand. A .gz file may stay compressed,\n"
+        "  Without a network, put these files there yourself. A .gz file may stay compressed,\n"
         "  and the whole file under its own name may replace one of selected rows."
     )
     click.echo(textwrap.indent(known.citation, "  "))

@@ -50,7 +50,10 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            text, code = "interrupted; the same command goes on from what was saved", 130
+            text, code = (
+                "interrupted; the same command resumes from what was saved",
+                130,
+            )
         except OSError as error:
             reason = f"{error.filename or 'a file'}: {error.strerror or error}"
             text, code = f"{reason}; check the path, its permissions and the free space", 2
@@ -122,10 +125,10 @@ def train(
     preset: str, num_bytes: float, seed: int, centroids: str | None, out: str | None,
     settings: tuple[str, ...], eval_rows: int, **files: str | None,
 ) -> None:  # fmt: skip
-    """Trains a model, then shows its error and recall beside RQ's.
+    """Trains a model, then shows its error and recall next to those of RQ.
 
     The run's folder holds the model, checkpoints, metrics, the table and its plot. Run the same
-    command again to go on after an interruption.
+    command again to resume after an interruption.
     """
     data = _load(files)
     coarse = None if centroids is None else formats.read(centroids)
@@ -253,7 +256,7 @@ def evaluate(
         data = data._replace(database=data.train)
     checks.vectors(data.train, codec.dim, data.name)
     if out is not None and (Path(out).exists() or not Path(out).parent.is_dir()):
-        raise InputError(f"{out} exists or has no folder to lie in; choose another name")
+        raise InputError(f"{out} already exists or its folder does not; choose another name")
     steps = ours.quarters(codec.num_steps)
     every = [ours.of_qinco(codec, m, num_candidates, beam_size, joint) for m in steps]
     rows = _measure(every, data, eval_rows)
@@ -297,9 +300,9 @@ def compare(
     codecs: str, rates: str, seeds: str, metrics: str, noise: str, shifted: tuple[str, ...],
     out: str | None, settings: tuple[str, ...], eval_rows: int | None, **files: str | None,
 ) -> None:  # fmt: skip
-    """Trains and measures codecs beside each other: a table, plots and a page (report.html).
+    """Trains and compares codecs: a table, plots and a page (report.html).
 
-    Run the same command again to go on after an interruption, or with further codecs and rates to
+    Run the same command again to resume after an interruption, or with further codecs and rates to
     add them; several processes may share the folder.
     """
     data = _load(files)
@@ -318,12 +321,12 @@ def _items(text: str, kind: Callable[[str], T]) -> list[T]:
     """The parts of a list with commas.
 
     Raises:
-      InputError: one of them is no such number.
+      InputError: one of them is not a number of that kind.
     """
     try:
         return [kind(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
-        raise InputError(f"{text!r} is no list of numbers with commas: {error}") from error
+        raise InputError(f"{text!r} is not a comma-separated list of numbers: {error}") from error
 
 
 def _load(files: dict[str, str | None]) -> datasets.Dataset:

@@ -67,7 +67,7 @@ def convert(source: str, target: str, centroids: str | None, db_scale: float | N
 def _imported(path: str, options: dict[str, Any]) -> Model:
     found = load_pytorch(path, **options)
     if not isinstance(found, Model):
-        raise InputError(f"{path} holds a {type(found).__name__}, which is no model to convert")
+        raise InputError(f"{path} holds a {type(found).__name__}, which is not a model")
     return found
 
 

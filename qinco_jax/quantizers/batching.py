@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from qinco_jax.vectors.stored import Vectors, lazily
 
 BLOCK_ROWS = 8192  # at most
-CHUNK_BLOCKS, CHUNK_ROWS = 16, 4096  # at most, but for a larger block
+CHUNK_BLOCKS, CHUNK_ROWS = 16, 4096  # at most, unless one block is larger
 THREADS = max(2, min(16, os.cpu_count() or 2))
 
 Prepare = Callable[[Any], Any]

@@ -87,7 +87,7 @@ def search(x: jax.Array, first: Beam, steps: Any, propose: Propose) -> Beam:
 
     Args:
       x: [D] float32.
-      first: the beam of B entries that the steps go on from.
+      first: the beam of B entries that the steps start from.
       steps: pytree of arrays with a leading axis, scanned over, one step for each of the last
         columns of the codes.
       propose: (one element of `steps`, x, the beam) -> at least B `Candidates`.

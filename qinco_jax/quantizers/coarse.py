@@ -43,7 +43,7 @@ def train_centroids(
 ) -> np.ndarray:
     """k-means centroids for `train(..., centroids=...)`, on the default device.
 
-    Of more than 8,192, the rows are first dealt to about the root of K_ivf cells, in a scratch file
+    Of more than 8,192, the rows are first sorted into about sqrt(K_ivf) cells, in a scratch file
     as large as they are, and each cell gets its share of centroids from its own rows: 1,048,576
     from 10 million rows compare a row with some thousands, not with a million. Centroids that run
     empty move to the largest clusters.
@@ -61,7 +61,7 @@ def train_centroids(
 
     Raises:
       InputError: fewer rows than centroids, or rows with NaN or Inf.
-      OSError: there is no room for the scratch file in the folder for temporary files.
+      OSError: no space for the scratch file in the folder for temporary files.
     """
     x = lazily(checks.vectors(x, what="the training vectors"))
     limit = 256 * num_centroids if max_rows is None else max_rows
@@ -161,7 +161,7 @@ def _lloyd(
 
 
 def _means(centroids: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """New centroids; each empty cluster moves beside the mean of one of the largest."""
+    """New centroids; each empty cluster moves next to the mean of one of the largest."""
     means = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centroids)
     empty = np.flatnonzero(counts == 0)
     largest = np.argsort(-counts, kind="stable")[: len(empty)]

@@ -22,7 +22,7 @@ def code_bytes(num_steps: int, codebook_size: int) -> int:
     """Bytes of one vector's packed codes: ceil(M * log2(K) / 8).
 
     Raises:
-      InputError: K is no power of two from 2 to 65536.
+      InputError: K is not a power of two from 2 to 65536.
     """
     return -(-num_steps * _code_bits(codebook_size) // 8)
 
@@ -43,7 +43,7 @@ def pack(codes: np.ndarray, codebook_size: int) -> np.ndarray:
       [N, ceil(M * log2(K) / 8)] uint8. May share the memory of `codes`.
 
     Raises:
-      InputError: K is no such number, or `codes` are not such codes.
+      InputError: K is not such a power of two, or `codes` are not codes of it.
     """
     bits = _code_bits(codebook_size)
     codes = np.asarray(codes)
@@ -73,8 +73,8 @@ def unpack(packed: np.ndarray, num_steps: int, codebook_size: int) -> np.ndarray
       [N, M] uint8 for K <= 256, else uint16. May share the memory of `packed`.
 
     Raises:
-      InputError: K is no such number, or `packed` has another shape or dtype or bits behind the
-        last code.
+      InputError: K is not such a power of two, or `packed` has another shape or dtype, or bits
+        after the last code.
     """
     bits, width = _code_bits(codebook_size), code_bytes(num_steps, codebook_size)
     packed = np.asarray(packed)
@@ -132,7 +132,7 @@ def from_rows(rows: np.ndarray, config: QincoConfig) -> np.ndarray:
     """The codes [N, m] of rows that `to_rows` made for a model, or of its prefix.
 
     Raises:
-      InputError: the rows are no such codes.
+      InputError: the rows are not codes of such a model.
     """
     columns, coarse = config.num_parts * config.num_steps, config.num_centroids is not None
     if not _is_power(config.codebook_size):

@@ -64,7 +64,7 @@ def checked(coarse_codes: Array, pairs: Array, tables: Array, *, num_steps: int)
     if pairs.shape != (2, num_tables) or size * size != cells:
         raise InputError(f"the shapes {shapes} do not fit: expected [2, T] and [T, K * K, D]")
     if type(num_steps) is not int or not 1 <= num_steps < MAX_STEPS:
-        raise InputError(f"num_steps is no integer from 1 to {MAX_STEPS - 1}; pass M of the codes")
+        raise InputError(f"num_steps must be an integer from 1 to {MAX_STEPS - 1}: M of the codes")
     pool = num_steps + coarse_codes.shape[1]
     for name, codes, end in (
         ("coarse codes", coarse_codes, size),

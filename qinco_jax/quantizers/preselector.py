@@ -25,7 +25,7 @@ def fit_preselector(model: M, x: Vectors, *, num_candidates: int = 16) -> M:
     """The model with pre-selection codebooks S fitted to the codes that it finds without them.
 
     S_m[i] becomes the mean of the residuals x - x_hat_{m-1} that step m codes as i, which
-    minimises the pre-selection's part of the training loss (QINCo2, Sec. 3). A codeword's mean
+    minimizes the pre-selection's part of the training loss (QINCo2, Sec. 3). A codeword's mean
     codeword f_m(C_m[i], .) over some contexts counts as one more residual, so that a codeword that
     no vector takes has a place, too.
 
@@ -39,7 +39,7 @@ def fit_preselector(model: M, x: Vectors, *, num_candidates: int = 16) -> M:
       The model with S [M - 1, K, D].
 
     Raises:
-      InputError: no vectors, unfit ones, or A out of range.
+      InputError: no vectors, invalid ones, or A out of range.
     """
     x = lazily(checks.vectors(x, model.dim))
     codebook_size = model.codebook_size

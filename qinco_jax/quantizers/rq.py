@@ -1,4 +1,4 @@
-"""Residual quantization: train, beam encode, decode. QINCo's initialiser and its baseline."""
+"""Residual quantization: train, beam encode, decode. QINCo's initializer and its baseline."""
 
 import dataclasses
 import functools

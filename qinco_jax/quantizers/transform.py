@@ -40,7 +40,7 @@ def to_model_space(x: jax.Array, transform: Transform) -> jax.Array:
 
 
 def from_model_space(z: jax.Array, transform: Transform) -> jax.Array:
-    """The u [..., D] of z [..., D] float32: undoes `to_model_space` but for lengths."""
+    """The u [..., D] of z [..., D] float32: undoes `to_model_space`, except for lengths."""
     if transform.rotation is not None:
         z = matmul(z, transform.rotation.T)
     return z * transform.scale + along_last(transform.mean, z)

@@ -175,7 +175,7 @@ def _pools(
 
 
 def _loaded(x: Segment, rows: np.ndarray, gap: int, closing: threading.Event) -> _Pool:
-    """Reads `rows` in runs that end where more than `gap` rows would be read in vain."""
+    """Reads `rows` in runs; a run ends where more than `gap` unneeded rows would follow."""
     every = np.sort(rows, axis=None)
     cuts = np.flatnonzero(np.diff(every) > gap)
     begins, ends = every[np.append(0, cuts + 1)], every[np.append(cuts, -1)] + 1

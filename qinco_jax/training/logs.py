@@ -17,7 +17,7 @@ from qinco_jax.training.loop import Log
 def run_log(folder: Path) -> Iterator[Log]:
     """A log for `fit.train` that shows a bar and keeps `metrics.jsonl` and event files in `folder`.
 
-    A resumed run goes on from where its checkpoint was: what an earlier process logged beyond that
+    A resumed run continues from its checkpoint: what an earlier process logged beyond that
     is dropped from `metrics.jsonl`.
     """
     file = folder / "metrics.jsonl"
@@ -27,7 +27,7 @@ def run_log(folder: Path) -> Iterator[Log]:
 
     def log(record: Mapping[str, float]) -> None:
         nonlocal bar, writer
-        if bar is None or writer is None:  # not before the run is known to be sound
+        if bar is None or writer is None:  # only once the run has passed its checks
             _keep_before(file, record["step"])
             bar = _bar(record)
             events = str(folder / "tensorboard")

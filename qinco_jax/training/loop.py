@@ -51,7 +51,7 @@ def fit(
     checkpoints: Checkpoints | None,
     log: Log | None,
 ) -> Qinco:
-    """Trains the model of `initial`, or goes on from the newest checkpoint.
+    """Trains the model of `initial`, or continues from the newest checkpoint.
 
     Resumes by: 1. newest state, 2. its step, 3. the batch of that step, 4. go on.
 
@@ -124,8 +124,8 @@ def fit(
                 saved_at = time.monotonic()
             if stop:
                 raise Interrupted(
-                    f"stopped at step {step} of {total_steps} and saved; the same command goes on "
-                    "from there"
+                    f"stopped at step {step} of {total_steps} and saved; run the same command "
+                    "again to resume"
                 )
     model = jax.device_get(state.best if total_steps else state.model)
     return jax.tree.map(jnp.asarray, model)

@@ -31,7 +31,7 @@ def train_parts(
       config: of the product.
       rotation: [D, D], of `opq`; `None` is the identity.
       num_steps: batches that a part is trained on.
-      log: as of `train`; its counts go on from part to part.
+      log: as of `train`; its counts continue from part to part.
       train_part: (number, its sub-vectors of both, its log) -> the model of a part.
     """
     parts: list[Qinco] = []

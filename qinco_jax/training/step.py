@@ -67,7 +67,7 @@ def init_state(model: Qinco, recipe: Recipe) -> TrainState:
 def loss(model: Qinco, x: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sum over the steps of the mean squared errors of x_hat_m and of the pre-selection.
 
-    The error of a coarse codebook, which is frozen, is no part of it.
+    The error of a coarse codebook, which is frozen, is not included.
 
     Args:
       model: of M steps.
@@ -158,7 +158,7 @@ def train_step(
 
 
 def _shares(rows: jax.Array, recipe: Recipe) -> jax.Array:
-    """Rows [N, ...] dealt to the updates [U, N / U, ...], so that a sharded batch stays sharded."""
+    """Rows [N, ...] split over the updates [U, N / U, ...]; a sharded batch stays sharded."""
     return rows.reshape(-1, recipe.num_updates, *rows.shape[1:]).swapaxes(0, 1)
 
 

@@ -65,7 +65,7 @@ def train(
       centroids: [K_ivf, D], the frozen coarse codebook of an IVF-QINCo, in the space of the
         vectors, or of x / |x| if the config has `unit_norm`; `None` trains the config's
         `num_centroids`, if any (`train_centroids`).
-      init: a model to go on from, trained here or imported; its mean, scale, rotation and
+      init: a model to continue from, trained here or imported; its mean, scale, rotation and
         centroids stay. `None` starts from a residual quantizer.
       **changes: fields of the recipe to replace, such as `num_epochs=0` for the initial model,
         which equals the residual quantizer that it starts from. Fields of the config are changed
@@ -113,7 +113,7 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 
 def _config(config: QincoConfig | None, init: Model | None) -> QincoConfig:
-    """The config to train with, which is that of a model to go on from."""
+    """The config to train with, which is that of `init` if there is one."""
     if init is None:
         if config is None:
             raise InputError("give a config, such as qinco_jax.PRESETS['small'], or init")
@@ -248,7 +248,7 @@ def _check(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> N
     batch_size, *_ = length(recipe, len(x_train))
     if recipe.batch_size % recipe.num_updates or batch_size == 0 or batch_size % shares:
         raise InputError(
-            f"batches of {min(recipe.batch_size, len(x_train))} rows cannot be dealt to "
+            f"batches of {min(recipe.batch_size, len(x_train))} rows cannot be divided among "
             f"{recipe.num_updates} updates on {jax.local_device_count()} devices; set batch_size "
             f"to a multiple of {shares}, at most the {len(x_train)} training vectors"
         )

@@ -293,7 +293,7 @@ def test_the_command_line_converts_and_exports(file: Path, tmp_path: Path) -> No
     for args, message in {
         ("convert", file, again): "exists",
         ("convert", file, tmp_path / "m.faiss"): "qinco_jax.to_faiss",
-        ("convert", PAIRWISE, tmp_path / "m"): "no model to convert",
+        ("convert", PAIRWISE, tmp_path / "m"): "which is not a model",
         ("convert", file, tmp_path / "m", "--db-scale", "2"): "leave out",
         ("export", tmp_path / "none", served): "not a saved model",
     }.items():

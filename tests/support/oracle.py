@@ -126,13 +126,18 @@ def random_model(config: qj.QincoConfig, seed: int = 0) -> qj.Qinco:
     coarse = None
     if config.num_centroids is not None:
         coarse = normal((config.num_centroids, config.dim), 0.8)
-    model = qj.init(jax.random.key(seed), config, start, coarse)
-    matrices = {
-        name: None if leaf is None else normal(leaf.shape, 0.5 / np.sqrt(max(1, leaf.shape[-2])))
+    model = jax.eval_shape(lambda: qj.init(jax.random.key(seed), config, start, coarse))
+    codebook, rest = (books[0], books[1:]) if coarse is None else (coarse, books)
+    arrays = {"codebook": rest, "preselect": rest}
+    arrays = {
+        name: None if leaf is None else arrays[name] if name in arrays
+        else normal(leaf.shape, 0.5 / np.sqrt(max(1, leaf.shape[-2])))
         for name, leaf in vars(model.steps).items()
-        if name not in ("codebook", "preselect")
-    }
-    return model.replace(steps=model.steps.replace(**matrices))
+    }  # fmt: skip
+    return model.replace(
+        mean=mean, scale=scale, rotation=rotation, codebook=codebook,
+        steps=model.steps.replace(**arrays),
+    )  # fmt: skip
 
 
 def random_product(config: qj.QincoConfig, seed: int = 0) -> qj.Product:

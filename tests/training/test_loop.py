@@ -71,7 +71,7 @@ def test_every_recipe_trains(schedule: str, compute_dtype: str) -> None:
 
 
 def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path: Path, uninterrupted: qj.Qinco) -> None:
-    with pytest.raises(loop.Interrupted, match=r"stopped at step 2[01] .* same command goes on"):
+    with pytest.raises(loop.Interrupted, match=r"stopped at step 2[01] .* again to resume"):
         qj.train(vectors(), CONFIG, RECIPE, run_dir=tmp_path / "run", log=interrupt)
     steps: list[float] = []
     model = qj.train(

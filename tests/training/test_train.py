@@ -1,4 +1,4 @@
-"""What `train` is given: a model to go on from, settings of the recipe, and what it refuses."""
+"""What `train` is given: a model to continue from, settings of the recipe, and what it refuses."""
 
 import dataclasses
 from pathlib import Path
