@@ -24,6 +24,8 @@ from qinco_jax.quantizers.transform import Transform, from_model_space, to_model
 
 Array = jax.Array | np.ndarray
 
+DRAWN_AT_ONCE = 2**16
+
 
 @flax.struct.dataclass
 class Qinco:
@@ -180,24 +182,25 @@ def init(key: jax.Array, config: QincoConfig, rq: RQ, coarse: jax.Array | None =
             f"the residual quantizer transforms vectors with {transform}, the config with "
             f"{config.transform}"
         )
-    keys = jax.random.split(key, 4)
-
-    def he_uniform(key: jax.Array, *shape: int) -> jax.Array:
-        bound = np.sqrt(6.0 / shape[-2])
-        return jax.random.uniform(key, (rest, *shape), jnp.float32, -bound, bound)
-
     projected, low_rank = config.has_projections, config.form == "qinco-lr"
     inputs, down_scale = embed_dim + dim, 0.1 if projected else 0.0
+    shapes: dict[str, tuple[int, ...]] = {
+        "up": (rest, num_blocks, embed_dim, hidden_dim),
+        "down": (rest, num_blocks, hidden_dim, embed_dim),
+    }
+    if projected:
+        shapes["proj_in"] = rest, dim, embed_dim
+    if low_rank:
+        shapes["concat"] = rest, inputs, hidden_dim
+    drawn = dict(zip(shapes, _he_uniform(key, *shapes.values()), strict=True))
     steps = Step(
         codebook=books,
         preselect=None if config.num_candidates is None else books,
-        proj_in=he_uniform(keys[0], dim, embed_dim) if projected else None,
-        concat=he_uniform(keys[3], inputs, hidden_dim)
-        if low_rank
-        else jnp.zeros((rest, inputs, embed_dim)),
+        proj_in=drawn.get("proj_in"),
+        concat=drawn["concat"] if low_rank else jnp.zeros((rest, inputs, embed_dim)),
         bias=None if low_rank else jnp.zeros((rest, embed_dim)),
-        up=he_uniform(keys[1], num_blocks, embed_dim, hidden_dim),
-        down=down_scale * he_uniform(keys[2], num_blocks, hidden_dim, embed_dim),
+        up=drawn["up"],
+        down=down_scale * drawn["down"],
         proj_out=jnp.zeros((rest, embed_dim, dim)) if projected else None,
         concat_out=jnp.zeros((rest, hidden_dim, embed_dim)) if low_rank else None,
     )
@@ -334,6 +337,26 @@ class Prepared:
         first = model.codebook[columns[0]]
         x_hat, _ = jax.lax.scan(body, first, (model.steps, self.tables, columns[1:]))
         return from_model_space(x_hat, model.transform)
+
+
+def _he_uniform(key: jax.Array, *shapes: tuple[int, ...]) -> list[jax.Array]:
+    """Matrices [..., I, O] of uniform numbers in +-sqrt(6 / I).
+
+    They are cut from one draw of a rounded size: a generator takes seconds to compile for each.
+    """
+    ends = np.cumsum([np.prod(shape) for shape in shapes])
+    size = -(-int(ends[-1]) // DRAWN_AT_ONCE) * DRAWN_AT_ONCE
+    return _cut(jax.random.uniform(key, (size,), jnp.float32, -1.0, 1.0), shapes)
+
+
+@functools.partial(jax.jit, static_argnames="shapes")
+def _cut(numbers: jax.Array, shapes: tuple[tuple[int, ...], ...]) -> list[jax.Array]:
+    ends = np.cumsum([np.prod(shape) for shape in shapes]).tolist()
+    parts = jnp.split(numbers, ends)[: len(shapes)]
+    return [
+        part.reshape(shape) * np.float32(np.sqrt(6.0 / shape[-2]))
+        for part, shape in zip(parts, shapes, strict=True)
+    ]
 
 
 Parameters = tuple[jax.Array | None, Step]

@@ -152,7 +152,9 @@ def codebooks(
     for step in range(num_steps):
         key = jax.random.fold_in(jax.random.key(seed), step)
         books.append(kmeans(key, residual, codebook_size, num_iters))
-        if step + 1 < num_steps:
+        if beam_size == 1:  # one program for all steps
+            residual = map_rows(_left_over, books[-1], residual, rows=block_rows(1))
+        elif step + 1 < num_steps:
             so_far = RQ(jnp.stack(books), jnp.zeros_like(target[0]), jnp.float32(1))
             residual = map_rows(
                 _residual_rows, so_far, target,

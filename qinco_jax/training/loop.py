@@ -72,6 +72,9 @@ def fit(
       Interrupted: Ctrl-C, after saving.
       Diverged: the loss became NaN or Inf.
     """
+    batch_size, steps_per_epoch, total_steps = length(recipe, len(x_train))
+    if total_steps == 0:
+        return initial()
     mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,))
     everywhere = NamedSharding(mesh, PartitionSpec())
     by_rows = NamedSharding(mesh, PartitionSpec("data"))
@@ -80,7 +83,6 @@ def fit(
     if state is None:
         state = training.init_state(initial(), recipe)
     state = jax.device_put(state, everywhere)
-    batch_size, steps_per_epoch, total_steps = length(recipe, len(x_train))
     step, saved_at, previous = int(state.step), time.monotonic(), None
     feed = Feed(x_train, seed, range(step, total_steps), batch_size, by_rows)
     reported_at, reported_wait = time.monotonic(), feed.waited
@@ -97,10 +99,11 @@ def fit(
         if not np.isfinite(mse):
             raise Diverged(_how_to_recover(checkpoints, step))
         report(val_mse=mse)
-        return jnp.float32(mse)
+        # Placed like the rest of the state, or the next step is compiled anew.
+        return jax.device_put(np.float32(mse), everywhere)
 
     with _interrupts(checkpoints is not None) as interrupted, feed:
-        if fresh and total_steps:  # what is returned is never worse than where it started
+        if fresh:  # what is returned is never worse than where it started
             state = dataclasses.replace(state, best_mse=validate(state.model))
         while step < total_steps and not training.is_exhausted(state, recipe):
             state, loss = training.train_step(state, next(feed), recipe, total_steps, mesh)
@@ -127,8 +130,7 @@ def fit(
                     f"stopped at step {step} of {total_steps} and saved; run the same command "
                     "again to resume"
                 )
-    model = jax.device_get(state.best if total_steps else state.model)
-    return jax.tree.map(jnp.asarray, model)
+    return jax.tree.map(jnp.asarray, jax.device_get(state.best))
 
 
 def _restore(

@@ -8,6 +8,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
@@ -15,6 +16,8 @@ from qinco_jax.quantizers import coding, qinco
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import to_model_space
 from qinco_jax.training.recipe import Recipe
+
+DEAD_AFTER = 64  # vectors per codeword without which nothing can be said of one that was not used
 
 
 @flax.struct.dataclass
@@ -26,7 +29,7 @@ class TrainState:
       model: the parameters, float32.
       moments: optimizer state.
       rate_scale: [] float32, lowered by the "plateau" schedule.
-      usage: [M, K] int32, how often a codeword was chosen in this epoch.
+      usage: [M, K] int32, how often a codeword was chosen since dead ones were last looked for.
       residual_mean: [M, D], running mean of what each step quantizes.
       residual_std: [M, D], its running standard deviation.
       best: the parameters with the lowest validation error so far.
@@ -46,6 +49,7 @@ class TrainState:
     stale: jax.Array
 
 
+@functools.partial(jax.jit, static_argnames="recipe")
 def init_state(model: Qinco, recipe: Recipe) -> TrainState:
     """The state before the first step, from a model of one part, such as `train(num_epochs=0)`."""
     num_steps, codebook_size, dim = model.num_steps, model.codebook_size, model.dim
@@ -162,20 +166,27 @@ def _shares(rows: jax.Array, recipe: Recipe) -> jax.Array:
     return rows.reshape(-1, recipe.num_updates, *rows.shape[1:]).swapaxes(0, 1)
 
 
-@functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
 def end_epoch(state: TrainState, mse: jax.Array, key: jax.Array, recipe: Recipe) -> TrainState:
-    """Keeps the best model, lowers the rate on a plateau, re-samples dead codewords.
+    """Keeps the best model, lowers the rate on a plateau, redraws dead codewords.
 
-    A codeword that no vector used in the epoch is drawn anew, as main and as pre-selection
+    A codeword is dead if none of at least `DEAD_AFTER` vectors per codeword used it since the last
+    redrawing, over as many epochs as see so many. It is drawn anew, as main and as pre-selection
     codeword, from a normal distribution with the running statistics of what its step quantizes
-    (QINCo2, appendix).
+    (QINCo2, appendix), and its moments start at 0.
 
     Args:
-      state: donated.
+      state: donated. Not to be called under `jit`.
       mse: [] validation error of `state.model`.
       key: of the new codewords.
-      recipe: static.
+      recipe: of the run.
     """
+    state, dead = _keep_best(state, mse, recipe)
+    return _redraw(state, dead, key, recipe) if np.asarray(dead).any() else state
+
+
+@functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+def _keep_best(state: TrainState, mse: jax.Array, recipe: Recipe) -> tuple[TrainState, jax.Array]:
+    """The state after an epoch, and which codewords are dead, [M, K]."""
     better = mse < state.best_mse
     stale = jnp.where(better, 0, state.stale + 1)
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.model, state.best)
@@ -183,29 +194,53 @@ def end_epoch(state: TrainState, mse: jax.Array, key: jax.Array, recipe: Recipe)
     if recipe.schedule == "plateau":
         rate_scale *= jnp.where((stale > 0) & (stale % recipe.patience == 0), 0.1, 1.0)
 
-    model, dead = state.model, (state.usage == 0)[..., None]
-    fresh = jax.random.normal(key, (*state.usage.shape, model.dim))
-    fresh = fresh * state.residual_std[:, None] + state.residual_mean[:, None]
-    first = None if model.ivf else jnp.where(dead[0], fresh[0], model.codebook)
-    rest = slice(0 if model.ivf else 1, None)
-    steps = dataclasses.replace(
-        model.steps,
-        codebook=jnp.where(dead[rest], fresh[rest], model.steps.codebook),
-        preselect=jax.tree.map(
-            lambda s: jnp.where(dead[rest], fresh[rest], s), model.steps.preselect
-        ),
-    )
-    return dataclasses.replace(
+    num_vectors = jnp.sum(state.usage[0])  # each used one codeword of every step
+    enough = num_vectors >= DEAD_AFTER * state.usage.shape[1]
+    dead = enough & (state.usage == 0)
+    state = dataclasses.replace(
         state,
-        model=qinco.with_parameters(model, (first, steps)),
         best=best,
         best_mse=jnp.minimum(mse, state.best_mse),
         stale=stale,
         rate_scale=rate_scale,
-        usage=jnp.zeros_like(state.usage),
+        usage=jnp.where(enough, 0, state.usage),
+    )
+    return state, dead
+
+
+@functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+def _redraw(state: TrainState, dead: jax.Array, key: jax.Array, recipe: Recipe) -> TrainState:
+    """Draws dead codewords [M, K] anew."""
+    fresh = jax.random.normal(key, (*dead.shape, state.model.dim))
+    fresh = fresh * state.residual_std[:, None] + state.residual_mean[:, None]
+    parameters = qinco.parameters(state.model)
+    masks = _for_codebooks(parameters, dead[..., None], jnp.bool(False))
+    drawn = _for_codebooks(parameters, fresh, jnp.float32(0))
+    parameters = jax.tree.map(
+        lambda old, dead, new: jnp.where(dead, new, old), parameters, masks, drawn
+    )
+    moments = optax.tree_map_params(
+        _optimizer(recipe, 0.0), lambda old, dead: jnp.where(dead, 0, old), state.moments, masks
+    )
+    return dataclasses.replace(
+        state, model=qinco.with_parameters(state.model, parameters), moments=moments
     )
 
 
+def _for_codebooks(
+    parameters: qinco.Parameters, arrays: jax.Array, other: jax.Array
+) -> qinco.Parameters:
+    """A tree like `parameters` with `arrays` [M, K, ...] for codebooks and `other` elsewhere."""
+    codebook, steps = parameters
+    rest = arrays if codebook is None else arrays[1:]
+    leaves: dict[str, Any] = {
+        name: None if leaf is None else rest if name in ("codebook", "preselect") else other
+        for name, leaf in vars(steps).items()
+    }
+    return None if codebook is None else arrays[0], dataclasses.replace(steps, **leaves)
+
+
+@functools.partial(jax.jit, static_argnames=("recipe", "total_steps"))
 def rate(state: TrainState, recipe: Recipe, total_steps: int) -> jax.Array:
     """The learning rate [] of the next step."""
     return state.rate_scale * jnp.asarray(
