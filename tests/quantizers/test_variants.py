@@ -94,7 +94,7 @@ def test_the_untrained_model_behind_centroids_is_residual_quantization_of_what_i
 def test_an_unused_codeword_behind_centroids_is_drawn_anew_and_no_centroid() -> None:
     model = oracle.random_model(small(dim=8, num_centroids=20))
     state = step.init_state(model, qj.Recipe())
-    used = np.ones((3, 16), np.int32)
+    used = np.full((3, 16), 100, np.int32)
     used[1, 5] = 0
     state = state.replace(usage=jax.numpy.asarray(used))
     after = step.end_epoch(state, np.float32(1), jax.random.key(0), qj.Recipe()).model

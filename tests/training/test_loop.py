@@ -179,9 +179,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 def test_a_codeword_that_nothing_used_is_drawn_anew() -> None:
     model = qj.train(vectors(), CONFIG, num_epochs=0)
     state = training.init_state(model, RECIPE)
-    used = jnp.ones_like(state.usage).at[0, 3].set(0).at[2, 5].set(0)
+    used = jnp.full_like(state.usage, 100).at[0, 3].set(0).at[2, 5].set(0)
     before = jax.tree.map(jnp.copy, state.model)
-    state = dataclasses.replace(state, usage=used, residual_mean=state.residual_mean + 7.0)
+    state = dataclasses.replace(
+        state, usage=used, residual_mean=state.residual_mean + 7.0,
+        moments=jax.tree.map(jnp.ones_like, state.moments),
+    )  # fmt: skip
     after = training.end_epoch(state, jnp.float32(1), jax.random.key(0), RECIPE)
     changed = np.argwhere((after.model.codebook != before.codebook).any(-1)).tolist()
     assert changed == [[3]]
@@ -189,8 +192,24 @@ def test_a_codeword_that_nothing_used_is_drawn_anew() -> None:
         new, old = getattr(after.model.steps, book), getattr(before.steps, book)
         assert np.argwhere((new != old).any(-1)).tolist() == [[1, 5]]
         assert np.abs(new[1, 5] - 7).max() < 5
+    first, steps = after.moments[1].mu  # of Adam
+    for moments, dead in ((first, [[3]]), (steps.codebook, [[1, 5]]), (steps.preselect, [[1, 5]])):
+        assert np.argwhere((moments == 0).any(-1)).tolist() == dead
+    assert (steps.up == 1).all()
     assert not after.usage.any()
     assert_same(after.best, before)
+
+
+def test_few_vectors_say_nothing_of_a_codeword_that_none_used() -> None:
+    """As of 300 rows and 256 codewords, of which an epoch leaves a third unused by chance."""
+    model = qj.train(vectors(), CONFIG, num_epochs=0)
+    state = training.init_state(model, RECIPE)
+    used = np.ones(state.usage.shape, np.int32)
+    used[0, 3] = 0
+    state = dataclasses.replace(state, usage=jnp.asarray(used))
+    after = training.end_epoch(state, jnp.float32(1), jax.random.key(0), RECIPE)
+    np.testing.assert_array_equal(after.model.codebook, model.codebook)
+    np.testing.assert_array_equal(after.usage, used)  # and are counted until there are enough
 
 
 def test_the_plateau_schedule_lowers_the_rate_and_gives_up() -> None:
