@@ -5,6 +5,7 @@ Equations are those of arXiv 2401.14732 (QINCo) and arXiv 2501.03078 (QINCo2).
 
 import dataclasses
 import functools
+import math
 from typing import Any, Self
 
 import flax.struct
@@ -344,8 +345,8 @@ def _he_uniform(key: jax.Array, *shapes: tuple[int, ...]) -> list[jax.Array]:
 
     They are cut from one draw of a rounded size: a generator takes seconds to compile for each.
     """
-    ends = np.cumsum([np.prod(shape) for shape in shapes])
-    size = -(-int(ends[-1]) // DRAWN_AT_ONCE) * DRAWN_AT_ONCE
+    total = sum(math.prod(shape) for shape in shapes)
+    size = -(-total // DRAWN_AT_ONCE) * DRAWN_AT_ONCE
     return _cut(jax.random.uniform(key, (size,), jnp.float32, -1.0, 1.0), shapes)
 
 

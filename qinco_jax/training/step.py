@@ -179,6 +179,9 @@ def end_epoch(state: TrainState, mse: jax.Array, key: jax.Array, recipe: Recipe)
       mse: [] validation error of `state.model`.
       key: of the new codewords.
       recipe: of the run.
+
+    Returns:
+      the state of the next epoch; its `usage` [M, K] counts from 0 after a look for the dead.
     """
     state, dead = _keep_best(state, mse, recipe)
     return _redraw(state, dead, key, recipe) if np.asarray(dead).any() else state

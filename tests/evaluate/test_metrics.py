@@ -178,7 +178,7 @@ def test_a_ground_truth_that_contradicts_the_database_is_refused() -> None:
             queries_of(queries, database, groundtruth=bad)
     with pytest.raises(InputError, match="belongs to another database or metric"):
         queries_of(queries, database, "ip", truth)
-    with pytest.raises(InputError, match="no metric 'l1'; there are: l2, ip, cosine"):
+    with pytest.raises(InputError, match="unknown metric 'l1'; known: l2, ip, cosine"):
         queries_of(queries, database, "l1")
     with pytest.raises(InputError, match="0 queries of 500 database rows; give"):
         queries_of(queries[:0], database)
@@ -233,7 +233,7 @@ def test_recall_and_error_refuse_what_does_not_fit() -> None:
         (lambda: qj.mse(x, np.full((4, 3), np.nan)), "row 0 of x_hat holds NaN"),
         (lambda: qj.recall(x[:, :2], x, x), "the queries has 2 dimensions"),
         (lambda: qj.recall(x, x, x, k=5), "k from 1 to the 4 rows"),
-        (lambda: qj.recall(x, x, x, metric="hamming"), "no metric 'hamming'"),
+        (lambda: qj.recall(x, x, x, metric="hamming"), "unknown metric 'hamming'"),
     ):
         with pytest.raises(InputError, match=message):
             wrong()
