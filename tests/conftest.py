@@ -13,6 +13,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["TMPDIR"] = tempfile.tempdir = FOLDER.name
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(FOLDER.name, "compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compilation is most of the time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Faiss's threads spin where workers fill the cores
 
