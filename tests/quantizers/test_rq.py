@@ -17,7 +17,11 @@ from qinco_jax.quantizers.kmeans import kmeans
 
 M, K, D = 4, 16, 6
 X = oracle.random_vectors(4096, D)
-TRAINED = rq.train(X, M, K)
+
+
+@functools.cache
+def trained() -> rq.RQ:
+    return rq.train(X, M, K)
 
 
 def mse(model: rq.RQ, codes: jax.Array) -> float:
@@ -55,46 +59,46 @@ def test_training_survives_fewer_distinct_rows_than_codewords() -> None:
 
 @pytest.mark.parametrize("beam_size", [1, 5, 20])  # 20 exceeds K
 def test_codes_are_the_oracles(beam_size: int) -> None:
-    books = np.asarray(TRAINED.codebooks, np.float64)
+    books = np.asarray(trained().codebooks, np.float64)
 
     def extend(beam: list[oracle.Entry], book: np.ndarray) -> list[oracle.Entry]:
         return [((*codes, i), x_hat + c) for codes, x_hat in beam for i, c in enumerate(book)]
 
     steps = [functools.partial(extend, book=book) for book in books[1:]]
-    x = (X[:50] - np.float64(TRAINED.mean)) / np.float64(TRAINED.scale)
+    x = (X[:50] - np.float64(trained().mean)) / np.float64(trained().scale)
     expected = [oracle.search(row, books[0], steps, beam_size, beam_size)[0] for row in x]
-    np.testing.assert_array_equal(rq.encode(TRAINED, X[:50], beam_size=beam_size), expected)
+    np.testing.assert_array_equal(rq.encode(trained(), X[:50], beam_size=beam_size), expected)
 
 
 def test_every_prefix_decodes_to_the_sum_of_its_codewords() -> None:
-    codes = rq.encode(TRAINED, X)
+    codes = rq.encode(trained(), X)
     assert codes.dtype == np.uint8
     x_hat = np.zeros_like(X)
     for m, column in enumerate(np.asarray(codes).T):
-        x_hat = x_hat + np.asarray(TRAINED.codebooks)[m, column]
-        expected = x_hat * float(TRAINED.scale) + np.asarray(TRAINED.mean)
-        np.testing.assert_allclose(rq.decode(TRAINED, codes[:, : m + 1]), expected, rtol=1e-5)
+        x_hat = x_hat + np.asarray(trained().codebooks)[m, column]
+        expected = x_hat * float(trained().scale) + np.asarray(trained().mean)
+        np.testing.assert_allclose(rq.decode(trained(), codes[:, : m + 1]), expected, rtol=1e-5)
         if m == 1:
             np.testing.assert_array_equal(
-                rq.decode(rq.prefix(TRAINED, 2), codes[:, :2]), rq.decode(TRAINED, codes[:, :2])
+                rq.decode(rq.prefix(trained(), 2), codes[:, :2]), rq.decode(trained(), codes[:, :2])
             )
 
 
 def test_every_step_lowers_the_error() -> None:
-    codes = rq.encode(TRAINED, X)
-    errors = [X.var()] + [mse(TRAINED, codes[:, :m]) for m in range(1, M + 1)]
+    codes = rq.encode(trained(), X)
+    errors = [X.var()] + [mse(trained(), codes[:, :m]) for m in range(1, M + 1)]
     assert all(later < 0.9 * earlier for earlier, later in itertools.pairwise(errors))
 
 
 def test_training_is_deterministic_in_its_seed() -> None:
-    np.testing.assert_array_equal(rq.train(X, M, K).codebooks, TRAINED.codebooks)
-    assert np.any(rq.train(X, M, K, seed=1).codebooks != TRAINED.codebooks)
+    np.testing.assert_array_equal(rq.train(X, M, K).codebooks, trained().codebooks)
+    assert np.any(rq.train(X, M, K, seed=1).codebooks != trained().codebooks)
 
 
 def test_training_is_free_of_shift_and_scale() -> None:
     moved = rq.train(4 * X - 8, M, K)  # powers of two: nothing is rounded differently
-    np.testing.assert_allclose(moved.codebooks, TRAINED.codebooks, atol=1e-4)
-    np.testing.assert_allclose(moved.scale, 4 * TRAINED.scale, rtol=1e-6)
+    np.testing.assert_allclose(moved.codebooks, trained().codebooks, atol=1e-4)
+    np.testing.assert_allclose(moved.scale, 4 * trained().scale, rtol=1e-6)
 
 
 def test_beam_helps_encoding_and_training_for_it_helps_more() -> None:
@@ -120,10 +124,10 @@ def test_memory_map_is_sampled(tmp_path: Path) -> None:
 WRONG = {
     "too few rows": (lambda: rq.train(X[:10], M, K), "10 training vectors for 16 codewords"),
     "NaN": (lambda: rq.train(np.where(X[7, 0] == X, np.nan, X), M, K), "row 7 "),
-    "beam of 0": (lambda: rq.encode(TRAINED, X, beam_size=0), "beam_size"),
-    "other dimension": (lambda: rq.encode(TRAINED, X[:, :2]), "2 dimensions"),
-    "code K": (lambda: rq.decode(TRAINED, np.full((1, M), K)), "code 16"),
-    "too many columns": (lambda: rq.decode(TRAINED, np.zeros((1, M + 1), int)), "5 columns"),
+    "beam of 0": (lambda: rq.encode(trained(), X, beam_size=0), "beam_size"),
+    "other dimension": (lambda: rq.encode(trained(), X[:, :2]), "2 dimensions"),
+    "code K": (lambda: rq.decode(trained(), np.full((1, M), K)), "code 16"),
+    "too many columns": (lambda: rq.decode(trained(), np.zeros((1, M + 1), int)), "5 columns"),
     "one vector to train on": (lambda: rq.train(X[0], M, 4), "shape"),
     "no steps": (lambda: rq.train(X, 0, K), "num_steps"),
     "max_rows below K": (lambda: rq.train(X, M, K, max_rows=3), "3 training vectors"),
