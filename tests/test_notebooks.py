@@ -31,18 +31,18 @@ def kinds(cell: nbformat.NotebookNode) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(every))  # a slow kernel sends one print in several parts
 
 
-@each_notebook
-def test_a_notebook_runs_and_shows_what_is_kept_of_it(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_notebooks_run_and_show_what_is_kept_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QINCO_JAX_NOTEBOOK_SCALE", "tiny")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    copy = Path(shutil.copy(path, tmp_path))
-    program = [sys.executable, ROOT / "tests" / "support" / "kernels.py", copy]
+    copies = [Path(shutil.copy(path, tmp_path)) for path in NOTEBOOKS]
+    program = [sys.executable, ROOT / "tests" / "support" / "kernels.py", *copies]
     ran = subprocess.run(program, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    shown, kept = ([kinds(cell) for cell in code_cells(file)] for file in (copy, path))
-    assert shown == kept
+    for copy, path in zip(copies, NOTEBOOKS, strict=True):
+        shown, kept = ([kinds(cell) for cell in code_cells(file)] for file in (copy, path))
+        assert shown == kept, path
 
 
 @each_notebook

@@ -161,9 +161,14 @@ def _validate(model: Qinco, x_val: Rows, recipe: Recipe) -> float:
 def _save(checkpoints: Checkpoints | None, state: TrainState, step: int) -> None:
     if checkpoints is None:
         return
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.model)):
+    if not _is_finite(state.model):
         raise Diverged(_how_to_recover(checkpoints, step))
     checkpoints.save(step, state, float(state.best_mse))
+
+
+@jax.jit
+def _is_finite(model: Qinco) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(model)]).all()
 
 
 def _how_to_recover(checkpoints: Checkpoints | None, step: int) -> str:

@@ -215,11 +215,11 @@ def test_make_train_from_the_first_byte_to_the_table(
     monkeypatch.chdir(tmp_path)
     small = ["codebook_size=16", "hidden_dim=16", "embed_dim=16", "num_epochs=1"]
     settings = [word for each in small for word in ("--set", each)]
-    ran = qinco("train", "--dataset", "deep1m", "--bytes", "2", *settings)
+    ran = qinco("train", "--dataset", "deep1m", "--bytes", "1", *settings)
     assert ran.exit_code == 0, ran.output
     assert "downloading" in ran.output and server.at("deep1b/base1M.fvecs") in ran.output
-    assert re.search(r"QINCo2.* 2 .*\d", ran.output)
-    assert (tmp_path / "runs" / "deep1m-small-2B" / "results.jsonl").exists()
+    assert re.search(r"QINCo2.* 1 .*\d", ran.output)
+    assert (tmp_path / "runs" / "deep1m-small-1B" / "results.jsonl").exists()
 
 
 def test_info_tells_everything(server: servers.Server, tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def failures() -> dict[str, str]:
     found = {}
     cases = itertools.product((eager, under_jit, under_shard_map), MODELS, MESHES)
     for way, name, (sizes, axes, spec, kind) in cases:
-        if name != "qinco" and kind == AxisType.Auto:
-            continue
+        if name != "qinco" and (len(axes) > 1 or kind == AxisType.Auto):
+            continue  # one mesh tells enough of the variants
         mesh = jax.make_mesh(sizes, axes, axis_types=(kind,) * len(axes))
         try:
             way(name, mesh, spec)

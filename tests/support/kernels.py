@@ -1,6 +1,6 @@
 """Runs notebooks, first cell to last, in a fresh kernel of this very Python, and keeps the outputs.
 
-Usage: python tests/kernels.py notebooks/*.ipynb
+Usage: python tests/support/kernels.py notebooks/*.ipynb
 """
 
 import os

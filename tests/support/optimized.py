@@ -9,7 +9,7 @@ import jax
 @contextlib.contextmanager
 def optimized() -> Iterator[None]:
     """What is compiled inside runs as fast as users' programs."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     try:
         yield
