@@ -5,7 +5,7 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from qinco_jax.errors import InputError
@@ -13,8 +13,16 @@ from qinco_jax.errors import InputError
 T = TypeVar("T")
 
 MAX_PARTS = 1024
+MAX_CODEBOOK = 65_536  # codes are 16-bit integers at most
 OLD_NAMES = {"normalize": "unit_norm"}  # in files that version 0.1 wrote before 2026-11-26
 FORMS = ("qinco", "qinco-lr", "qinco2")
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """A message that suggests what is near in spelling, or lists all that there is."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return f"unknown {what} {name!r}; {hint}"
 
 
 def refuses_unknown(kind: type[T]) -> type[T]:
@@ -26,10 +34,7 @@ def refuses_unknown(kind: type[T]) -> type[T]:
     def checked(self: T, *args: Any, **settings: Any) -> None:
         for name in settings:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-                raise InputError(
-                    f"unknown setting {name!r} of {kind.__name__}; did you mean {near[0]!r}?"
-                )
+                raise InputError(unknown(f"setting of {kind.__name__}", name, known))
         init(self, *args, **settings)
 
     kind.__init__ = checked  # type: ignore[method-assign, assignment]
@@ -104,8 +109,10 @@ class QincoConfig:
         for name in ("dim", "embed_dim", "num_candidates", "num_centroids"):
             if getattr(self, name) is not None:
                 _require_positive(name, getattr(self, name))
-        if not 2 <= self.codebook_size <= 65536:
-            raise InputError(f"codebook_size must be 2 to 65,536, got {self.codebook_size}")
+        if not 2 <= self.codebook_size <= MAX_CODEBOOK:
+            raise InputError(
+                f"codebook_size must be 2 to {MAX_CODEBOOK:,}, got {self.codebook_size}"
+            )
         if self.num_candidates is not None and self.num_candidates > self.codebook_size:
             raise InputError(
                 f"num_candidates = {self.num_candidates} exceeds codebook_size = "
@@ -226,5 +233,5 @@ def named(table: Mapping[str, T], name: str, what: str) -> T:
       InputError: no such name; the message lists those that there are.
     """
     if name not in table:
-        raise InputError(f"unknown {what} {name!r}; known: {', '.join(table)}")
+        raise InputError(unknown(what, name, table))
     return table[name]

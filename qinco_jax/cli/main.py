@@ -1,6 +1,7 @@
 """The command line, thin over the Python API: train, encode, decode, evaluate, compare, data."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from qinco_jax import datasets
 from qinco_jax.cli import data as data_cli
 from qinco_jax.cli import models as interop_cli
+from qinco_jax.cli import settings as settings_cli
 from qinco_jax.codecs import named, ours
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.config import PRESETS
@@ -21,7 +23,7 @@ from qinco_jax.evaluate import plots, results, tables
 from qinco_jax.evaluate.compare import compare as compare_codecs
 from qinco_jax.evaluate.neighbours import queries_of
 from qinco_jax.models import disk
-from qinco_jax.quantizers import coding, packing, rq
+from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.training import run_folder
 from qinco_jax.training.logs import run_log, stage_bar
@@ -31,7 +33,7 @@ from qinco_jax.training.train import approximate, split
 from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.shards import read_rows
-from qinco_jax.vectors.stored import spans
+from qinco_jax.vectors.stored import Vectors, spans
 from qinco_jax.version import __version__
 
 T = TypeVar("T")
@@ -48,18 +50,28 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command; exits with 2 for what was passed in, 1 for a failed training."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_, **__: click.echo(
+                    f"warning: {message}", err=True
+                )
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             text, code = (
-                "interrupted; the same command resumes from what was saved",
+                "interrupted; train, compare and data continue when run again, others start anew",
                 130,
             )
+        except BrokenPipeError:
+            raise  # `qinco settings | head`: click ends quietly
         except OSError as error:
             reason = f"{error.filename or 'a file'}: {error.strerror or error}"
             text, code = f"{reason}; check the path, its permissions and the free space", 2
         except tuple(FAILURES) as error:
             text = str(error)
             code = next(FAILURES[kind] for kind in FAILURES if isinstance(error, kind))
+        except RuntimeError as error:
+            if "Unable to initialize backend" not in str(error):
+                raise
+            text, code = f"{error}; set JAX_PLATFORMS to what this machine has, such as cpu", 2
         click.echo(f"qinco: {text}", err=True)
         ctx.exit(code)
 
@@ -78,6 +90,7 @@ def main() -> None:
 
 
 main.add_command(data_cli.data)
+main.add_command(settings_cli.settings)
 main.add_command(interop_cli.convert)
 main.add_command(interop_cli.export)
 
@@ -120,7 +133,7 @@ def _data_options(eval_rows: int | None) -> Callable[[Callable[..., None]], Call
 @click.option("--out", help="folder of the run [default: runs/DATASET-PRESET-BYTESB]")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
               help="another size or recipe setting, such as hidden_dim=512 or num_epochs=40; "
-                   "may be given several times")  # fmt: skip
+                   "may be given several times; `qinco settings` lists all")  # fmt: skip
 def train(
     preset: str, num_bytes: float, seed: int, centroids: str | None, out: str | None,
     settings: tuple[str, ...], eval_rows: int, **files: str | None,
@@ -155,14 +168,22 @@ def train(
     if len(kept) > RQ_ROWS:
         click.echo(f"training RQ on {RQ_ROWS:,} of the {len(kept):,} rows")
     width, steps = config.num_parts, ours.quarters(config.num_steps)
-    baseline = rq.train(
-        kept, width * config.num_steps, config.codebook_size,
-        seed=seed, beam_size=5, num_iters=25, max_rows=RQ_ROWS, **config.transform,
+    baseline = ours.best_rq(
+        kept, held_back, width * config.num_steps, config.codebook_size,
+        seed=seed, max_rows=RQ_ROWS, **config.transform,
     )  # fmt: skip
+    start = train_model(
+        kept, config, recipe, seed=seed, x_val=held_back, centroids=coarse, num_epochs=0
+    )
+    before = ours.of_qinco(start, config.num_steps)
+    if data.database is None:
+        click.echo(f"no database: measured on the {_which(held_back, data)}")
+        data = data._replace(database=held_back)
     rows = _measure(
         [ours.of_rq(baseline, width * m, config.step_bits / width, RQ_BEAM) for m in steps]
+        + [before._replace(name=f"{before.name}, before training")]
         + [ours.of_qinco(model, m) for m in steps],
-        data if data.database is not None else data._replace(database=held_back),
+        data,
         eval_rows,
     )
     results.write(rows, folder / "results.jsonl")
@@ -253,7 +274,9 @@ def evaluate(
     codec = disk.load(model)
     data = _load(files)
     if data.database is None:
-        data = data._replace(database=data.train)
+        _, held_back = split(data.train, data.validation, Recipe())
+        click.echo(f"no database: measured on the {_which(held_back, data)}")
+        data = data._replace(database=held_back)
     checks.vectors(data.train, codec.dim, data.name)
     if out is not None and (Path(out).exists() or not Path(out).parent.is_dir()):
         raise InputError(f"{out} already exists or its folder does not; choose another name")
@@ -358,6 +381,18 @@ def _measure(every: list[Codec], data: datasets.Dataset, eval_rows: int) -> list
             return bar.update
 
         return results.score(every, database, questions, advance)
+
+
+def _which(held_back: Vectors, data: datasets.Dataset) -> str:
+    """Which rows stand in for a database, as text."""
+    if data.validation is not None:
+        return f"{len(held_back):,} validation vectors, by which training chooses the best epoch"
+    if len(held_back) == len(data.train):
+        return f"{len(held_back):,} training vectors, so the errors are too low"
+    return (
+        f"last {len(held_back):,} of the {len(data.train):,} training vectors, which training "
+        "holds back to choose the best epoch"
+    )
 
 
 def _spans(num_rows: int, what: str) -> Iterator[slice]:

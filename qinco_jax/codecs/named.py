@@ -6,7 +6,6 @@ search's candidates and beam. NAME is a baseline, a preset, or the folder of a t
 """
 
 import dataclasses
-import difflib
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from qinco_jax.codecs import ours
 from qinco_jax.codecs.codec import Advance, AtRate, Codec, Contender
 from qinco_jax.codecs.unq import unq
 from qinco_jax.codecs.unq.train import train as train_unq
-from qinco_jax.config import PRESETS, QincoConfig, named
+from qinco_jax.config import PRESETS, QincoConfig, named, unknown
 from qinco_jax.errors import InputError
 from qinco_jax.models import disk, orbax
 from qinco_jax.quantizers.coding import Model
@@ -78,11 +77,7 @@ def parse(text: str) -> Spec:
     model, *options = text.split(":")
     name, at, size = model.partition("@")
     if name not in NAMES and not (Path(name) / orbax.METADATA).exists():
-        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
-        raise InputError(
-            f"unknown codec {name!r}; did you mean {near!r}? Codecs are {', '.join(NAMES)} and "
-            "folders of trained models"
-        )
+        raise InputError(f"{unknown('codec', name, NAMES)} (or the folder of a model)")
     search: dict[str, Any] = {}
     for option in options:
         key, _, value = option.partition("=")
@@ -205,7 +200,7 @@ def _prefix_rates(config: QincoConfig, rates: Sequence[float]) -> tuple[float, .
 def _steps_at(config: QincoConfig, rate: float) -> int:
     """The number of steps that a model of `rate` bytes has, 0 if it is not whole."""
     steps = (8 * rate - config.coarse_bits) / config.step_bits
-    return int(steps) if steps == int(steps) else 0
+    return int(steps) if steps.is_integer() else 0
 
 
 def _search_facts(config: QincoConfig, search: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,9 +236,7 @@ def sized(preset: str, num_bytes: float, settings: Sequence[str]) -> tuple[Qinco
                 f"got the setting {setting!r}; give NAME=VALUE, and set num_steps by --bytes"
             )
         if name not in config_names | recipe_names:
-            known = sorted(config_names | recipe_names)
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise InputError(f"unknown setting {name!r}; did you mean {near!r}?")
+            raise InputError(unknown("setting", name, sorted(config_names | recipe_names)))
         (sizes if name in config_names else changes)[name] = _value(text)
     config, recipe = dataclasses.replace(config, **sizes), dataclasses.replace(recipe, **changes)
     num_steps = _steps_at(config, num_bytes)

@@ -5,11 +5,17 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.quantizers import coding, rq
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.rq import RQ
+from qinco_jax.quantizers.transform import approximated
+from qinco_jax.vectors import checks
+from qinco_jax.vectors.stored import Rows, Vectors
+
+CHOICE_ROWS = 10_000
 
 
 def quarters(num_steps: int) -> list[int]:
@@ -53,6 +59,42 @@ def of_rq(model: RQ, num_steps: int, bits_per_step: float, beam_size: int = 32) 
         size(model),
         model.unit_norm,
     )
+
+
+def best_rq(
+    x: Vectors,
+    x_val: Rows,
+    num_steps: int,
+    codebook_size: int,
+    *,
+    seed: int,
+    max_rows: int | None = None,
+    **transform: bool,
+) -> RQ:
+    """The better of two residual quantizers, trained greedily and for a beam.
+
+    Which one is depends on the vectors, so both are trained and encode vectors that were held back.
+
+    Args:
+      x: [N, D] training vectors.
+      x_val: [V, D] held-back vectors, of which at most `CHOICE_ROWS` are used.
+      num_steps: M.
+      codebook_size: K.
+      seed: of the sample and the k-means.
+      max_rows: as of `rq.train`.
+      **transform: `unit_norm`, `center` and `rotate` as of `rq.train`.
+    """
+    rows = checks.finite(x_val[:CHOICE_ROWS])
+    goal = approximated(rows, transform.get("unit_norm", False))
+    found = []
+    for beam_size in (1, 5):
+        model = rq.train(
+            x, num_steps, codebook_size,
+            seed=seed, beam_size=beam_size, num_iters=25, max_rows=max_rows, **transform,
+        )  # fmt: skip
+        x_hat = np.asarray(rq.decode(model, rq.encode(model, rows)))
+        found.append((np.square(goal - x_hat, dtype=np.float64).sum(), model))
+    return min(found, key=lambda pair: pair[0])[1]
 
 
 def size(model: Any) -> int:

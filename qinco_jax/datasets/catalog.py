@@ -1,11 +1,11 @@
 """The named sets: their files, sources, formats and licenses."""
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from qinco_jax.config import unknown
 from qinco_jax.errors import InputError
 
 MIRROR = "QINCO_DATA_URL"
@@ -255,10 +255,7 @@ def named(text: str) -> tuple[str, NamedSet, str]:
     """
     name, _, size = text.partition("/")
     if name not in SETS:
-        near = difflib.get_close_matches(name, SETS, n=1, cutoff=0.0)[0]
-        raise InputError(
-            f"there is no data set {name!r}; did you mean {near!r}? Choose one of {', '.join(SETS)}"
-        )
+        raise InputError(unknown("data set", name, SETS))
     known = SETS[name]
     size = size or next(iter(known.sizes))
     if size not in known.sizes:

@@ -86,9 +86,7 @@ def map_rows(
             return _over_shards(prepare, apply, model, x, rows, options, sharding)
         return _over_blocks(prepare, apply, model, x, rows, options)
     if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
-        if isinstance(x.sharding, NamedSharding):
-            model = jax.device_put(model, NamedSharding(x.sharding.mesh, PartitionSpec()))
-        return _over_shards(prepare, apply, model, x, rows, options, x.sharding)
+        return _over_devices(prepare, apply, model, x, rows, options, check)
     return _over_chunks(prepare, apply, model, x, rows, options, check)
 
 
@@ -140,6 +138,27 @@ def _prepared_early(prepare: Prepare, model: Any) -> Any:
         return _prepared(prepare, model)
 
 
+def _over_devices(
+    prepare: Prepare,
+    apply: Apply,
+    model: Any,
+    x: jax.Array,
+    rows: int,
+    options: tuple[Any, ...],
+    check: Check | None,
+) -> Any:
+    """Rows that lie on several devices stay there, and so does what is made of them."""
+    sharding = x.sharding
+    if isinstance(sharding, NamedSharding):
+        model = jax.device_put(model, NamedSharding(sharding.mesh, PartitionSpec()))
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+        x = jax.device_put(x, sharding)
+    for shard in x.addressable_shards:
+        if check is not None and shard.replica_id == 0:
+            check(np.asarray(shard.data), shard.index[0].start or 0)
+    return _over_shards(prepare, apply, model, x, rows, options, sharding)
+
+
 @functools.partial(jax.jit, static_argnames=("prepare", "apply", "rows", "options", "sharding"))
 def _over_shards(
     prepare: Prepare,
@@ -177,6 +196,8 @@ def _over_chunks(
 
     Everything is compiled in the caller's thread, where the caller's settings of JAX hold.
     """
+    device = _device_of((x, model))
+    model = model if device is None else jax.device_put(model, device)
     x, chunk_rows = lazily(x), max(rows, min(CHUNK_BLOCKS * rows, CHUNK_ROWS))
     prepared = _prepared(prepare, model)
 
@@ -186,7 +207,7 @@ def _over_chunks(
 
     first = read(0)
     shape = jax.ShapeDtypeStruct((chunk_rows, *x.shape[1:]), first.dtype)
-    compiled = _chunk.lower(prepared, shape, 0, apply, rows, options).compile()
+    compiled = _chunk.lower(prepared, shape, np.int32(0), apply, rows, options).compile()
     out = jax.tree.map(
         lambda info: _aligned_empty((x.shape[0], *info.shape[1:]), info.dtype), compiled.out_info
     )
@@ -197,7 +218,7 @@ def _over_chunks(
         chunk[: len(part)] = part
         jax.tree.map(
             functools.partial(_copy_rows, begin, len(part)),
-            out, compiled(prepared, chunk, len(part)),
+            out, compiled(prepared, chunk, np.int32(len(part))),
         )  # fmt: skip
 
     pool = ThreadPoolExecutor(THREADS)
@@ -205,7 +226,15 @@ def _over_chunks(
         deque(pool.map(run, range(0, x.shape[0], chunk_rows)), maxlen=0)
     finally:
         pool.shutdown(cancel_futures=True)
-    return jax.device_put(out)
+    return jax.device_put(out, device)
+
+
+def _device_of(tree: Any) -> jax.Device | None:
+    """The device of the first array that its owner has placed on one; `None` is the default's."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and leaf.committed and len(leaf.devices()) == 1:
+            return next(iter(leaf.devices()))
+    return None
 
 
 @functools.partial(jax.jit, static_argnames="prepare")

@@ -59,7 +59,7 @@ def root(x_hat: jax.Array, num_columns: int) -> Beam:
 
 def start(x: jax.Array, codebook: jax.Array, num_steps: int, beam_size: int) -> Beam:
     """The beam after step 1: the codewords [K, D] nearest to x [D], min(B, K) of them."""
-    index = jnp.arange(codebook.shape[0])
+    index = jnp.arange(codebook.shape[0], dtype=jnp.int32)
     error = squared_distances(x, codebook)
     every = Candidates(jnp.zeros_like(index), index, error, lambda best: codebook[best])
     return expand(root(jnp.zeros_like(x), num_steps), every, 0, beam_size)

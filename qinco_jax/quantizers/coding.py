@@ -9,7 +9,7 @@ import numpy as np
 
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers import packing
-from qinco_jax.quantizers.batching import block_rows, map_rows
+from qinco_jax.quantizers.batching import block_rows, is_traced, map_rows
 from qinco_jax.quantizers.product import PreparedProduct, Product
 from qinco_jax.quantizers.qinco import Prepared, Qinco, Search
 from qinco_jax.vectors import checks
@@ -19,6 +19,7 @@ Array = jax.Array | np.ndarray
 Model = Qinco | Product
 M = TypeVar("M", bound=Model)
 
+LARGEST = 1e15  # in model space; the square of more than 1e19 is beyond float32
 Output = Literal["codes", "errors", "beams"]
 OUTPUTS = get_args(Output)
 
@@ -63,6 +64,7 @@ def encode(
     Raises:
       InputError: wrong shape, dtype, A, B or output; NaN or Inf (outside `jit`).
     """
+    _require_model(model, "encode(model, x)")
     x = checks.vectors(x, model.dim)
     search = search_of(model, num_candidates, beam_size, joint)
     if output not in OUTPUTS:
@@ -73,8 +75,24 @@ def encode(
     rows = block_rows(work(model, search))
     return map_rows(
         _encoded, model, x,
-        rows=rows, options=(search, output), prepare=_prepared, check=checks.finite,
+        rows=rows, options=(search, output), prepare=_prepared,
+        check=functools.partial(checks.finite, limit=_limit(model)),
     )  # fmt: skip
+
+
+def _require_model(model: object, call: str) -> None:
+    if not isinstance(model, Model):
+        raise InputError(
+            f"the first argument is of type {type(model).__name__}, not a model; call {call}"
+        )
+
+
+def _limit(model: Model) -> float:
+    """The greatest magnitude of numbers that the model can encode."""
+    if is_traced(model) or model.config.unit_norm:
+        return np.inf
+    parts = model.parts if isinstance(model, Product) else (model,)
+    return LARGEST * min(float(part.scale) for part in parts)
 
 
 def _prepared(model: Model) -> Prepared | PreparedProduct:
@@ -109,6 +127,7 @@ def decode(model: Model, codes: Array) -> jax.Array:
     Raises:
       InputError: wrong shape or dtype; codes outside 0..K-1 (outside `jit`).
     """
+    _require_model(model, "decode(model, codes)")
     codes = packing.checked(codes, len(model.column_sizes))
     if codes.ndim == 1:
         return decode(model, codes[None])[0]
@@ -127,6 +146,8 @@ def prefix(model: M, num_steps: int) -> M:
     Raises:
       InputError: `num_steps` out of range.
     """
+    _require_model(model, "prefix(model, num_steps)")
+    num_steps = checks.integer(num_steps, "num_steps")
     if not 1 <= num_steps <= model.num_steps:
         raise InputError(f"num_steps must be 1 to {model.num_steps}, got {num_steps}")
     per_step = len(model.parts) if isinstance(model, Product) else 1
@@ -154,6 +175,8 @@ def search_of(
         num_candidates = one.config.num_candidates or codebook_size
     if beam_size is None:
         beam_size = one.config.beam_size
+    num_candidates = checks.integer(num_candidates, "num_candidates")
+    beam_size = checks.integer(beam_size, "beam_size", 1)
     if not 1 <= num_candidates <= codebook_size:
         raise InputError(f"num_candidates must be 1 to {codebook_size}, got {num_candidates}")
     if num_candidates < codebook_size and one.steps.preselect is None:
@@ -161,7 +184,5 @@ def search_of(
             f"num_candidates = {num_candidates} needs a model trained with pre-selection; leave "
             f"it out for this one"
         )
-    if beam_size < 1:
-        raise InputError(f"beam_size must be at least 1, got {beam_size}")
     joint = one.config.joint if joint is None else joint
     return Search(num_candidates, beam_size, joint and num_candidates < codebook_size)

@@ -41,12 +41,14 @@ def nearest(x: jax.Array, codebook: jax.Array, block: int = 4096) -> tuple[jax.A
     """
     size = codebook.shape[0]
     block = min(block, size)
-    starts = jnp.minimum(jnp.arange(-(-size // block)) * block, size - block)  # the last overlaps
+    numbers = jnp.arange(-(-size // block), dtype=jnp.int32)
+    starts = jnp.minimum(numbers * block, size - block)  # the last overlaps
+    within_block = jnp.arange(block, dtype=jnp.int32)[None]
 
     def within(start: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores = squared_distances(x, lax.dynamic_slice_in_dim(codebook, start, block))
         least = jnp.min(scores, axis=-1)
-        places = jnp.where(scores == least[:, None], jnp.arange(block)[None], block - 1)
+        places = jnp.where(scores == least[:, None], within_block, block - 1)
         return least, start + jnp.min(places, axis=-1)  # on CPUs faster than argmin
 
     def body(best: tuple[jax.Array, jax.Array], start: jax.Array) -> tuple[Any, None]:

@@ -12,6 +12,7 @@ from qinco_jax.quantizers import coding, network, product, qinco
 from qinco_jax.quantizers.coding import M
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
+from qinco_jax.quantizers.rq import sample_rows
 from qinco_jax.quantizers.transform import to_model_space
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Vectors, lazily
@@ -19,6 +20,7 @@ from qinco_jax.vectors.stored import Vectors, lazily
 Array = jax.Array | np.ndarray
 
 CONTEXTS = 64
+ROWS = 64  # for each codeword
 
 
 def fit_preselector(model: M, x: Vectors, *, num_candidates: int = 16) -> M:
@@ -32,7 +34,7 @@ def fit_preselector(model: M, x: Vectors, *, num_candidates: int = 16) -> M:
     Args:
       model: of K codewords a step; trained with pre-selection or not. Of a `Product`, every part.
       x: [N, D], vectors like those that it will encode; they are encoded by exhaustive greedy
-        search. 64 times K are plenty.
+        search. `ROWS` times K of them, drawn at random, are used at most.
       num_candidates: A that the new model encodes with, less than K; the beam stays.
 
     Returns:
@@ -47,6 +49,7 @@ def fit_preselector(model: M, x: Vectors, *, num_candidates: int = 16) -> M:
         raise InputError(f"x has shape {x.shape}; expected [N, D] with at least one vector")
     if not 1 <= num_candidates < codebook_size:
         raise InputError(f"num_candidates must be 1 to {codebook_size - 1}, got {num_candidates}")
+    x = sample_rows(x, ROWS * codebook_size, seed=0)
     if isinstance(model, Product):
         subs = product.sub_vectors(jnp.asarray(np.asarray(x)), model)
         parts = [

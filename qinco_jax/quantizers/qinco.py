@@ -247,7 +247,7 @@ def _preselect(
     """Entry and codeword [C] of the candidates that go through the network."""
     beam_size, codebook_size = len(residual), step.codebook.shape[0]
     if search.num_candidates == codebook_size:
-        return jnp.divmod(jnp.arange(beam_size * codebook_size), codebook_size)
+        return jnp.divmod(jnp.arange(beam_size * codebook_size, dtype=jnp.int32), codebook_size)
     assert step.preselect is not None
     scores = squared_distances(residual, step.preselect)
     if search.joint:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qinco_jax.config import MAX_CODEBOOK
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers import beam, packing
 from qinco_jax.quantizers.batching import block_rows, map_rows
@@ -90,6 +91,9 @@ def train(
             f"{codebook_size}, beam_size {beam_size}, num_iters {num_iters}; expected [N, D] and "
             "numbers from 1"
         )
+    if codebook_size > MAX_CODEBOOK:
+        raise InputError(f"codebook_size must be at most {MAX_CODEBOOK:,}, got {codebook_size:,}")
+    seed = checks.integer(seed, "seed")
     rows = _training_rows(x, codebook_size, max_rows, seed)
     found = of_rows(rows, unit_norm=unit_norm, center=center, rotate=rotate)
     target = to_model_space(jnp.asarray(rows), found)
@@ -178,8 +182,7 @@ def encode(model: RQ, x: Vectors, *, beam_size: int = 32) -> jax.Array:
       InputError: wrong shape, dtype or beam size, NaN or Inf (outside `jit`).
     """
     x = checks.vectors(x, model.mean.shape[-1])
-    if beam_size < 1:
-        raise InputError(f"beam_size must be at least 1, got {beam_size}")
+    beam_size = checks.integer(beam_size, "beam_size", 1)
     if x.ndim == 1:
         return encode(model, x[None], beam_size=beam_size)[0]
     return map_rows(
@@ -227,7 +230,7 @@ def sample_rows(x: Vectors, max_rows: int, seed: int) -> np.ndarray:
 def propose(codebook: jax.Array, x: jax.Array, entries: Beam) -> Candidates:
     """All K codewords [K, D] for each entry of the beam of a vector x [D]."""
     error = squared_distances(x[None] - entries.x_hat, codebook)
-    parent, index = jnp.divmod(jnp.arange(error.size), codebook.shape[0])
+    parent, index = jnp.divmod(jnp.arange(error.size, dtype=jnp.int32), codebook.shape[0])
     return Candidates(
         parent, index, error.reshape(-1),
         lambda best: entries.x_hat[parent[best]] + codebook[index[best]],

@@ -5,12 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qinco_jax.errors import InputError
 from qinco_jax.quantizers.distances import along_last, matmul
 from qinco_jax.vectors.stored import spans
 
 Array = jax.Array | np.ndarray
 
 COVARIANCE_ROWS = 8192
+SCALES = 1e-12, 1e12
 
 
 @flax.struct.dataclass
@@ -75,12 +77,20 @@ def of_rows(
     Returns:
       The transform. Its scale is the standard deviation of all numbers from the mean, or from 0
       without one (QINCo2, Sec. 4); 1 where all are the same.
+
+    Raises:
+      InputError: the rows are so small or large that float32 loses the squares of errors.
     """
     rows = approximated(rows, unit_norm) if unit_norm else rows
     middle = rows.mean(axis=0, dtype=np.float64)
     mean = middle if center else np.zeros_like(middle)
     variance = np.square(rows - mean).mean()
     scale = np.sqrt(variance) if variance > 0 else 1.0
+    if not SCALES[0] <= scale <= SCALES[1]:
+        raise InputError(
+            f"the training vectors vary by {scale:.0e}, and float32 loses the squares of numbers "
+            f"outside {SCALES[0]:g} to {SCALES[1]:g}; multiply them by {1 / scale:.0e}"
+        )
     return Transform(
         jnp.asarray(mean, jnp.float32),
         jnp.asarray(scale, jnp.float32),

@@ -9,13 +9,15 @@ from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers import qinco, rq
 from qinco_jax.quantizers.qinco import Qinco
+from qinco_jax.training.seeds import INITIAL_WEIGHTS, seed_for
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily
 
 
 def initial_model(x: Rows, config: QincoConfig, seed: int, centroids: np.ndarray | None) -> Qinco:
     """The untrained model: residual k-means, behind the coarse codebook if there is one."""
-    key, sizes = jax.random.key(seed), (config.num_steps, config.codebook_size)
+    key = jax.random.key(seed_for(seed, INITIAL_WEIGHTS))
+    sizes = config.num_steps, config.codebook_size
     if config.num_centroids is None:
         return qinco.init(key, config, rq.train(x, *sizes, seed=seed, **config.transform))
     assert centroids is not None

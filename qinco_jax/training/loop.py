@@ -6,6 +6,7 @@ import functools
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
@@ -22,6 +23,7 @@ from qinco_jax.quantizers.transform import approximated
 from qinco_jax.training import step as training
 from qinco_jax.training.feed import Feed
 from qinco_jax.training.recipe import Recipe, length
+from qinco_jax.training.seeds import NEW_CODEWORDS, seed_for
 from qinco_jax.training.step import TrainState
 from qinco_jax.vectors.stored import Rows, spans
 
@@ -29,6 +31,10 @@ Log = Callable[[Mapping[str, float]], None]
 
 LOG_STEPS = 20
 SAVE_SECONDS = 60.0
+UNIMPROVED = (
+    "no epoch improved on the start, so the model is the one that training began with: train for "
+    "more epochs, on more vectors, or with another learning_rate"
+)
 CHECKED_ROWS = 65536  # read at once where all rows are looked at
 
 
@@ -71,6 +77,9 @@ def fit(
     Raises:
       Interrupted: Ctrl-C, after saving.
       Diverged: the loss became NaN or Inf.
+
+    Warns:
+      UserWarning: no epoch improved on the start.
     """
     batch_size, steps_per_epoch, total_steps = length(recipe, len(x_train))
     if total_steps == 0:
@@ -83,6 +92,7 @@ def fit(
     if state is None:
         state = training.init_state(initial(), recipe)
     state = jax.device_put(state, everywhere)
+    new_codewords = jax.random.key(seed_for(seed, NEW_CODEWORDS))
     step, saved_at, previous = int(state.step), time.monotonic(), None
     feed = Feed(x_train, seed, range(step, total_steps), batch_size, by_rows)
     reported_at, reported_wait = time.monotonic(), feed.waited
@@ -118,7 +128,7 @@ def fit(
                 waiting = (feed.waited - reported_wait) / (time.monotonic() - reported_at)
                 report(loss=float(loss), rate=rate, waiting=waiting)
             if ends_epoch:
-                key = jax.random.fold_in(jax.random.key(seed), step)
+                key = jax.random.fold_in(new_codewords, step)
                 state = training.end_epoch(state, validate(state.model), key, recipe)
             stop, waited = interrupted.is_set(), time.monotonic() - saved_at
             due = SAVE_SECONDS / 4 if ends_epoch else SAVE_SECONDS
@@ -130,6 +140,8 @@ def fit(
                     f"stopped at step {step} of {total_steps} and saved; run the same command "
                     "again to resume"
                 )
+    if int(state.stale) * steps_per_epoch >= step:
+        warnings.warn(UNIMPROVED, stacklevel=2)
     return jax.tree.map(jnp.asarray, jax.device_get(state.best))
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from qinco_jax import optional
-from qinco_jax.config import QincoConfig
+from qinco_jax.config import PRESETS, QincoConfig, named
 from qinco_jax.errors import InputError
 from qinco_jax.models import disk
 from qinco_jax.models.orbax import Checkpoints
@@ -26,15 +26,16 @@ from qinco_jax.training import run_folder
 from qinco_jax.training.initial_model import initial_model, with_centroids
 from qinco_jax.training.loop import CHECKED_ROWS, Log, fit
 from qinco_jax.training.product import train_parts
-from qinco_jax.training.recipe import Recipe, length
+from qinco_jax.training.recipe import RECIPES, Recipe, length
+from qinco_jax.training.seeds import PART, seed_for
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, derived, lazily, spans
 
 
 def train(
     x_train: Vectors,
-    config: QincoConfig | None = None,
-    recipe: Recipe = Recipe(),
+    config: QincoConfig | str | None = None,
+    recipe: Recipe | None = None,
     *,
     seed: int = 0,
     x_val: Vectors | None = None,
@@ -44,7 +45,9 @@ def train(
     init: Model | None = None,
     **changes: Any,
 ) -> Model:
-    """Trains a model; the same arguments on the same machine give the same model, bit for bit.
+    """Trains a model; the same arguments on the same CPU give the same model, bit for bit.
+
+    On GPUs sums may be taken in another order from run to run, which changes the last bits.
 
     The vectors are read while it trains, converted to float32 there, and may be a memory map or a
     `Stored` of any size: of a set larger than `training.feed.POOL_BYTES`, blocks of neighbouring
@@ -53,9 +56,10 @@ def train(
 
     Args:
       x_train: [N, D], any real dtype, N >= K.
-      config: sizes of the model; `None` takes those of `init`.
-      recipe: how to train it.
-      seed: of the initial model and of the data order.
+      config: sizes of the model, or the name of a preset; `None` takes the sizes of `init`.
+      recipe: how to train it; `None` takes the recipe of a preset that is given by name, else
+        `Recipe()`.
+      seed: an integer, of the initial model and of the data order.
       x_val: [V, D] validation vectors; `None` holds back the last rows of `x_train`.
       run_dir: folder of checkpoints and of the finished model. A run that was cut off resumes from
         it; a finished one is loaded, not trained again. `None` keeps nothing.
@@ -79,8 +83,15 @@ def train(
       InputError: invalid vectors, sizes or recipe, or a `run_dir` of another run.
       Interrupted: Ctrl-C, after saving.
       Diverged: the loss became NaN or Inf.
+
+    Warns:
+      UserWarning: no epoch improved on the start.
     """
-    recipe = _changed(recipe, changes)
+    if isinstance(config, str):
+        name = config
+        config, recipe = named(PRESETS, name, "preset"), recipe or RECIPES[name]
+    seed = checks.integer(seed, "seed")
+    recipe = _changed(recipe or Recipe(), changes)
     x_train, x_val = split(x_train, x_val, recipe)
     config = _config(config, init).for_dim(x_train.shape[1])
     if centroids is not None:
@@ -181,8 +192,9 @@ def _product(
         part = None if start is None else start.parts[number]
         own = config.part if part is None else None
         model = train(
-            x_train, own, recipe, seed=seed, x_val=x_val, run_dir=place, log=log, init=part
-        )
+            x_train, own, recipe,
+            seed=seed_for(seed, PART, number), x_val=x_val, run_dir=place, log=log, init=part,
+        )  # fmt: skip
         assert isinstance(model, Qinco)
         return model
 

@@ -1,6 +1,7 @@
 """Checks of input, each with a one-sentence message that says how to fix it."""
 
-from typing import overload
+import operator
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -39,16 +40,35 @@ def vectors(x: Vectors, dim: int | None = None, what: str = "x") -> Vectors:
     return x
 
 
-def finite(part: Rows, offset: int = 0, what: str = "the vectors") -> np.ndarray:
+def integer(value: Any, name: str, least: int = 0) -> int:
+    """A Python integer of any kind of integer, NumPy's included.
+
+    Raises:
+      InputError: another kind of value, or one less than `least`.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} must be an integer, got {value!r}") from None
+    if number < least:
+        raise InputError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def finite(
+    part: Rows, offset: int = 0, what: str = "the vectors", limit: float = np.inf
+) -> np.ndarray:
     """Reads rows and checks them for NaN and Inf; 64-bit numbers become float32.
 
     Args:
       part: [N, D] rows of `what`.
       offset: the index of the first of them in `what`.
       what: the name of the whole, for the message.
+      limit: the greatest magnitude that can be computed with.
 
     Raises:
-      InputError: a row holds NaN, Inf or a number beyond float32; the message names the first.
+      InputError: a row holds NaN, Inf or a number beyond float32 or `limit`; the message names the
+        first.
     """
     part = np.asarray(part)
     if part.dtype.itemsize > 4:
@@ -57,8 +77,17 @@ def finite(part: Rows, offset: int = 0, what: str = "the vectors") -> np.ndarray
     part = part.astype(part.dtype.newbyteorder("="), copy=False)
     if part.dtype.kind in "iu":
         return part
-    good = np.isfinite(part).all(axis=tuple(range(1, part.ndim)))
+    every = tuple(range(1, part.ndim))
+    good = np.isfinite(part).all(axis=every)
     if not good.all():
         row = offset + int(np.argmin(good))
         raise InputError(f"row {row} of {what} holds NaN or Inf; remove or fix such rows")
+    if limit < np.inf:
+        largest = np.abs(part).max(axis=every, initial=0).astype(np.float32)
+        if (largest > limit).any():
+            row = int(np.argmax(largest > limit))
+            raise InputError(
+                f"row {offset + row} of {what} holds {largest[row]:g}, and the model computes with "
+                f"{limit:g} at most; scale the vectors like those it was trained on"
+            )
     return part

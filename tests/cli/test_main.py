@@ -1,7 +1,9 @@
 """The command line as a user meets it: a small run from files to table, and bad input."""
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,8 +51,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_train_leaves_a_model_a_table_and_a_plot(folder: Path) -> None:
     run = folder / "run"
     rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
-    assert [row["bytes"] for row in rows] == [0.5, 1, 1.5, 2] * 2
-    assert {row["codec"] for row in rows} == {"RQ B=32", "QINCo2 A=2 B=32 joint"}
+    names = ["RQ B=32", "QINCo2 A=2 B=32 joint, before training", "QINCo2 A=2 B=32 joint"]
+    assert [(row["codec"], row["bytes"]) for row in rows] == [
+        *((names[0], rate) for rate in (0.5, 1, 1.5, 2)), (names[1], 2),
+        *((names[2], rate) for rate in (0.5, 1, 1.5, 2)),
+    ]  # fmt: skip
     for row in rows:
         assert 0 <= row["recall@1"] <= row["recall@10"] <= row["recall@100"] <= 1
     assert (run / "results.png").read_bytes().startswith(b"\x89PNG")
@@ -73,7 +78,7 @@ def test_a_variant_goes_from_files_to_files(folder: Path, tmp_path: Path, varian
     assert ran.exit_code == 0, ran.output
     model = qj.load(run / "model")
     rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
-    own = sorted(row["bytes"] for row in rows if "QINCo2" in row["codec"])
+    own = sorted(row["bytes"] for row in rows if re.search("QINCo2.* joint$", row["codec"]))
     assert own == ([1.5, 2] if variant == "centroids" else [1, 2])
     assert qinco("encode", run / "model", folder / "database.npy", codes).exit_code == 0
     assert np.load(codes).shape == (300, 2)
@@ -148,6 +153,33 @@ def test_evaluate_prints_and_writes_the_table(folder: Path) -> None:
     assert ran.exit_code == 0, ran.output
     assert "first 200 of 300" in ran.output and "| QINCo2 A=16 B=4 |" in ran.output
     assert len(out.read_text().splitlines()) == 4
+
+
+def test_without_a_database_it_says_which_rows_are_measured(folder: Path, tmp_path: Path) -> None:
+    ran = qinco("evaluate", folder / "run" / "model", "--dataset", folder / "train.npy")
+    assert "last 100 of the 1,000 training vectors, which training holds back" in ran.output
+    np.save(tmp_path / "val.npy", np.load(folder / "database.npy"))
+    (tmp_path / "train.npy").symlink_to(folder / "train.npy")
+    ran = qinco("evaluate", folder / "run" / "model", "--dataset", tmp_path)
+    assert "300 validation vectors, by which training chooses" in ran.output
+
+
+def test_settings_are_listed_with_their_meaning() -> None:
+    text = qinco("settings").output
+    for kind in (qj.QincoConfig, qj.Recipe):
+        for field in dataclasses.fields(kind):
+            assert re.search(rf"^  {field.name} +\S", text, re.MULTILINE), field.name
+    assert re.search(r"weight_decay +decoupled; 0 makes AdamW plain Adam. \[0.1\]", text)
+
+
+def test_a_platform_that_is_not_there_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "qinco_jax", "encode", folder / "run" / "model",
+               folder / "database.npy", tmp_path / "codes.npy"]  # fmt: skip
+    env = {**os.environ, "JAX_PLATFORMS": "rocm"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert ran.returncode == 2 and "Traceback" not in ran.stderr
+    assert "set JAX_PLATFORMS to what this machine has" in ran.stderr
+    assert not (tmp_path / "codes.npy").exists()
 
 
 def damaged(folder: Path, name: str, change: object) -> Path:
@@ -248,7 +280,9 @@ def test_bad_arguments_are_refused_before_anything_is_made(folder: Path, tmp_pat
         (["train", "--dataset", tmp_path, "--out", out], "holds no training vectors"),
         (["train", "--dataset", x, "--out", out, "--preset", "larg"], "small, qinco1"),
         (["train", "--dataset", x, "--out", out, "--set", "hiden_dim=3"], "'hidden_dim'"),
-        (["train", "--dataset", x, "--out", out, "--bytes", "0.3"], "not a whole number"),
+        *((["train", "--dataset", x, "--out", out, "--bytes", rate], "not a whole number")
+          for rate in ("0.3", "nan", "inf")),
+        (["train", "--dataset", x, "--out", out, "--set", "foo=3"], "known: batch_size, beam_size"),
         (["train", "--dataset", x, "--out", out, "--set", "codebook_size=512", "--bytes", "9"],
          "270 training vectors for 512 codewords"),
         (["train", "--dataset", x, "--out", "/proc/no/run", *SMALL], "/proc/no"),

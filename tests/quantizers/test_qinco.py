@@ -15,7 +15,7 @@ import pytest
 from hypothesis import strategies as st
 
 import qinco_jax as qj
-from qinco_jax.quantizers import beam, coding, qinco
+from qinco_jax.quantizers import beam, coding, preselector, qinco
 
 small = functools.partial(
     qj.QincoConfig, dim=6, num_steps=3, codebook_size=16, hidden_dim=8, beam_size=4
@@ -188,8 +188,9 @@ def test_fitted_preselector_proposes_the_models_own_codes(model: qj.Qinco) -> No
     assert found < min(unfit, 1.1 * best)
 
 
-def test_fitted_preselector_is_the_mean_of_what_is_coded() -> None:
+def test_fitted_preselector_is_the_mean_of_what_is_coded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recomputed for the codewords that are used often, where the prior counts little."""
+    monkeypatch.setattr(preselector, "ROWS", 250)  # for each codeword: all rows are used
     x = oracle.random_vectors(4000, 6, seed=1)
     fitted = qj.fit_preselector(MODEL, x, num_candidates=4)
     codes = np.asarray(qj.encode(MODEL, x, num_candidates=16, beam_size=1))
@@ -327,6 +328,26 @@ def test_a_model_of_numpy_arrays_may_be_closed_over() -> None:
 
 
 GREEDY = MODELS["first form, greedy"]
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    given = {"beam_size": np.int64(2), "num_candidates": np.uint8(4)}
+    expected = qj.encode(MODEL, X, beam_size=2, num_candidates=4)
+    np.testing.assert_array_equal(qj.encode(MODEL, X, **given), expected)
+
+
+@every_model
+@pytest.mark.parametrize("wrap", [lambda call: call, jax.jit], ids=["eager", "jit"])
+def test_64_bit_mode_changes_nothing(model: qj.Qinco, wrap: Callable[..., Any]) -> None:
+    codes = np.asarray(qj.encode(model, X))
+    with jax.enable_x64(True):
+        found = wrap(qj.encode)(model, np.float64(X))
+        x_hat = wrap(qj.decode)(model, np.int64(codes))
+    np.testing.assert_array_equal(found, codes)
+    np.testing.assert_allclose(x_hat, qj.decode(model, codes), rtol=1e-5, atol=1e-5)
+    assert (found.dtype, x_hat.dtype) == (codes.dtype, np.float32)
+
+
 BAD = X.copy()
 BAD[5, 2] = np.nan
 INFINITE = np.where(np.isnan(BAD), np.inf, BAD)
@@ -347,6 +368,10 @@ WRONG = {
     "A of 0": (lambda: qj.encode(MODEL, X, num_candidates=0), "num_candidates"),
     "A without S": (lambda: qj.encode(GREEDY, X, num_candidates=3), "pre-selection"),
     "B of 0": (lambda: qj.encode(MODEL, X, beam_size=0), "beam_size"),
+    "B of 4.0": (lambda: qj.encode(MODEL, X, beam_size=4.0), "beam_size must be an integer"),
+    "arguments swapped": (lambda: qj.encode(X, MODEL), r"call encode\(model, x\)"),
+    "codes before the model": (lambda: qj.decode(CODES, MODEL), r"call decode\(model, codes\)"),
+    "beyond float32's squares": (lambda: qj.encode(MODEL, 1e21 + X), r"row 0 .* 1e\+21"),
     "code K": (lambda: qj.decode(MODEL, np.full((4, 3), 16)), "code 16 in row 0, column 0"),
     "code -1": (lambda: qj.decode(MODEL, np.array([[0, 0, 0], [1, -1, 0]])), "code -1 in row 1"),
     "too many columns": (lambda: qj.decode(MODEL, np.zeros((4, 4), int)), "4 columns"),

@@ -13,6 +13,7 @@ import traceback
 import jax
 import numpy as np
 import oracle
+import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -67,13 +68,34 @@ def under_shard_map(name: str, mesh: jax.sharding.Mesh, spec: P) -> None:
     assert_same(name, *found)
 
 
+def refused(name: str, mesh: jax.sharding.Mesh, spec: P) -> None:
+    x, codes = np.array(X), np.array(codes_of(name), np.int32)
+    x[70, 2], codes[200, 1] = np.nan, 99
+    x, codes = (jax.device_put(a, NamedSharding(mesh, spec)) for a in (x, codes))
+    with pytest.raises(qj.InputError, match="row 70 "):
+        qj.encode(MODELS[name], x)
+    with pytest.raises(qj.InputError, match="code 99 in row 200, column 1"):
+        qj.decode(MODELS[name], codes)
+
+
+def on_a_device_of_ones_own(name: str, mesh: jax.sharding.Mesh, spec: P) -> None:
+    device = jax.devices()[2]
+    x = jax.device_put(X, device)
+    codes = qj.encode(MODELS[name], x)
+    model = jax.device_put(MODELS[name], device)
+    for found in (codes, qj.decode(MODELS[name], codes), qj.encode(model, X)):
+        assert found.devices() == {device}
+    np.testing.assert_array_equal(codes, codes_of(name))
+
+
 def failures() -> dict[str, str]:
     """What went wrong, for each way of calling and model on each mesh that failed."""
     found = {}
-    cases = itertools.product((eager, under_jit, under_shard_map), MODELS, MESHES)
+    cases = itertools.product(WAYS, MODELS, MESHES)
     for way, name, (sizes, axes, spec, kind) in cases:
-        if name != "qinco" and (len(axes) > 1 or kind == AxisType.Auto):
-            continue  # one mesh tells enough of the variants
+        once = name != "qinco" or way in (refused, on_a_device_of_ones_own)
+        if once and (len(axes) > 1 or kind == AxisType.Auto):
+            continue  # one mesh tells enough
         mesh = jax.make_mesh(sizes, axes, axis_types=(kind,) * len(axes))
         try:
             way(name, mesh, spec)
@@ -81,6 +103,8 @@ def failures() -> dict[str, str]:
             found[f"{way.__name__}, {name}, axes {axes}, {kind.name}"] = traceback.format_exc()
     return found
 
+
+WAYS = eager, under_jit, under_shard_map, refused, on_a_device_of_ones_own
 
 if __name__ == "__main__":
     assert jax.device_count() == 8

@@ -1,6 +1,8 @@
 """What `train` is given: a model to continue from, settings of the recipe, and what it refuses."""
 
 import dataclasses
+import itertools
+import warnings
 from pathlib import Path
 
 import jax
@@ -9,6 +11,7 @@ import pytest
 from killed import CONFIG, vectors
 
 import qinco_jax as qj
+from qinco_jax.training import seeds
 
 X, X_VAL = np.split(vectors(4000), [3600])
 LONGER = qj.Recipe(num_epochs=10, batch_size=64)
@@ -55,8 +58,39 @@ def test_settings_that_do_not_belong_are_refused() -> None:
         qj.train(x, dataclasses.replace(CONFIG, num_steps=2), init=first)
     with pytest.raises(qj.InputError, match="give a config, such as"):
         qj.train(x)
+    with pytest.raises(qj.InputError, match="seed must be an integer"):
+        qj.train(x, CONFIG, seed=jax.random.key(0))
+    with pytest.raises(qj.InputError, match="did you mean 'small'"):
+        qj.train(x, "smal")
     with pytest.raises(qj.InputError, match="leave out centroids"):
         qj.train(x, init=first, centroids=x[:10])
+
+
+def test_a_preset_is_given_by_name() -> None:
+    x = vectors(300)
+    model = qj.train(x, "small", num_epochs=0)
+    assert model.config == qj.PRESETS["small"].for_dim(8)
+    assert_same(model, qj.train(x, qj.PRESETS["small"], num_epochs=0))
+
+
+def test_a_training_that_improves_on_nothing_says_so() -> None:
+    still = qj.Recipe(num_epochs=2, batch_size=64, learning_rate=0.0)
+    with pytest.warns(UserWarning, match="no epoch improved on the start"):
+        found = qj.train(X, CONFIG, still, x_val=X_VAL)
+    assert_same(found, qj.train(X, CONFIG, x_val=X_VAL, num_epochs=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        qj.train(X, CONFIG, LONGER, x_val=X_VAL)
+
+
+def test_every_use_of_a_seed_has_numbers_of_its_own() -> None:
+    uses = itertools.product(range(20), [(0,), (1,), (2, 0), (2, 1), (2, 2)])
+    assert len({seeds.seed_for(seed, *use) for seed, use in uses}) == 100
+    config = dataclasses.replace(CONFIG, num_parts=2)
+    model = qj.train(np.tile(X[:, :4], 2), config, num_epochs=0)  # both sub-vectors are alike
+    assert isinstance(model, qj.Product)
+    first, second = model.parts
+    assert np.abs(first.steps.up - second.steps.up).max() > 0.1
 
 
 def test_a_loop_of_ones_own_trains() -> None:

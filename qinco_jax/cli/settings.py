@@ -1,0 +1,34 @@
+"""`qinco settings`: what `--set NAME=VALUE` may name, from the docstrings of both dataclasses."""
+
+import dataclasses
+import inspect
+import re
+import textwrap
+from typing import Any
+
+import click
+
+from qinco_jax.config import QincoConfig
+from qinco_jax.training.recipe import Recipe
+
+TITLES = {QincoConfig: "Sizes of the model", Recipe: "Recipe of the training"}
+
+
+def meanings(kind: type[Any]) -> dict[str, str]:
+    """What the docstring of a dataclass says of each of its fields."""
+    text = inspect.getdoc(kind) or ""
+    entries = re.findall(r"^  (\w+): ((?:.+\n?)(?:   +.+\n?)*)", text, re.MULTILINE)
+    return {name: " ".join(meaning.split()) for name, meaning in entries}
+
+
+@click.command()
+def settings() -> None:
+    """Lists what --set NAME=VALUE may change, with defaults; presets have values of their own."""
+    for kind, title in TITLES.items():
+        click.echo(f"{title}:")
+        known = meanings(kind)
+        for field in dataclasses.fields(kind):
+            text = f"{known[field.name]} [{field.default}]"
+            click.echo(textwrap.fill(
+                f"{field.name:18} {text}", 100, initial_indent="  ", subsequent_indent=" " * 21
+            ))  # fmt: skip
