@@ -12,6 +12,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from optimized import optimized
 
 import qinco_jax as qj
 
@@ -140,8 +141,9 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert blocks
     scope: dict[str, object] = {}
-    for block in blocks:
-        exec(block.replace("20_000", "3_000"), scope)
+    with optimized():
+        for block in blocks:
+            exec(block.replace("20_000", "3_000"), scope)
     np.testing.assert_array_equal(scope["codes"], qj.encode(scope["model"], scope["x"]))
 
 
