@@ -1,14 +1,13 @@
 """The sizes of a model: `QincoConfig`, validated, and the papers' presets. No JAX here."""
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from qinco_jax.errors import InputError
+from qinco_jax.errors import InputError, unknown
 
 T = TypeVar("T")
 
@@ -16,13 +15,6 @@ MAX_PARTS = 1024
 MAX_CODEBOOK = 65_536  # codes are 16-bit integers at most
 OLD_NAMES = {"normalize": "unit_norm"}  # in files that version 0.1 wrote before 2026-11-26
 FORMS = ("qinco", "qinco-lr", "qinco2")
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """A message that suggests what is near in spelling, or lists all that there is."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    return f"unknown {what} {name!r}; {hint}"
 
 
 def refuses_unknown(kind: type[T]) -> type[T]:

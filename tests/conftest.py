@@ -24,6 +24,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every example of another size compiles anew. Search longer with --hypothesis-profile=thorough.
 options = {"deadline": None, "derandomize": True, "database": None}
-hypothesis.settings.register_profile("modest", max_examples=5, **options)
+hypothesis.settings.register_profile("modest", max_examples=8, **options)
 hypothesis.settings.register_profile("thorough", max_examples=200, **options)
 hypothesis.settings.load_profile("modest")

@@ -1,5 +1,6 @@
 """The command line, thin over the Python API: train, encode, decode, evaluate, compare, data."""
 
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -72,6 +73,7 @@ class Commands(click.Group):
             if "Unable to initialize backend" not in str(error):
                 raise
             text, code = f"{error}; set JAX_PLATFORMS to what this machine has, such as cpu", 2
+        gc.collect()  # what Orbax's futures have to say of their failure comes before the sentence
         click.echo(f"qinco: {text}", err=True)
         ctx.exit(code)
 
@@ -172,16 +174,14 @@ def train(
         kept, held_back, width * config.num_steps, config.codebook_size,
         seed=seed, max_rows=RQ_ROWS, **config.transform,
     )  # fmt: skip
-    start = train_model(
-        kept, config, recipe, seed=seed, x_val=held_back, centroids=coarse, num_epochs=0
-    )
-    before = ours.of_qinco(start, config.num_steps)
+    start = run_folder.start_of(folder, model)
+    before = [] if start is None else [ours.of_qinco(start, config.num_steps)]
     if data.database is None:
         click.echo(f"no database: measured on the {_which(held_back, data)}")
         data = data._replace(database=held_back)
     rows = _measure(
         [ours.of_rq(baseline, width * m, config.step_bits / width, RQ_BEAM) for m in steps]
-        + [before._replace(name=f"{before.name}, before training")]
+        + [codec._replace(name=f"{codec.name}, before training") for codec in before]
         + [ours.of_qinco(model, m) for m in steps],
         data,
         eval_rows,

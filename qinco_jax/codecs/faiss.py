@@ -23,7 +23,8 @@ MAX_TRAIN_ROWS = 500_000
 CODEWORDS = 256
 NORM_BYTES = 4
 CHOICE_ROWS = 10_000  # held back to choose between two trainings of RQ
-TRAINING_BEAM = 5
+DEFAULT_BEAM = 5  # Faiss's
+TRAINING_BEAMS = 1, DEFAULT_BEAM
 NAMES = {
     "pq": "PQ",
     "opq": "OPQ",
@@ -99,11 +100,11 @@ def _better_rq(make: Callable[[], Any], rows: np.ndarray, beam_size: int | None)
     held_back = min(len(rows) // 10, CHOICE_ROWS, len(rows) - CODEWORDS)
     rows, goal = np.split(rows, [len(rows) - held_back])
     found = []
-    for training_beam in (1, TRAINING_BEAM):
+    for training_beam in TRAINING_BEAMS:
         index = make()
         index.rq.max_beam_size = training_beam
         index.train(rows)
-        index.rq.max_beam_size = beam_size or TRAINING_BEAM
+        index.rq.max_beam_size = beam_size or DEFAULT_BEAM
         error = np.square(goal - _decode(index, _encode(index, goal)), dtype=np.float64).sum()
         found.append((error, index))
     return min(found, key=lambda pair: pair[0])[1]

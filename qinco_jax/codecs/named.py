@@ -18,8 +18,8 @@ from qinco_jax.codecs import ours
 from qinco_jax.codecs.codec import Advance, AtRate, Codec, Contender
 from qinco_jax.codecs.unq import unq
 from qinco_jax.codecs.unq.train import train as train_unq
-from qinco_jax.config import PRESETS, QincoConfig, named, unknown
-from qinco_jax.errors import InputError
+from qinco_jax.config import PRESETS, QincoConfig, named
+from qinco_jax.errors import InputError, unknown
 from qinco_jax.models import disk, orbax
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.training.loop import Log

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from qinco_jax.config import unknown
-from qinco_jax.errors import InputError
+from qinco_jax.errors import InputError, unknown
 
 MIRROR = "QINCO_DATA_URL"
 """The environment variable for the address of a mirror with the layout of the download directory.

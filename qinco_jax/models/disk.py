@@ -64,7 +64,7 @@ def _abstract_of(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> M
         if config.dim is None:
             raise ValueError("dim is missing")
         return abstract(config)
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} has an invalid config ({error}); take the model from a backup or train it "
             "again"

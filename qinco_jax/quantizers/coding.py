@@ -90,7 +90,7 @@ def _require_model(model: object, call: str) -> None:
 def _limit(model: Model) -> float:
     """The greatest magnitude of numbers that the model can encode."""
     if is_traced(model) or model.config.unit_norm:
-        return np.inf
+        return checks.FLOAT32_MAX
     parts = model.parts if isinstance(model, Product) else (model,)
     return LARGEST * min(float(part.scale) for part in parts)
 

@@ -5,6 +5,7 @@ Equations are those of arXiv 2401.14732 (QINCo) and arXiv 2501.03078 (QINCo2).
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
@@ -352,11 +354,11 @@ def _he_uniform(key: jax.Array, *shapes: tuple[int, ...]) -> list[jax.Array]:
 
 @functools.partial(jax.jit, static_argnames="shapes")
 def _cut(numbers: jax.Array, shapes: tuple[tuple[int, ...], ...]) -> list[jax.Array]:
-    ends = np.cumsum([np.prod(shape) for shape in shapes]).tolist()
-    parts = jnp.split(numbers, ends)[: len(shapes)]
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
     return [
-        part.reshape(shape) * np.float32(np.sqrt(6.0 / shape[-2]))
-        for part, shape in zip(parts, shapes, strict=True)
+        lax.slice_in_dim(numbers, end - math.prod(shape), end).reshape(shape)
+        * np.float32(np.sqrt(6.0 / shape[-2]))
+        for end, shape in zip(ends, shapes, strict=True)
     ]
 
 

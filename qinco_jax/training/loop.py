@@ -141,7 +141,7 @@ def fit(
                     "again to resume"
                 )
     if int(state.stale) * steps_per_epoch >= step:
-        warnings.warn(UNIMPROVED, stacklevel=2)
+        warnings.warn(UNIMPROVED, stacklevel=4)  # where `train` was called
     return jax.tree.map(jnp.asarray, jax.device_get(state.best))
 
 

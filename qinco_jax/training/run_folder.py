@@ -13,14 +13,18 @@ import numpy as np
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
 from qinco_jax.files import replacing
+from qinco_jax.models import disk
 from qinco_jax.quantizers.coding import Model
+from qinco_jax.quantizers.product import Product
+from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.training.recipe import Recipe
 from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows
 
-IDENTITY, FINISHED, CHECKPOINTS = "run.json", "model", "checkpoints"
+IDENTITY, START, FINISHED, CHECKPOINTS = "run.json", "start", "model", "checkpoints"
 ROTATION, CENTROIDS = "rotation.npy", "centroids.npy"
-CONTENTS = FINISHED, CHECKPOINTS, ROTATION, CENTROIDS
+PART = "part-{}"  # folder of a product's part
+CONTENTS = START, FINISHED, CHECKPOINTS, ROTATION, CENTROIDS
 
 
 def fingerprint(x: Rows) -> dict[str, Any]:
@@ -66,6 +70,18 @@ def kept(folder: Path | None, name: str, train: Callable[[], np.ndarray]) -> np.
         with formats.create(folder / name, found.shape, np.float32) as out:
             out[:] = found
     return found
+
+
+def start_of(folder: Path, model: Model) -> Model | None:
+    """The untrained model that a run's `model` began as; `None` if the run kept none.
+
+    Runs of versions before 2026-11-27 did not.
+    """
+    if isinstance(model, Product):
+        parts = [start_of(folder / PART.format(n), part) for n, part in enumerate(model.parts)]
+        known = tuple(part for part in parts if isinstance(part, Qinco))
+        return dataclasses.replace(model, parts=known) if len(known) == len(parts) else None
+    return disk.load(folder / START) if (folder / START).exists() else None
 
 
 def claim(file: Path, identity: Mapping[str, Any], contents: tuple[str, ...]) -> None:

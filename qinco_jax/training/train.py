@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -149,8 +149,15 @@ def _single(
     """Trains a model of one part."""
 
     def initial() -> Qinco:
-        if isinstance(init, Qinco):
-            return init
+        begun = None if folder is None else folder / run_folder.START
+        if begun is not None and begun.exists():
+            return cast(Qinco, disk.load(begun))
+        model = init if isinstance(init, Qinco) else untrained()
+        if begun is not None:
+            disk.save(model, begun)
+        return model
+
+    def untrained() -> Qinco:
         coarse = centroids
         if config.num_centroids is not None and coarse is None:
             x = approximate(x_train, config.unit_norm)
@@ -188,7 +195,7 @@ def _product(
         ))  # fmt: skip
 
     def train_part(number: int, x_train: Rows, x_val: Rows, log: Log) -> Qinco:
-        place = None if folder is None else folder / f"part-{number}"
+        place = None if folder is None else folder / run_folder.PART.format(number)
         part = None if start is None else start.parts[number]
         own = config.part if part is None else None
         model = train(

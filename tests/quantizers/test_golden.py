@@ -1,11 +1,13 @@
 """The published programs' codes, beams, reconstructions, losses, gradients, training steps."""
 
 import functools
+from collections.abc import Iterator
 
 import golden
 import jax
 import numpy as np
 import pytest
+from optimized import optimized
 
 import qinco_jax as qj
 from qinco_jax.quantizers import qinco
@@ -13,6 +15,13 @@ from qinco_jax.quantizers.beam import Beam
 from qinco_jax.quantizers.transform import from_model_space, to_model_space
 from qinco_jax.training import step
 from qinco_jax.training.recipe import Recipe
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_users_compile() -> Iterator[None]:
+    with optimized():
+        yield
+
 
 every_file = pytest.mark.parametrize("name", golden.NAMES)
 load = functools.cache(golden.load)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import strategies as st
 
 import qinco_jax as qj
-from qinco_jax.quantizers import beam, coding, preselector, qinco
+from qinco_jax.quantizers import beam, coding, preselector, qinco, rq
 
 small = functools.partial(
     qj.QincoConfig, dim=6, num_steps=3, codebook_size=16, hidden_dim=8, beam_size=4
@@ -184,8 +184,8 @@ def test_fitted_preselector_proposes_the_models_own_codes(model: qj.Qinco) -> No
     assert fitted.config.num_candidates == 4
     best = errors(model, X, qj.encode(bare, X, beam_size=1)).mean()
     found = errors(model, X, qj.encode(fitted, X, beam_size=1)).mean()
-    unfit = errors(model, X, qj.encode(model, X, num_candidates=4, beam_size=1)).mean()
-    assert found < min(unfit, 1.1 * best)
+    without = errors(model, X, qj.encode(model, X, num_candidates=4, beam_size=1)).mean()
+    assert found < min(without, 1.1 * best)
 
 
 def test_fitted_preselector_is_the_mean_of_what_is_coded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +202,14 @@ def test_fitted_preselector_is_the_mean_of_what_is_coded(monkeypatch: pytest.Mon
             if len(taken) >= 100:
                 expected = taken.mean(axis=0)
                 np.testing.assert_allclose(fitted.steps.preselect[m - 1, i], expected, atol=0.05)
+
+
+def test_a_preselector_is_fitted_to_a_sample_of_many_rows() -> None:
+    x = oracle.random_vectors(3000, 6, seed=1)
+    sample = rq.sample_rows(x, preselector.ROWS * 16, seed=0)
+    assert len(sample) < len(x)
+    found, expected = (qj.fit_preselector(MODEL, rows, num_candidates=4) for rows in (x, sample))
+    np.testing.assert_array_equal(found.steps.preselect, expected.steps.preselect)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from killed import CONFIG, vectors
 
 import qinco_jax as qj
-from qinco_jax.training import seeds
+from qinco_jax.training import run_folder, seeds
 
 X, X_VAL = np.split(vectors(4000), [3600])
 LONGER = qj.Recipe(num_epochs=10, batch_size=64)
@@ -34,6 +34,7 @@ def test_training_goes_on_from_a_model(parts: int, tmp_path: Path) -> None:
     further = qj.train(X, init=first, recipe=LONGER, x_val=X_VAL, run_dir=run)
     assert further.config == first.config and mse(further) < mse(first)
     assert_same(further, qj.train(X, first.config, LONGER, x_val=X_VAL, init=first, run_dir=run))
+    assert_same(run_folder.start_of(run, further), first)
     with pytest.raises(qj.InputError, match="belongs to another run: init is"):
         qj.train(X, init=further, recipe=LONGER, x_val=X_VAL, run_dir=run)
 
