@@ -1,6 +1,5 @@
 """The command line, thin over the Python API: train, encode, decode, evaluate, compare, data."""
 
-import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -73,7 +72,6 @@ class Commands(click.Group):
             if "Unable to initialize backend" not in str(error):
                 raise
             text, code = f"{error}; set JAX_PLATFORMS to what this machine has, such as cpu", 2
-        gc.collect()  # what Orbax's futures have to say of their failure comes before the sentence
         click.echo(f"qinco: {text}", err=True)
         ctx.exit(code)
 

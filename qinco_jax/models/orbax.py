@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from qinco_jax.errors import InputError
+from qinco_jax.files import reserve
 from qinco_jax.models import digest, old_digests
 
 ARRAYS, METADATA, DIGEST = "arrays", "model.json", "digest"
@@ -60,8 +62,9 @@ def write_tree(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, A
         raise InputError(f"{target} exists; choose another place or remove it first")
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with _writing(target.parent):
+        with _writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
+            _check_space(target.parent, tree)
             _write(partial, tree, metadata)
             partial.rename(target)
     finally:
@@ -158,8 +161,19 @@ def _named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if leaf.size}
 
 
+def _check_space(folder: Path, tree: Any) -> None:
+    """Finds a full disk before Orbax's threads do, each of which prints a traceback of its own.
+
+    Raises:
+      OSError: the disk has less space than the arrays take before compression.
+    """
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    with tempfile.TemporaryFile(dir=folder) as file:
+        reserve(file, folder, size)
+
+
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _writing(target: Path) -> Iterator[None]:
     """Turns the errors that Orbax and TensorStore raise on writing into one sentence."""
     try:
         yield
@@ -167,14 +181,15 @@ def _writing(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"cannot write to {folder} ({_reason(error)}); make sure that it is writable and has "
-            "free space, then run the same command again"
+            f"cannot write {target} ({_reason(error)}); make sure that its directory is "
+            "writable and has free space, then run the same command again"
         ) from error
 
 
 def _reason(error: Exception) -> str:
     """The first line of an error's message, without TensorStore's settings."""
-    line = (str(error).splitlines() or [type(error).__name__])[0]
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    line = text.splitlines()[0]
     return line.partition(" [tensorstore_spec")[0][:300]
 
 
@@ -208,6 +223,7 @@ class Checkpoints:
             copy = jax.tree.map(np.array, tree)
             item = ocp.args.StandardSave({**_named(copy), DIGEST: _bytes(_digest(copy))})
             with _writing(self.folder):
+                _check_space(self.folder, copy)
                 self._manager.save(step, args=item, metrics={"error": error}, force=True)
 
     def restore_latest(self, abstract: Any) -> Any | None:

@@ -8,22 +8,20 @@ big-ann's ground truth, queries and k as two uint32, then the ids [q, k] int32 a
 """
 
 import contextlib
-import errno
 import io
 import mmap
 import operator
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from qinco_jax.errors import InputError
+from qinco_jax.files import reserve
 from qinco_jax.vectors.stored import mapped
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -122,7 +120,7 @@ def new_map(path: Path, header: bytes, record: np.dtype, rows: int) -> Iterator[
     try:
         with _explained(path, size):
             with partial.open("xb") as file:
-                _reserve(file, partial.parent, size)
+                reserve(file, partial.parent, size)
                 file.write(header)
             records = np.memmap(partial, record, "r+", len(header), (rows,))
         yield records
@@ -285,20 +283,6 @@ def _new_header(path: Path, rows: int, columns: int, dtype: np.dtype) -> bytes:
         np.lib.format.write_array_header_1_0(header, fields)
         return header.getvalue()
     return b"" if _is_vecs(path) else np.array([rows, columns], "<u4").tobytes()
-
-
-def _reserve(file: BinaryIO, folder: Path, size: int) -> None:
-    """Reserves disk space: writing to a memory map on a full disk kills the process."""
-    usage = shutil.disk_usage(folder)
-    if usage.total and usage.free < size:  # some network filesystems report 0 of 0
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    file.truncate(size)
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
 
 
 @contextlib.contextmanager
