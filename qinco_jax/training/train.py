@@ -80,7 +80,8 @@ def train(
       parts are trained one after another.
 
     Raises:
-      InputError: invalid vectors, sizes or recipe, or a `run_dir` of another run.
+      InputError: invalid vectors, sizes or recipe, or a `run_dir` of another run or in which
+        another process trains.
       Interrupted: Ctrl-C, after saving.
       Diverged: the loss became NaN or Inf.
 
@@ -106,9 +107,10 @@ def train(
         if (folder / run_folder.FINISHED).exists():
             return disk.load(folder / run_folder.FINISHED)
     given = x_train, x_val, config, recipe, seed, folder, log
-    model = _product(*given, init) if config.num_parts > 1 else _single(*given, centroids, init)
-    if folder is not None:
-        disk.save(model, folder / run_folder.FINISHED)
+    with contextlib.nullcontext() if folder is None else run_folder.locked(folder):
+        model = _product(*given, init) if config.num_parts > 1 else _single(*given, centroids, init)
+        if folder is not None:
+            disk.save(model, folder / run_folder.FINISHED)
     return model
 
 

@@ -1,7 +1,9 @@
-"""Run folders: checkpoints that are damaged or that an earlier version wrote."""
+"""Run folders: damaged or older checkpoints, and two processes in one folder."""
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -65,3 +67,38 @@ def test_damage_in_an_older_checkpoint_is_refused(
         file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(qj.InputError, match=r"checkpoint .*/checkpoints/4 is damaged; remove"):
         qj.train(np.load(tmp_path / "x.npy"), config, RECIPE, run_dir=tmp_path / "run")
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    """The second is refused by name, before it touches anything; a killed one's lock is gone."""
+    x, run = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32), tmp_path / "run"
+    np.save(tmp_path / "x.npy", x)
+    first = subprocess.Popen([sys.executable, "-c", WAITING, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert first.stdout is not None and first.stdout.readline() == b"training\n"
+        before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+        with pytest.raises(qj.InputError, match=f"^process {first.pid} on .* trains in {run}"):
+            qj.train(x, CONFIG, RECIPE, run_dir=run)
+        after = {path: path.stat().st_mtime_ns for path in before}
+        assert after | {run / ".lock": 0} == before | {run / ".lock": 0}
+    finally:
+        first.kill()
+        first.communicate()
+    model = qj.train(x, CONFIG, RECIPE, run_dir=run)
+    assert (run / "model").exists() and model.dim == 4
+    assert not (run / ".holder").exists()
+
+
+WAITING = f"""
+import sys, time
+import numpy as np
+import qinco_jax as qj
+
+def log(record):
+    print("training", flush=True)
+    time.sleep(600)
+
+config, recipe = qj.{CONFIG}, qj.{RECIPE}
+folder = sys.argv[1]
+qj.train(np.load(folder + "/x.npy"), config, recipe, run_dir=folder + "/run", log=log)
+"""
