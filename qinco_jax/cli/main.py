@@ -13,15 +13,14 @@ from tqdm import tqdm
 
 from qinco_jax import datasets
 from qinco_jax.cli import data as data_cli
+from qinco_jax.cli import measure
 from qinco_jax.cli import models as interop_cli
 from qinco_jax.cli import settings as settings_cli
 from qinco_jax.codecs import named, ours
-from qinco_jax.codecs.codec import Codec
 from qinco_jax.config import PRESETS
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import plots, results, tables
 from qinco_jax.evaluate.compare import compare as compare_codecs
-from qinco_jax.evaluate.neighbours import queries_of
 from qinco_jax.models import disk
 from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.coarse import train_centroids
@@ -33,7 +32,7 @@ from qinco_jax.training.train import approximate, split
 from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.shards import read_rows
-from qinco_jax.vectors.stored import Vectors, spans
+from qinco_jax.vectors.stored import spans
 from qinco_jax.version import __version__
 
 T = TypeVar("T")
@@ -156,15 +155,19 @@ def train(
             f"training {preset} at {num_bytes:g} bytes on {data.name}, {len(data.train):,} vectors "
             f"of {data.train.shape[1]} dimensions, in {folder}; first residual k-means"
         )
+    kept, held_back = split(data.train, data.validation, recipe)
+    if len(held_back) == 0:  # the untrained model, which has seen none of them
+        held_back = kept
+    if data.database is None:
+        click.echo(f"no database: measured on the {measure.which(held_back, data)}")
+        data = data._replace(database=held_back)
+    questions = measure.questions(data, eval_rows, config.unit_norm)  # before hours of training
     with run_log(folder) as log:
         model = train_model(
             data.train, config, recipe, seed=seed, x_val=data.validation, run_dir=folder, log=log,
             centroids=coarse,
         )  # fmt: skip
 
-    kept, held_back = split(data.train, data.validation, recipe)
-    if len(held_back) == 0:  # the untrained model, which has seen none of them
-        held_back = kept
     if len(kept) > RQ_ROWS:
         click.echo(f"training RQ on {RQ_ROWS:,} of the {len(kept):,} rows")
     width, steps = config.num_parts, ours.quarters(config.num_steps)
@@ -174,15 +177,13 @@ def train(
     )  # fmt: skip
     start = run_folder.start_of(folder, model)
     before = [] if start is None else [ours.of_qinco(start, config.num_steps)]
-    if data.database is None:
-        click.echo(f"no database: measured on the {_which(held_back, data)}")
-        data = data._replace(database=held_back)
-    rows = _measure(
+    rows = measure.measure(
         [ours.of_rq(baseline, width * m, config.step_bits / width, RQ_BEAM) for m in steps]
         + [codec._replace(name=f"{codec.name}, before training") for codec in before]
         + [ours.of_qinco(model, m) for m in steps],
         data,
         eval_rows,
+        questions,
     )
     results.write(rows, folder / "results.jsonl")
     plots.plot_rates(folder / "results.jsonl", folder / "results.png", data.name)
@@ -273,14 +274,15 @@ def evaluate(
     data = _load(files)
     if data.database is None:
         _, held_back = split(data.train, data.validation, Recipe())
-        click.echo(f"no database: measured on the {_which(held_back, data)}")
+        click.echo(f"no database: measured on the {measure.which(held_back, data)}")
         data = data._replace(database=held_back)
     checks.vectors(data.train, codec.dim, data.name)
     if out is not None and (Path(out).exists() or not Path(out).parent.is_dir()):
         raise InputError(f"{out} already exists or its folder does not; choose another name")
     steps = ours.quarters(codec.num_steps)
     every = [ours.of_qinco(codec, m, num_candidates, beam_size, joint) for m in steps]
-    rows = _measure(every, data, eval_rows)
+    questions = measure.questions(data, eval_rows, codec.config.unit_norm)
+    rows = measure.measure(every, data, eval_rows, questions)
     if out is not None:
         results.write(rows, out)
     click.echo(tables.markdown(rows))
@@ -296,7 +298,7 @@ def evaluate(
 )
 @click.option("--rates", default="4,8,12,16", show_default=True, help="bytes per vector")
 @click.option("--seeds", default="0", show_default=True, help="train every codec with each")
-@click.option("--metrics", default="l2", show_default=True, help="of l2, ip and cosine")
+@click.option("--metrics", help="of l2, ip and cosine [default: the set's own, or l2]")
 @click.option(
     "--noise",
     default="",
@@ -318,7 +320,7 @@ def evaluate(
     help="another size or recipe setting of our models; may be given several times",
 )
 def compare(
-    codecs: str, rates: str, seeds: str, metrics: str, noise: str, shifted: tuple[str, ...],
+    codecs: str, rates: str, seeds: str, metrics: str | None, noise: str, shifted: tuple[str, ...],
     out: str | None, settings: tuple[str, ...], eval_rows: int | None, **files: str | None,
 ) -> None:  # fmt: skip
     """Trains and compares codecs: a table, plots and a page (report.html).
@@ -330,7 +332,8 @@ def compare(
     folder = Path(out or f"runs/compare-{data.name}")
     rows = compare_codecs(
         data, _items(codecs, str), _items(rates, float), folder,
-        seeds=_items(seeds, int), metrics=_items(metrics, str), noise=_items(noise, float),
+        seeds=_items(seeds, int), metrics=None if metrics is None else _items(metrics, str),
+        noise=_items(noise, float),
         shifted={Path(file).stem: read_rows(file) for file in shifted},
         eval_rows=eval_rows, settings=settings, stage=stage_bar,
     )  # fmt: skip
@@ -353,44 +356,6 @@ def _items(text: str, kind: Callable[[str], T]) -> list[T]:
 def _load(files: dict[str, str | None]) -> datasets.Dataset:
     given = {name: path for name, path in files.items() if path is not None}
     return datasets.load(given.pop("dataset"), **given)
-
-
-def _measure(every: list[Codec], data: datasets.Dataset, eval_rows: int) -> list[results.Row]:
-    """Scores codecs on the first rows of a database, with a progress bar.
-
-    Those with `unit_norm` keep angles, not lengths, so their queries ask by cosine; a set's ground
-    truth is not known to be that.
-    """
-    assert data.database is not None
-    unit = any(codec.unit_norm for codec in every)
-    database = data.database[:eval_rows]
-    questions = []
-    if data.queries is not None:
-        truth = data.groundtruth if len(database) == len(data.database) and not unit else None
-        questions.append(queries_of(data.queries, database, "cosine" if unit else "l2", truth))
-    whole = "" if len(database) == len(data.database) else f"the first {len(database):,} of "
-    queries = "no" if data.queries is None else f"{len(data.queries):,}"
-    how = " by cosine; the error is that of unit vectors" if unit else ""
-    click.echo(f"measured on {whole}{len(data.database):,} vectors with {queries} queries{how}")
-    with tqdm(total=len(every) * len(database), unit=" vectors", unit_scale=True) as bar:
-
-        def advance(codec: Codec) -> Callable[[int], Any]:
-            bar.set_description(f"{codec.name} at {codec.bits / 8:g} bytes")
-            return bar.update
-
-        return results.score(every, database, questions, advance)
-
-
-def _which(held_back: Vectors, data: datasets.Dataset) -> str:
-    """Which rows stand in for a database, as text."""
-    if data.validation is not None:
-        return f"{len(held_back):,} validation vectors, by which training chooses the best epoch"
-    if len(held_back) == len(data.train):
-        return f"{len(held_back):,} training vectors, so the errors are too low"
-    return (
-        f"last {len(held_back):,} of the {len(data.train):,} training vectors, which training "
-        "holds back to choose the best epoch"
-    )
 
 
 def _spans(num_rows: int, what: str) -> Iterator[slice]:

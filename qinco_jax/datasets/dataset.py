@@ -28,6 +28,8 @@ PARTS = {
 EMBEDDED = "sift-photos"
 ANN_BENCHMARKS = {"train", "test", "neighbors"}
 """The HDF5 datasets that identify a file of ann-benchmarks."""
+DISTANCES = {"euclidean": "l2", "angular": "cosine"}
+"""The metric of each `distance` of ann-benchmarks that vectors of numbers are searched by."""
 
 
 class Dataset(NamedTuple):
@@ -41,6 +43,8 @@ class Dataset(NamedTuple):
       groundtruth: [Q, k] integers, the database rows nearest to each query, nearest first, or
         `None`.
       validation: [V, D] vectors to select the best model, or `None` to hold out training vectors.
+      metric: "l2" or "cosine", by which the set is searched and its ground truth was made; `None`
+        if its files do not say.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Dataset(NamedTuple):
     queries: Rows | None = None
     groundtruth: np.ndarray | None = None
     validation: Rows | None = None
+    metric: str | None = None
 
 
 def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dataset:
@@ -65,7 +70,8 @@ def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dat
         with `train` and optionally `database`, `queries`, `groundtruth` and `validation`; training
         vectors as for `shards.read_rows`: a file, a pattern such as `"parts/*.npy"`, or
         `FILE::NAME`; or an HDF5 file of ann-benchmarks, whose `train` is its database: every tenth
-        row of it becomes a training vector instead (`cut_training`).
+        row of it becomes a training vector instead (`cut_training`). Its `distance` gives the
+        metric.
       **files: paths of `database`, `queries` or `groundtruth` to use instead, as for `read_rows`.
 
     Raises:
@@ -129,6 +135,7 @@ def _from_path(name: str) -> dict[str, Any]:
     hdf5 = path.suffix in containers.HDF5 and path.is_file()
     if not hdf5 or not containers.tables(path).keys() >= ANN_BENCHMARKS:
         return {"train": read_rows(name)}
+    metric = _metric_of(path)
     neighbors = np.asarray(containers.read(path, "neighbors"))
     train, database, groundtruth = cut_training(containers.read(path, "train"), neighbors)
     return {
@@ -136,7 +143,19 @@ def _from_path(name: str) -> dict[str, Any]:
         "database": database,
         "queries": containers.read(path, "test"),
         "groundtruth": groundtruth,
+        "metric": metric,
     }
+
+
+def _metric_of(path: Path) -> str | None:
+    """The metric that a file of ann-benchmarks names; `None` if it names none."""
+    distance = containers.hdf5_attribute(path, "distance")
+    if distance is not None and distance not in DISTANCES:
+        raise InputError(
+            f"{path} is searched by the distance {distance!r}, and codecs of vectors know only "
+            f"{' and '.join(DISTANCES)}; give its vectors by name instead, {path}::train"
+        )
+    return None if distance is None else DISTANCES[distance]
 
 
 def _from_folder(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def compare(
     folder: str | os.PathLike[str],
     *,
     seeds: Sequence[int] = (0,),
-    metrics: Sequence[str] = ("l2",),
+    metrics: Sequence[str] | None = None,
     noise: Sequence[float] = (),
     shifted: Mapping[str, Vectors] | None = None,
     eval_rows: int | None = None,
@@ -51,7 +51,8 @@ def compare(
       rates: bytes per vector.
       folder: for this set and these queries only; created if it does not exist.
       seeds: every codec is trained with each.
-      metrics: "l2", "ip", "cosine"; the first one's recall is the main one.
+      metrics: "l2", "ip", "cosine"; the first one's recall is the main one. `None` takes the set's
+        own, or "l2" where its files name none.
       noise: standard deviations, relative to the database's, of normal noise for further queries.
       shifted: further queries [Q, D] by name, from another distribution than the database.
       eval_rows: measure on the first rows of the database only; `None` takes all.
@@ -65,6 +66,7 @@ def compare(
       InputError: an unknown codec, rate or setting, invalid vectors, or another set's folder.
     """
     folder = Path(folder)
+    metrics = [data.metric or "l2"] if metrics is None else metrics
     if not codecs or not rates or not seeds or not metrics:
         raise InputError("name at least one codec, one rate, one seed and one metric")
     rates = [float(rate) for rate in rates]
@@ -110,7 +112,8 @@ def _query_sets(
         return []
     for metric in metrics:
         # A set's ground truth is of all rows, by the metric that the set was made for.
-        truth = data.groundtruth if len(database) == num_rows and metric == first else None
+        known = len(database) == num_rows and metric == (data.metric or first)
+        truth = data.groundtruth if known else None
         own = queries_of(data.queries, database, metric, truth, metric)
         found.append(own._replace(paired=metric != first))
     spread = np.asarray(database[:10_000], np.float64).std(axis=0)

@@ -222,6 +222,15 @@ class _Slices:
             return self._dataset[rows]
 
 
+def hdf5_attribute(path: Path, name: str) -> str | None:
+    """An attribute of an HDF5 file as text; `None` if it has none of that name."""
+    import h5py
+
+    with _explained(path, *HDF5_ERRORS), h5py.File(path, "r") as file:
+        value = file.attrs.get(name)
+    return value.decode() if isinstance(value, bytes) else None if value is None else str(value)
+
+
 # Parquet
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import qinco_jax as qj
+from qinco_jax import datasets
 from qinco_jax.cli import main as cli
 from qinco_jax.quantizers.packing import from_rows, unpack
 from qinco_jax.vectors import formats
@@ -162,6 +164,36 @@ def test_without_a_database_it_says_which_rows_are_measured(folder: Path, tmp_pa
     (tmp_path / "train.npy").symlink_to(folder / "train.npy")
     ran = qinco("evaluate", folder / "run" / "model", "--dataset", tmp_path)
     assert "300 validation vectors, by which training chooses" in ran.output
+
+
+def test_a_set_is_searched_by_its_own_metric(tmp_path: Path) -> None:
+    """Directions and lengths are independent, so the metrics disagree on who is nearest."""
+    rng = np.random.default_rng(0)
+    x, queries = (rng.normal(size=(n, 8)) * rng.lognormal(size=(n, 1)) for n in (6000, 30))
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    truth = (-queries @ unit.T).argsort(axis=1)[:, :200].astype(np.int32)
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        for name, rows in (("train", x), ("test", queries)):
+            file[name] = rows.astype(np.float32)
+        file["neighbors"] = truth
+        file.attrs["distance"] = "angular"
+    out = tmp_path / "run"
+    ran = qinco("train", "--dataset", tmp_path / "x.hdf5", "--out", out, *SMALL)
+    assert ran.exit_code == 0 and "30 queries by cosine" in ran.output, ran.output
+    shown = qinco("evaluate", out / "model", "--dataset", tmp_path / "x.hdf5")
+    assert shown.exit_code == 0 and "30 queries by cosine" in shown.output, shown.output
+    rows = qj.compare(datasets.load(tmp_path / "x.hdf5"), ["rq"], [1], tmp_path / "all")
+    assert [row["queries"] for row in rows] == ["cosine"]
+
+
+def test_a_foreign_ground_truth_is_found_before_training(folder: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "truth.npy", np.tile(np.arange(100), (40, 1)))
+    ran = qinco(
+        "train", "--dataset", folder, "--groundtruth", tmp_path / "truth.npy",
+        "--out", tmp_path / "run", *SMALL,
+    )  # fmt: skip
+    assert ran.exit_code == 2 and "ground truth" in ran.output, ran.output
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_are_listed_with_their_meaning() -> None:

@@ -320,8 +320,27 @@ def test_a_file_of_ann_benchmarks_is_a_set(tmp_path: Path) -> None:
     exact = np.square(data.queries[:][:, None] - database[None]).sum(-1).argsort(axis=1)
     np.testing.assert_array_equal(data.groundtruth, exact[:, : data.groundtruth.shape[1]])
     same(datasets.load(f"{path}::train").train, X)
+    assert data.metric is None
     with pytest.raises(InputError, match="only 9"):
         cut_training(X[:9], None)
+
+
+@pytest.mark.parametrize(
+    ("distance", "metric"), [("euclidean", "l2"), ("angular", "cosine"), (b"angular", "cosine")]
+)
+def test_a_file_of_ann_benchmarks_names_its_metric(
+    distance: str | bytes, metric: str, tmp_path: Path
+) -> None:
+    neighbors = np.tile(np.arange(30, dtype=np.int32), (20, 1))
+    path = write_hdf5(tmp_path / "x.hdf5", train=X, test=X[:20], neighbors=neighbors)
+    with h5py.File(path, "a") as file:
+        file.attrs["distance"] = distance
+    assert datasets.load(path).metric == metric
+    with h5py.File(path, "a") as file:
+        file.attrs["distance"] = "jaccard"
+    with pytest.raises(InputError, match="'jaccard'"):
+        datasets.load(path)
+    same(datasets.load(f"{path}::train").train, X)
 
 
 # Conversion

@@ -1,0 +1,62 @@
+"""What `qinco train` and `qinco evaluate` measure: which rows and queries, and the scores."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from qinco_jax import datasets
+from qinco_jax.codecs.codec import Codec
+from qinco_jax.evaluate import results
+from qinco_jax.evaluate.neighbours import METRICS, Queries, queries_of
+from qinco_jax.vectors.stored import Vectors
+
+
+def questions(data: datasets.Dataset, eval_rows: int, unit_norm: bool) -> list[Queries]:
+    """The set's queries to the first rows of its database, with the right answers.
+
+    They ask by the set's metric, and by cosine if the codecs keep angles, not lengths.
+
+    Raises:
+      InputError: the ground truth belongs to another database or metric.
+    """
+    assert data.database is not None
+    if data.queries is None:
+        return []
+    own = data.metric or "l2"
+    metric, database = "cosine" if unit_norm else own, data.database[:eval_rows]
+    known = len(database) == len(data.database) and metric == own
+    return [queries_of(data.queries, database, metric, data.groundtruth if known else None)]
+
+
+def measure(
+    every: list[Codec], data: datasets.Dataset, eval_rows: int, questions: list[Queries]
+) -> list[results.Row]:
+    """Scores codecs on the first rows of a database, with a progress bar."""
+    assert data.database is not None
+    database = data.database[:eval_rows]
+    whole = "" if len(database) == len(data.database) else f"the first {len(database):,} of "
+    asked = "no queries" if data.queries is None else f"{len(data.queries):,} queries"
+    how = f" by {METRICS[questions[0].space.metric]}" if questions else ""
+    unit = "; the error is that of unit vectors" if any(codec.unit_norm for codec in every) else ""
+    click.echo(f"measured on {whole}{len(data.database):,} vectors with {asked}{how}{unit}")
+    with tqdm(total=len(every) * len(database), unit=" vectors", unit_scale=True) as bar:
+
+        def advance(codec: Codec) -> Callable[[int], Any]:
+            bar.set_description(f"{codec.name} at {codec.bits / 8:g} bytes")
+            return bar.update
+
+        return results.score(every, database, questions, advance)
+
+
+def which(held_back: Vectors, data: datasets.Dataset) -> str:
+    """Which rows stand in for a database, as text."""
+    if data.validation is not None:
+        return f"{len(held_back):,} validation vectors, by which training chooses the best epoch"
+    if len(held_back) == len(data.train):
+        return f"{len(held_back):,} training vectors, so the errors are too low"
+    return (
+        f"last {len(held_back):,} of the {len(data.train):,} training vectors, which training "
+        "holds back to choose the best epoch"
+    )
