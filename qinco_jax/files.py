@@ -1,13 +1,16 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, by one process at a time."""
 
 import contextlib
 import errno
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from qinco_jax.errors import InputError
 
 
 @contextlib.contextmanager
@@ -45,3 +48,32 @@ def reserve(file: BinaryIO, folder: Path, size: int) -> None:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
+
+
+@contextlib.contextmanager
+def locked(lock: Path, what: str) -> Iterator[None]:
+    """Keeps other processes from work on the same files; the lock ends with its process.
+
+    Args:
+      lock: a file for it; `LOCK-holder` beside it says who holds it.
+      what: what the holder does, for the message: "trains in runs/x".
+
+    Raises:
+      InputError: another process holds it; names it.
+    """
+    from filelock import FileLock, Timeout  # not at the top: slow to import
+
+    holder = lock.with_name(f"{lock.name}-holder")
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        who = holder.read_text() if holder.exists() else "another process"
+        raise InputError(f"{who} {what}; wait until it ends, or choose another place") from error
+    try:
+        with replacing(holder) as partial:
+            partial.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        held.release()

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qinco_jax"
 
 FLOORS = [
-    {"errors", "version", "files", "config", "optional"},
+    {"errors", "version", "files", "interrupts", "config", "optional"},
     {"vectors"},
     {"datasets"},
     {"quantizers"},

@@ -1,5 +1,6 @@
 """The command line, thin over the Python API: train, encode, decode, evaluate, compare, data."""
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,26 +22,27 @@ from qinco_jax.config import PRESETS
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import plots, results, tables
 from qinco_jax.evaluate.compare import compare as compare_codecs
+from qinco_jax.interrupts import Interrupted
+from qinco_jax.models import codes as code_files
 from qinco_jax.models import disk
 from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.training import run_folder
 from qinco_jax.training.logs import run_log, stage_bar
-from qinco_jax.training.loop import Diverged, Interrupted
+from qinco_jax.training.loop import Diverged
 from qinco_jax.training.recipe import Recipe
 from qinco_jax.training.train import approximate, split
 from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.shards import read_rows
-from qinco_jax.vectors.stored import spans
 from qinco_jax.version import __version__
 
 T = TypeVar("T")
 
-CHUNK_ROWS = 65536
 RQ_BEAM = 32
 RQ_ROWS = 100_000
-FAILURES = {Diverged: 1, Interrupted: 130, InputError: 2}
+INTERRUPTED = 130  # as shells count SIGINT
+FAILURES = {Diverged: 1, Interrupted: INTERRUPTED, InputError: 2}
 
 
 class Commands(click.Group):
@@ -56,8 +58,9 @@ class Commands(click.Group):
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             text, code = (
-                "interrupted; train, compare and data continue when run again, others start anew",
-                130,
+                "interrupted; train, encode, compare and data resume when run again, others start "
+                "anew",
+                INTERRUPTED,
             )
         except BrokenPipeError:
             raise  # `qinco settings | head`: click ends quietly
@@ -224,18 +227,15 @@ def centroids(
 @click.argument("codes")
 @interop_cli.search_options
 def encode(model: str, vectors: str, codes: str, **search: Any) -> None:
-    """Encodes the file VECTORS with MODEL into the new file CODES (.npy, packed bytes)."""
-    codec = disk.load(model)
-    x = read_rows(vectors)
-    checks.vectors(x, codec.dim, vectors)
-    width, dtype = packing.row_shape(codec.config)
-    if Path(codes).suffix != ".npy":
-        raise InputError(f"codes are written as .npy; name the output {codes}.npy")
-    with formats.create(codes, (len(x), width), dtype) as out:
-        for span in _spans(len(x), "encoding"):
-            rows = checks.finite(x[span], span.start, vectors)
-            found = coding.encode(codec, rows, **search)
-            out[span] = packing.to_rows(np.asarray(found), codec.config)
+    """Encodes the file VECTORS with MODEL into the new file CODES (.npy, packed bytes).
+
+    Run the same command again to resume after an interruption. CODES.json says what made the codes:
+    keep both together.
+    """
+    with _bar("encoding") as advance:
+        code_files.write(
+            codes, disk.load(model), read_rows(vectors), what=vectors, advance=advance, **search
+        )
 
 
 @main.command()
@@ -245,13 +245,12 @@ def encode(model: str, vectors: str, codes: str, **search: Any) -> None:
 def decode(model: str, codes: str, vectors: str) -> None:
     """Decodes the file CODES with MODEL into the new file VECTORS (.npy, .fvecs or .fbin)."""
     codec = disk.load(model)
-    rows = formats.read(codes)
-    config, sizes = codec.config, codec.column_sizes
-    packing.from_rows(rows[:1], config)  # refuses other widths first
-    with formats.create(vectors, (len(rows), codec.dim), np.float32) as out:
-        for span in _spans(len(rows), "decoding"):
-            found = packing.from_rows(rows[span], config)
-            found = packing.check_range(sizes, found, span.start)
+    rows = code_files.read(codes, codec)
+    shape = len(rows), codec.dim
+    with formats.create(vectors, shape, np.float32) as out, _bar("decoding") as advance:
+        for span in code_files.read_blocks(len(rows), advance):
+            found = packing.from_rows(np.asarray(rows[span]), codec.config)
+            found = packing.check_range(codec.column_sizes, found, span.start)
             out[span] = np.asarray(coding.decode(codec, found))
 
 
@@ -358,8 +357,15 @@ def _load(files: dict[str, str | None]) -> datasets.Dataset:
     return datasets.load(given.pop("dataset"), **given)
 
 
-def _spans(num_rows: int, what: str) -> Iterator[slice]:
-    with tqdm(total=num_rows, unit=" vectors", unit_scale=True, desc=what) as bar:
-        for span in spans(num_rows, CHUNK_ROWS):
-            yield span
-            bar.update(span.stop - span.start)
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over vectors: a function of how many are done, of how many."""
+    with tqdm(unit=" vectors", unit_scale=True, desc=what) as bar:
+
+        def advance(done: int, total: int) -> None:
+            if bar.total is None:
+                bar.initial, bar.n = done, done
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance

@@ -16,7 +16,7 @@ from qinco_jax.training import run_folder
 from qinco_jax.training.recipe import Recipe
 from qinco_jax.training.train import split
 from qinco_jax.vectors import checks
-from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
+from qinco_jax.vectors.stored import Rows, Vectors, fingerprint, lazily, spans
 
 IDENTITY = "evaluation.json"
 
@@ -79,12 +79,12 @@ def compare(
     extra = shifted or {}
     identity = {
         "dataset": data.name,
-        "train": run_folder.fingerprint(x_train),
-        "database": run_folder.fingerprint(database),
-        "queries": None if data.queries is None else run_folder.fingerprint(data.queries),
+        "train": fingerprint(x_train),
+        "database": fingerprint(database),
+        "queries": None if data.queries is None else fingerprint(data.queries),
         "metrics": list(metrics),
         "noise": list(noise),
-        "shifted": {name: run_folder.fingerprint(lazily(x)) for name, x in extra.items()},
+        "shifted": {name: fingerprint(lazily(x)) for name, x in extra.items()},
     }
     query_sets = _query_sets(data, database, len(whole), metrics, noise, extra)
     run_folder.claim(folder / IDENTITY, identity, (RESULTS, COSTS))

@@ -1,13 +1,10 @@
 """The training loop: devices, batches, validation, checkpoints, resuming."""
 
-import contextlib
 import dataclasses
 import functools
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from qinco_jax.config import QincoConfig
+from qinco_jax.interrupts import Interrupted, noticed
 from qinco_jax.models import disk
 from qinco_jax.models.orbax import Checkpoints
 from qinco_jax.quantizers import coding, qinco
@@ -36,10 +34,6 @@ UNIMPROVED = (
     "more epochs, on more vectors, or with another learning_rate"
 )
 CHECKED_ROWS = 65536  # read at once where all rows are looked at
-
-
-class Interrupted(Exception):
-    """Ctrl-C while training; the run is saved and the message says how to resume it."""
 
 
 class Diverged(RuntimeError):
@@ -112,7 +106,7 @@ def fit(
         # Placed like the rest of the state, or the next step is compiled anew.
         return jax.device_put(np.float32(mse), everywhere)
 
-    with _interrupts(checkpoints is not None) as interrupted, feed:
+    with noticed(checkpoints is not None) as interrupted, feed:
         if fresh:  # what is returned is never worse than where it started
             state = dataclasses.replace(state, best_mse=validate(state.model))
         while step < total_steps and not training.is_exhausted(state, recipe):
@@ -191,22 +185,3 @@ def _how_to_recover(checkpoints: Checkpoints | None, step: int) -> str:
         f"the loss became NaN or Inf by step {step}; {kept}; start a new run with a lower "
         "learning_rate, or look for extreme values in the vectors"
     )
-
-
-@contextlib.contextmanager
-def _interrupts(enabled: bool) -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, where it can be caught; a second Ctrl-C stops at once."""
-    event = threading.Event()
-    if not enabled or threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(*_: object) -> None:
-        signal.signal(signal.SIGINT, previous)
-        event.set()
-
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -1,12 +1,9 @@
 """Folders of runs and evaluations: each belongs to what was asked for there first."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +19,13 @@ from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.training.recipe import Recipe
 from qinco_jax.vectors import formats
-from qinco_jax.vectors.stored import Rows
+from qinco_jax.vectors.stored import Rows, fingerprint
 
 IDENTITY, START, FINISHED, CHECKPOINTS = "run.json", "start", "model", "checkpoints"
 ROTATION, CENTROIDS = "rotation.npy", "centroids.npy"
-LOCK, HOLDER = ".lock", ".holder"  # who trains there
+LOCK = ".lock"  # of who trains there
 PART = "part-{}"  # folder of a product's part
 CONTENTS = START, FINISHED, CHECKPOINTS, ROTATION, CENTROIDS
-
-
-def fingerprint(x: Rows) -> dict[str, Any]:
-    """What tells vectors [N, D] from others: shape, dtype and a hash of about 1,000 rows."""
-    sample = np.ascontiguousarray(np.asarray(x[:: max(1, len(x) // 1000)]))
-    return {
-        "shape": list(x.shape),
-        "dtype": str(x.dtype),
-        "sha256_of_sample": hashlib.sha256(sample.tobytes()).hexdigest(),
-    }
 
 
 def identity(
@@ -125,33 +112,6 @@ def claim(file: Path, identity: Mapping[str, Any], contents: tuple[str, ...]) ->
             f"{folder} belongs to another run: {'; '.join(differences)}; choose another folder or "
             "remove that one"
         )
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps others from training in a run's folder; the lock ends with its process.
-
-    Raises:
-      InputError: another process trains there; names it.
-    """
-    from filelock import FileLock, Timeout  # not at the top: slow to import
-
-    holder = folder / HOLDER
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        who = holder.read_text() if holder.exists() else "another process"
-        raise InputError(
-            f"{who} trains in {folder}; wait until it ends, or choose another folder"
-        ) from error
-    try:
-        with replacing(holder) as partial:
-            partial.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

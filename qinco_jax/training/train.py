@@ -14,6 +14,7 @@ import numpy as np
 from qinco_jax import optional
 from qinco_jax.config import PRESETS, QincoConfig, named
 from qinco_jax.errors import InputError
+from qinco_jax.files import locked
 from qinco_jax.models import disk
 from qinco_jax.models.orbax import Checkpoints
 from qinco_jax.quantizers import opq
@@ -107,7 +108,8 @@ def train(
         if (folder / run_folder.FINISHED).exists():
             return disk.load(folder / run_folder.FINISHED)
     given = x_train, x_val, config, recipe, seed, folder, log
-    with contextlib.nullcontext() if folder is None else run_folder.locked(folder):
+    alone = folder and locked(folder / run_folder.LOCK, f"trains in {folder}")
+    with alone or contextlib.nullcontext():
         model = _product(*given, init) if config.num_parts > 1 else _single(*given, centroids, init)
         if folder is not None:
             disk.save(model, folder / run_folder.FINISHED)

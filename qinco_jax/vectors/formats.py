@@ -80,7 +80,10 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
 
 @contextlib.contextmanager
 def create(
-    path: str | os.PathLike[str], shape: tuple[int, int], dtype: npt.DTypeLike
+    path: str | os.PathLike[str],
+    shape: tuple[int, int],
+    dtype: npt.DTypeLike,
+    partial: Path | None = None,
 ) -> Iterator[np.ndarray]:
     """Creates a file of vectors in a `with` block, which fills the rows.
 
@@ -91,6 +94,8 @@ def create(
       path: a new file with one of `NEW_ENDINGS`, in an existing directory.
       shape: (N, D) with N >= 1 and 1 <= D <= 10^6.
       dtype: of the numbers; `.npy` takes any integer or float, the others one dtype each.
+      partial: the temporary name; the file keeps it after an exception, and the next call goes on
+        with the rows that are there.
 
     Yields:
       [N, D], a writable map of the file, initially zero.
@@ -102,36 +107,59 @@ def create(
     path, dtype = Path(path), np.dtype(dtype)
     rows, columns = _check_new(path, shape, dtype)
     header, record = _new_header(path, rows, columns, dtype), _record(path, columns, dtype)
-    with new_map(path, header, record, rows) as records:
+    with new_map(path, header, record, rows, partial) as records:
         if _is_vecs(path):
             records["dim"] = columns
         yield records["row"]
 
 
 @contextlib.contextmanager
-def new_map(path: Path, header: bytes, record: np.dtype, rows: int) -> Iterator[np.ndarray]:
+def new_map(
+    path: Path, header: bytes, record: np.dtype, rows: int, partial: Path | None = None
+) -> Iterator[np.ndarray]:
     """Creates a file of a header and records in a `with` block, which fills the records [N].
 
     Raises:
       InputError: on entry, if `path` cannot be written or the disk has too little space.
     """
     size = len(header) + rows * record.itemsize
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    place = partial or path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with _explained(path, size):
-            with partial.open("xb") as file:
-                reserve(file, partial.parent, size)
-                file.write(header)
-            records = np.memmap(partial, record, "r+", len(header), (rows,))
+            if not _begun(place, header, size):
+                _reserved(place, header, size)
+            records = np.memmap(place, record, "r+", len(header), (rows,))
         yield records
         with _explained(path, size):
             records.flush()
-            with partial.open("r+b") as file:
+            with place.open("r+b") as file:
                 os.fsync(file.fileno())
-            partial.rename(path)
+            place.rename(path)
     finally:
-        with contextlib.suppress(OSError):  # usually because it was renamed
-            partial.unlink()
+        if partial is None:
+            with contextlib.suppress(OSError):  # usually because it was renamed
+                place.unlink()
+
+
+def _begun(place: Path, header: bytes, size: int) -> bool:
+    """Whether a file of that size and header is there; any other is removed."""
+    if place.exists() and place.stat().st_size == size:
+        with place.open("rb") as file:
+            if file.read(len(header)) == header:
+                return True
+    place.unlink(missing_ok=True)
+    return False
+
+
+def _reserved(place: Path, header: bytes, size: int) -> None:
+    """A new file of `size` bytes that begins with a header; none if the disk has too few."""
+    try:
+        with place.open("xb") as file:
+            reserve(file, place.parent, size)
+            file.write(header)
+    except BaseException:
+        place.unlink(missing_ok=True)
+        raise
 
 
 def check_file(path: Path, endings: tuple[str, ...]) -> int:

@@ -1,5 +1,6 @@
 """Rows that are read on demand: several files, records or row groups as one array."""
 
+import hashlib
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -185,3 +186,13 @@ def spans(num_rows: int, size: int) -> Iterator[slice]:
     """Slices of at most `size` rows that cover `num_rows`."""
     for begin in range(0, num_rows, size):
         yield slice(begin, min(begin + size, num_rows))
+
+
+def fingerprint(x: Rows) -> dict[str, Any]:
+    """What tells vectors [N, D] from others: shape, dtype and a hash of about 1,000 rows."""
+    sample = np.ascontiguousarray(np.asarray(x[:: max(1, len(x) // 1000)]))
+    return {
+        "shape": list(x.shape),
+        "dtype": str(x.dtype),
+        "sha256_of_sample": hashlib.sha256(sample.tobytes()).hexdigest(),
+    }

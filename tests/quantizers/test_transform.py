@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 import qinco_jax as qj
 from qinco_jax.cli import main as cli
 from qinco_jax.evaluate import tables
+from qinco_jax.interrupts import Interrupted
 from qinco_jax.models import orbax
 from qinco_jax.quantizers import qinco, transform
-from qinco_jax.training import loop
 
 D = 6
 CONFIG = qj.QincoConfig(
@@ -210,7 +210,7 @@ def interrupt(record: dict[str, float]) -> None:
 
 def test_a_resumed_training_ends_with_the_same_model(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, rotate=True, unit_norm=True)
-    with pytest.raises(loop.Interrupted):
+    with pytest.raises(Interrupted):
         qj.train(X, config, RECIPE, run_dir=tmp_path, log=interrupt)
     resumed = qj.train(X, config, RECIPE, run_dir=tmp_path)
     assert_same(resumed, qj.train(X, config, RECIPE))

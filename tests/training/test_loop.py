@@ -17,6 +17,7 @@ import pytest
 from killed import CONFIG, RECIPE, vectors
 
 import qinco_jax as qj
+from qinco_jax.interrupts import Interrupted
 from qinco_jax.training import feed, loop
 from qinco_jax.training import recipe as recipe_module
 from qinco_jax.training import step as training
@@ -71,7 +72,7 @@ def test_every_recipe_trains(schedule: str, compute_dtype: str) -> None:
 
 
 def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path: Path, uninterrupted: qj.Qinco) -> None:
-    with pytest.raises(loop.Interrupted, match=r"stopped at step 2[01] .* again to resume"):
+    with pytest.raises(Interrupted, match=r"stopped at step 2[01] .* again to resume"):
         qj.train(vectors(), CONFIG, RECIPE, run_dir=tmp_path / "run", log=interrupt)
     steps: list[float] = []
     model = qj.train(
@@ -165,7 +166,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_model(tmp_path: Path) -> Non
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(loop.Interrupted):
+    with pytest.raises(Interrupted):
         qj.train(vectors(), CONFIG, RECIPE, run_dir=tmp_path, log=interrupt)
     newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
     for path in newest.rglob("*"):

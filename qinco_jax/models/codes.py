@@ -1,0 +1,183 @@
+"""Files of codes: written block by block, resumed after an interruption, bound to their model.
+
+Codes are a plain `.npy` of packed rows (`packing.to_rows`). Beside `codes.npy`, `codes.npy.json`
+says which model made them, from which vectors and with which search; whoever moves the one should
+move the other.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qinco_jax.errors import InputError
+from qinco_jax.files import locked, replacing
+from qinco_jax.interrupts import Interrupted, noticed
+from qinco_jax.models import digest
+from qinco_jax.quantizers import coding, packing
+from qinco_jax.quantizers.coding import Model
+from qinco_jax.vectors import checks, formats
+from qinco_jax.vectors.stored import Rows, fingerprint
+from qinco_jax.version import __version__
+
+BLOCK_ROWS = 4096, 65536  # the first block, and the largest
+BLOCK_SECONDS = 1.0  # blocks grow while they take less
+DAMAGED = "remove it to use the codes unchecked, or encode the vectors again"
+
+Advance = Callable[[int, int], Any]
+"""Shows progress: (rows done, of how many)."""
+
+
+def write(
+    path: str | os.PathLike[str],
+    model: Model,
+    x: Rows,
+    *,
+    num_candidates: int | None = None,
+    beam_size: int | None = None,
+    joint: bool | None = None,
+    what: str = "the vectors",
+    advance: Advance = lambda done, total: None,
+) -> None:
+    """Encodes vectors of any number into the new file `path`.
+
+    What is done is kept beside it: the same call goes on there after Ctrl-C, a crash or a kill.
+
+    Args:
+      path: a new `.npy` file.
+      model: of M steps and K codewords.
+      x: [N, D] vectors, read block by block.
+      num_candidates: A, as of `encode`.
+      beam_size: B, as of `encode`.
+      joint: as of `encode`.
+      what: the name of the vectors, for messages.
+      advance: called with the rows done, at first those of an earlier call, and N.
+
+    Raises:
+      InputError: `path` exists or cannot be written, vectors or search do not fit the model, or
+        another process writes the same file.
+      Interrupted: Ctrl-C; the message says how many rows are kept.
+    """
+    target = Path(path)
+    if target.suffix != ".npy":
+        raise InputError(f"codes are written as .npy; name the output {target}.npy")
+    formats.check_new(target, formats.NEW_ENDINGS)
+    checks.vectors(x, model.dim, what)
+    search = dataclasses.asdict(coding.search_of(model, num_candidates, beam_size, joint))
+    origin = _origin(model, x, search)
+    partial, progress = _hidden(target, "partial"), _hidden(target, "progress")
+    shape, lock = (len(x), origin["bytes"]), _hidden(target, "lock")
+    with locked(lock, f"writes {target}"), noticed() as interrupted:
+        done = _done(progress, origin)
+        if done == 0:
+            partial.unlink(missing_ok=True)
+            _write_json(progress, origin | {"done": 0})
+        advance(done, len(x))
+        with formats.create(target, shape, origin["dtype"], partial) as out:
+            for span in _blocks(done, len(x)):
+                rows = checks.finite(x[span], span.start, what)
+                found = np.asarray(coding.encode(model, rows, **search))
+                out[span] = packing.to_rows(found, model.config)
+                _write_json(progress, origin | {"done": span.stop})
+                advance(span.stop, len(x))
+                if interrupted.is_set() and span.stop < len(x):
+                    raise Interrupted(
+                        f"stopped after {span.stop:,} of {len(x):,} vectors, whose codes are kept; "
+                        "run the same command again to resume"
+                    )
+            _write_json(_beside(target), origin)
+        progress.unlink()
+    lock.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike[str], model: Model) -> Rows:
+    """Opens a file of packed codes [N, bytes] after checking that they are the model's.
+
+    Codes without a `.json` beside them, such as `np.save` makes, are checked for their width alone.
+
+    Raises:
+      InputError: no such file, or codes of another model.
+    """
+    rows, beside = formats.read(path), _beside(Path(path))
+    columns = packing.from_rows(np.asarray(rows[:1]), model.config).shape[1]
+    if beside.exists():
+        try:
+            origin = json.loads(beside.read_bytes())
+            maker, shape = origin["model"], [origin["vectors"]["shape"][0], origin["bytes"]]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise InputError(f"{beside} is damaged ({error!r}); {DAMAGED}") from error
+        if shape != list(rows.shape):
+            raise InputError(
+                f"{beside} is of {shape[0]} codes of {shape[1]} bytes, and {path} holds "
+                f"{rows.shape[0]} of {rows.shape[1]}; {DAMAGED}"
+            )
+        if maker != model_fingerprint(model.first_columns(columns)):
+            raise InputError(
+                f"{path} holds codes of another model, as {beside} says; decode them with that one"
+            )
+    return rows
+
+
+def model_fingerprint(model: Model) -> str:
+    """What tells a model's codes from another's: SHA-256, in hex, of all that decoding uses."""
+    arrays = digest.named(model)
+    return digest.sha256({}, {name: arrays[name] for name in arrays if "preselect" not in name})
+
+
+def read_blocks(num_rows: int, advance: Advance) -> Iterator[slice]:
+    """Slices of rows that grow while each takes less than a second, so progress shows early."""
+    for span in _blocks(0, num_rows):
+        yield span
+        advance(span.stop, num_rows)
+
+
+def _blocks(begin: int, num_rows: int) -> Iterator[slice]:
+    size, most = BLOCK_ROWS
+    while begin < num_rows:
+        started = time.monotonic()
+        yield slice(begin, min(begin + size, num_rows))
+        begin += size
+        if time.monotonic() - started < BLOCK_SECONDS / 2:
+            size = min(2 * size, most)
+
+
+def _origin(model: Model, x: Rows, search: Mapping[str, Any]) -> dict[str, Any]:
+    """What made a file of codes."""
+    width, dtype = packing.row_shape(model.config)
+    return {
+        "model": model_fingerprint(model),
+        "vectors": fingerprint(x),
+        "search": dataclasses.asdict(coding.search_of(model, **search)),
+        "bytes": width,
+        "dtype": str(dtype),
+        "version": __version__,
+    }
+
+
+def _done(progress: Path, origin: Mapping[str, Any]) -> int:
+    """The rows that an earlier call of the same origin left; 0 if there was none."""
+    try:
+        left = json.loads(progress.read_bytes())
+        done = left.pop("done")
+    except (OSError, ValueError, KeyError, AttributeError):
+        return 0
+    return int(done) if left == origin else 0
+
+
+def _beside(path: Path) -> Path:
+    """Where it stands what made a file of codes."""
+    return path.with_name(f"{path.name}.json")
+
+
+def _hidden(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name}.{ending}")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
