@@ -16,7 +16,9 @@ help:  ## this list
 train: .venv/run  ## train and measure: DATASET=name|path PRESET=small BYTES=8 ARGS="--set num_epochs=40"
 	.venv/bin/qinco train --dataset "$(DATASET)" --preset $(PRESET) --bytes $(BYTES) $(ARGS)
 
-eval: .venv/eval  ## compare codecs: DATASET=name|path CODECS=opq,rq,lsq,unq,small@16 RATES=4,8,16
+eval: .venv/eval  ## compare codecs, about 80 minutes on 2 cores, less with fewer CODECS or RATES: DATASET=name|path CODECS=opq,rq,small@16 RATES=8
+	@echo "By default this takes about 80 minutes on 2 cores, four fifths of them for lsq and unq."
+	@echo "Shorter: CODECS=pq,opq,rq:B=32,small@16 a fifth of that, RATES=8 a quarter."
 	.venv/bin/qinco compare --dataset "$(DATASET)" --codecs "$(CODECS)" --rates "$(RATES)" $(ARGS)
 
 reproduce: .venv/eval  ## the papers' tables and figures: SCALE=small|full DATASET=name|path; see experiments/README.md

@@ -1,7 +1,12 @@
-"""The notebooks run from an empty kernel, and what is kept of them is fit to be looked at."""
+"""The notebooks run from an empty kernel, show what they should, and work in Colab."""
 
+import ast
 import base64
+import configparser
+import importlib.util
+import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,12 +14,21 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+
+import qinco_jax as qj
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-COLAB = "https://colab.research.google.com/github/qinco-jax/qinco_jax/blob/main/notebooks/"
+SETUP = configparser.ConfigParser(interpolation=None)
+SETUP.read(ROOT / "setup.cfg")
+REPOSITORY = SETUP["metadata"]["url"].removeprefix("https://github.com/")
+COLAB = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/notebooks/"
+ADDRESS = r"(?:github\.com|githubusercontent\.com|google\.com/github)/([\w.-]+/[\w-]+)"
+OTHERS = {"facebookresearch/contriever"}
 PLACES = r"/(tmp|home|root|work|opt|usr|Users|var|mnt)/|site-packages|[A-Z]:\\"
 MAX_PICTURE = 100_000
+FIELD = re.compile(r"^(\w+) = (.+?) +# @param (.+)$", re.MULTILINE)
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -72,3 +86,58 @@ def test_a_notebook_opens_in_colab_and_links_to_notebooks_that_exist(path: Path)
     text = "\n".join(cell.source for cell in notebook.cells)
     for link in re.findall(r"\]\((\w+\.ipynb)\)", text):
         assert (path.parent / link).exists()
+
+
+@each_notebook
+def test_installing_keeps_the_plugin_of_the_machine(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Shell:
+        def run_line_magic(self, name: str, line: str) -> None:
+            asked.append(line.format(**names))
+
+    cell = compile(TransformerManager().transform_cell(code_cells(path)[0].source), path, "exec")
+    for here, extras in (
+        ({"jax_cuda12_plugin"}, "cuda12"),
+        ({"jax_cuda13_plugin"}, "cuda13"),
+        ({"libtpu"}, "tpu"),
+        (set(), ""),
+        ({"qinco_jax"}, None),
+    ):
+        names: dict[str, object] = {"get_ipython": Shell}
+        with monkeypatch.context() as patched:
+            patched.setattr(importlib.util, "find_spec", {name: name for name in here}.get)
+            exec(cell, names)
+        if extras is None:
+            assert not asked
+        else:
+            *_, jax, package = shlex.split(asked.pop())
+            assert jax == f"jax[{extras}]"
+            assert package.endswith(f" @ git+{SETUP['metadata']['url']}")
+
+
+@each_notebook
+def test_sizes_are_form_fields_that_colab_reads(path: Path) -> None:
+    text = "\n".join(cell.source for cell in code_cells(path))
+    fields = FIELD.findall(text)
+    assert fields and len(fields) == text.count("@param")
+    for name, value, form in fields:
+        field, value = json.loads(form), ast.literal_eval(value)
+        if isinstance(field, list):
+            assert value in field
+        else:
+            assert field["type"] in {"integer", "raw"} or field["min"] <= value <= field["max"]
+        assert name != "preset" or set(field) <= set(qj.PRESETS)
+
+
+def test_every_address_of_the_repository_is_that_of_setup_cfg() -> None:
+    files = [path for path in ROOT.iterdir() if path.suffix in (".md", ".cfg", ".toml")]
+    for folder in ("experiments", "notebooks", "qinco_jax", "tests"):
+        inside = (ROOT / folder).rglob("*")
+        files += [path for path in inside if path.suffix in (".md", ".py", ".ipynb")]
+    found = {name for path in files for name in re.findall(ADDRESS, path.read_text())}
+    assert found - OTHERS == {REPOSITORY}
+    moving = f"git grep -l {REPOSITORY} | xargs sed -i 's,{REPOSITORY},OWNER/NAME,g'"
+    assert moving in (ROOT / "CONTRIBUTING.md").read_text()
