@@ -78,21 +78,33 @@ def write(
             partial.unlink(missing_ok=True)
             _write_json(progress, origin | {"done": 0})
         advance(done, len(x))
-        with formats.create(target, shape, origin["dtype"], partial) as out:
-            for span in _blocks(done, len(x)):
-                rows = checks.finite(x[span], span.start, what)
-                found = np.asarray(coding.encode(model, rows, **search))
-                out[span] = packing.to_rows(found, model.config)
-                _write_json(progress, origin | {"done": span.stop})
-                advance(span.stop, len(x))
-                if interrupted.is_set() and span.stop < len(x):
-                    raise Interrupted(
-                        f"stopped after {span.stop:,} of {len(x):,} vectors, whose codes are kept; "
-                        "run the same command again to resume"
-                    )
-            _write_json(_beside(target), origin)
-        progress.unlink()
-    lock.unlink(missing_ok=True)
+        try:
+            with formats.create(target, shape, origin["dtype"], partial) as out:
+                for span in _blocks(done, len(x)):
+                    rows = checks.finite(x[span], span.start, what)
+                    found = np.asarray(coding.encode(model, rows, **search))
+                    out[span] = packing.to_rows(found, model.config)
+                    _write_json(progress, origin | {"done": span.stop})
+                    advance(span.stop, len(x))
+                    if interrupted.is_set() and span.stop < len(x):
+                        raise Interrupted(_how_to_resume(span.stop, len(x)))
+                _write_json(_beside(target), origin)
+        except InputError:  # of other vectors, or on another disk, nothing could be resumed
+            _remove(partial, progress, lock)
+            raise
+    _remove(progress, lock)
+
+
+def _how_to_resume(done: int, total: int) -> str:
+    return (
+        f"stopped after {done:,} of {total:,} vectors, whose codes are kept; run the same command "
+        "again to resume"
+    )
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike[str], model: Model) -> Rows:
