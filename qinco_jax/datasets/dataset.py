@@ -13,7 +13,7 @@ import numpy as np
 from qinco_jax.datasets import catalog
 from qinco_jax.datasets.holdout import cut_training
 from qinco_jax.errors import InputError
-from qinco_jax.vectors import checks, containers, shards
+from qinco_jax.vectors import checks, containers, hdf5, shards
 from qinco_jax.vectors.shards import read_rows
 from qinco_jax.vectors.stored import Rows
 
@@ -132,8 +132,8 @@ def _embedded() -> dict[str, Any]:
 def _from_path(name: str) -> dict[str, Any]:
     """The parts of a file of ann-benchmarks, or training vectors alone."""
     path = Path(name)
-    hdf5 = path.suffix in containers.HDF5 and path.is_file()
-    if not hdf5 or not containers.tables(path).keys() >= ANN_BENCHMARKS:
+    is_hdf5 = path.suffix in hdf5.ENDINGS and path.is_file()
+    if not is_hdf5 or not containers.tables(path).keys() >= ANN_BENCHMARKS:
         return {"train": read_rows(name)}
     metric = _metric_of(path)
     neighbors = np.asarray(containers.read(path, "neighbors"))
@@ -149,7 +149,7 @@ def _from_path(name: str) -> dict[str, Any]:
 
 def _metric_of(path: Path) -> str | None:
     """The metric that a file of ann-benchmarks names; `None` if it names none."""
-    distance = containers.hdf5_attribute(path, "distance")
+    distance = hdf5.attribute(path, "distance")
     if distance is not None and distance not in DISTANCES:
         raise InputError(
             f"{path} is searched by the distance {distance!r}, and codecs of vectors know only "

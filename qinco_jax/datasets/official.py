@@ -17,6 +17,7 @@ from qinco_jax.datasets.download import Missing, Remote
 from qinco_jax.datasets.transfers import Cut, check_space
 from qinco_jax.errors import InputError
 from qinco_jax.vectors import formats
+from qinco_jax.vectors.stored import Rows
 
 
 class Wanted(NamedTuple):
@@ -210,12 +211,17 @@ def _fetched(entry: Wanted, folder: Path) -> Path:
         return download.fetch(entry.remote, folder, advance)
 
 
-def _checked(rows: np.ndarray, path: Path, entry: Wanted, known: NamedSet) -> np.ndarray:
+def _checked(rows: Rows, path: Path, entry: Wanted, known: NamedSet) -> np.ndarray:
     """The wanted rows.
 
     Raises:
       InputError: the file is not what was published.
     """
+    if not isinstance(rows, np.ndarray):
+        raise InputError(
+            f"{path} is in Fortran order or of another byte order than the published file; remove "
+            "it and its .sha256, and fetch it again"
+        )
     fits = rows.shape[1] == known.dim and rows.dtype == known.dtype
     if entry.part != "groundtruth" and not fits:
         raise InputError(
