@@ -21,6 +21,7 @@ from qinco_jax.config import PRESETS
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import plots, results, tables
 from qinco_jax.evaluate.compare import compare as compare_codecs
+from qinco_jax.files import path_of
 from qinco_jax.models import disk
 from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.coarse import train_centroids
@@ -31,7 +32,7 @@ from qinco_jax.training.recipe import Recipe
 from qinco_jax.training.train import approximate, split
 from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors import checks, formats
-from qinco_jax.vectors.shards import read_rows
+from qinco_jax.vectors.shards import ENDINGS, read_rows
 from qinco_jax.vectors.stored import spans
 from qinco_jax.version import __version__
 
@@ -59,6 +60,11 @@ class Commands(click.Group):
                 "interrupted; train, compare and data continue when run again, others start anew",
                 130,
             )
+        except click.UsageError as error:
+            if "extra argument" in error.message and any(end in error.message for end in ENDINGS):
+                hint = 'to pass several files, quote a pattern, such as "parts/*.npy"'
+                raise click.UsageError(f"{error.message}; {hint}", error.ctx) from None
+            raise
         except BrokenPipeError:
             raise  # `qinco settings | head`: click ends quietly
         except OSError as error:
@@ -80,9 +86,10 @@ class Commands(click.Group):
 def main() -> None:
     """Neural residual quantization: trains QINCo models, encodes, decodes, evaluates.
 
-    Files of vectors are .npy, .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin, .ibin, .hdf5, .parquet
-    or .safetensors, "parts/*.npy" several of them, FILE::NAME the column or dataset NAME of a file;
-    codes are .npy. Compiled programs are kept in ~/.cache/qinco_jax, or where
+    Files of vectors are .npy, .npz, .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin, .ibin, .hdf5,
+    .parquet or .safetensors, "parts/*.npy" or a folder of numbered files several of them,
+    FILE::NAME the column or dataset NAME of a file; codes are .npy. A MODEL is a folder, that of
+    its run too, or a .safetensors file. Compiled programs are kept in ~/.cache/qinco_jax, or where
     JAX_COMPILATION_CACHE_DIR says.
     """
     _keep_compilations()
@@ -114,7 +121,7 @@ def _data_options(eval_rows: int | None) -> Callable[[Callable[..., None]], Call
             click.option("--dataset", default="sift-photos", show_default=True,
                          metavar="NAME|PATH",
                          help="a named set, a folder with train.* and maybe database.*, queries.* "
-                              "and groundtruth.*, or training vectors: a file or a pattern"),
+                              "and groundtruth.*, or training vectors: a file, pattern or folder"),
         ):  # fmt: skip
             command = option(command)
         return command
@@ -147,7 +154,7 @@ def train(
     if coarse is not None and not any(text.startswith("num_centroids=") for text in settings):
         settings = (*settings, f"num_centroids={len(coarse)}")
     config, recipe = named.sized(preset, num_bytes, settings)
-    folder = Path(out or f"runs/{data.name}-{preset}-{num_bytes:g}B")
+    folder = path_of(out or f"runs/{data.name}-{preset}-{num_bytes:g}B")
     if (folder / run_folder.FINISHED).exists():
         click.echo(f"{folder} is a finished run; measuring its model again")
     else:
@@ -277,7 +284,7 @@ def evaluate(
         click.echo(f"no database: measured on the {measure.which(held_back, data)}")
         data = data._replace(database=held_back)
     checks.vectors(data.train, codec.dim, data.name)
-    if out is not None and (Path(out).exists() or not Path(out).parent.is_dir()):
+    if out is not None and (path_of(out).exists() or not path_of(out).parent.is_dir()):
         raise InputError(f"{out} already exists or its folder does not; choose another name")
     steps = ours.quarters(codec.num_steps)
     every = [ours.of_qinco(codec, m, num_candidates, beam_size, joint) for m in steps]
@@ -329,7 +336,7 @@ def compare(
     add them; several processes may share the folder.
     """
     data = _load(files)
-    folder = Path(out or f"runs/compare-{data.name}")
+    folder = path_of(out or f"runs/compare-{data.name}")
     rows = compare_codecs(
         data, _items(codecs, str), _items(rates, float), folder,
         seeds=_items(seeds, int), metrics=None if metrics is None else _items(metrics, str),

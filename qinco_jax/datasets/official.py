@@ -16,6 +16,7 @@ from qinco_jax.datasets.crop import crop, row_bytes
 from qinco_jax.datasets.download import Missing, Remote
 from qinco_jax.datasets.transfers import Cut, check_space
 from qinco_jax.errors import InputError
+from qinco_jax.files import path_of
 from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows
 
@@ -41,7 +42,7 @@ FOLDER = "qinco_jax"  # in the download directory of TFDS
 
 def data_folder() -> Path:
     """The directory of prepared sets, as in TFDS: TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return path_of(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def downloads() -> Path:

@@ -24,7 +24,7 @@ from qinco_jax.training.recipe import Recipe
 from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows
 
-IDENTITY, START, FINISHED, CHECKPOINTS = "run.json", "start", "model", "checkpoints"
+IDENTITY, START, FINISHED, CHECKPOINTS = disk.IDENTITY, "start", disk.FINISHED, "checkpoints"
 ROTATION, CENTROIDS = "rotation.npy", "centroids.npy"
 LOCK, HOLDER = ".lock", ".holder"  # who trains there
 PART = "part-{}"  # folder of a product's part

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qinco_jax.errors import InputError
-from qinco_jax.files import replacing
+from qinco_jax.files import path_of, replacing
 from qinco_jax.vectors import formats, hdf5, npy, parquet, safetensors
 from qinco_jax.vectors.shards import read_rows
 
@@ -42,7 +42,7 @@ def convert(
     Raises:
       InputError: the source or target is invalid, or a number would change.
     """
-    rows, target = read_rows(source), Path(target)
+    rows, target = read_rows(source), path_of(target)
     formats.check_new(target, ENDINGS)
     kind = np.dtype(dtype or formats.DTYPES.get(target.suffix, rows.dtype))
     formats.check_dtype(target, kind)

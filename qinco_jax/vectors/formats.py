@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qinco_jax.errors import InputError
-from qinco_jax.files import reserve
+from qinco_jax.files import path_of, reserve
 from qinco_jax.vectors.npy import BFLOAT16, read_header
 from qinco_jax.vectors.stored import Rows, mapped
 
@@ -56,7 +56,7 @@ def read(path: str | os.PathLike[str]) -> Rows:
     Raises:
       InputError: the file is missing, empty, truncated or damaged, or its ending is unknown.
     """
-    path = Path(path)
+    path = path_of(path)
     try:
         size = check_file(path, ENDINGS)
         if path.suffix == ".npy":
@@ -95,7 +95,7 @@ def create(
       InputError: on entry, if `path` exists or cannot be written, the disk has too little space, or
         the format cannot hold such rows.
     """
-    path, dtype = Path(path), np.dtype(dtype)
+    path, dtype = path_of(path), np.dtype(dtype)
     rows, columns = _check_new(path, shape, dtype)
     header, record = _new_header(path, rows, columns, dtype), _record(path, columns, dtype)
     with new_map(path, header, record, rows) as records:

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import re
 import resource
 import struct
 import subprocess
@@ -615,46 +614,6 @@ HOSTILE = {
     "thrift.parquet": b"PAR1" + b"\x19\xfc\xff\xff\xff\xff\x0f" * 100 + struct.pack("<I", 700)
     + b"PAR1",
 }  # fmt: skip
-
-
-def test_members_of_npz_that_are_not_vectors(tmp_path: Path) -> None:
-    path = tmp_path / "x.npz"
-    cases = {
-        "object (2, 2)": np.full((2, 2), None), "(300,)": X[:, 0], "(2, 3, 4)": np.zeros((2, 3, 4)),
-        "bool (2, 2)": np.zeros((2, 2), bool),
-    }  # fmt: skip
-    for what, x in cases.items():
-        np.savez(path, a=x, labels=np.arange(3))
-        for source in (path, f"{path}::a"):
-            with pytest.raises(InputError, match=re.escape(what) + ".*labels.*name \\[N, D\\]"):
-                read_rows(source)
-    np.savez(path, a=X, labels=np.arange(3))
-    same(read_rows(path), X)  # the only matrix
-    np.savez(path, a=X[:0])
-    with pytest.raises(InputError, match="0 rows of 8 columns"):
-        read_rows(path)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
-        np.save(tmp_path / "a.npy", X)
-        archive.write(tmp_path / "a.npy", "a.npy")
-    with pytest.raises(InputError, match=r"a\.npy in .*x\.npz is not compressed as NumPy does it"):
-        read_rows(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.npy", b"no array")
-    with pytest.raises(InputError, match=r"a\.npy in .*x\.npz is not a \.npy file"):
-        read_rows(path)
-    path.write_bytes(b"PK but no more")
-    with pytest.raises(InputError, match=r"x\.npz cannot be read \(File is not a zip file\)"):
-        read_rows(path)
-
-
-def test_a_damaged_compressed_member_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.npz"
-    np.savez_compressed(path, a=X)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"x\.npz cannot be read \(.*fetch or write it again"):
-        read_rows(path)
 
 
 def write_hostile(folder: Path) -> None:
