@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, by one process at a time."""
+"""Paths that users give, and files written whole or not at all, by one process at a time."""
 
 import contextlib
 import errno
@@ -13,13 +13,18 @@ from typing import BinaryIO
 from qinco_jax.errors import InputError
 
 
+def path_of(text: str | os.PathLike[str]) -> Path:
+    """The path that a user means, where `~` at the start is the home folder, as in a shell."""
+    return Path(os.path.expanduser(text))
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write to; renames it to `path` at the end.
 
     An exception in the block removes it.
     """
-    target = Path(path)
+    target = path_of(path)
     partial = target.with_name(f".{uuid.uuid4().hex[:8]}-{target.name}")
     try:
         yield partial

@@ -116,8 +116,9 @@ def verify(name: str) -> None:
 def convert(source: str, target: str, dtype: str | None) -> None:
     """Converts the vectors of SOURCE into a new file TARGET, whose ending gives the format.
 
-    SOURCE is a file, a pattern such as "parts/*.parquet", or FILE::NAME. Numbers that TARGET cannot
-    represent are an error; floats are rounded if --dtype asks for narrower floats.
+    SOURCE is a file, a pattern such as "parts/*.parquet" or a folder of numbered files, each also
+    with ::NAME. Numbers that TARGET cannot represent are an error; floats are rounded if --dtype
+    asks for narrower floats.
     """
     with tqdm(unit=" vectors", unit_scale=True, desc="converting") as bar:
 

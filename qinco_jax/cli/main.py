@@ -22,6 +22,7 @@ from qinco_jax.config import PRESETS
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import plots, results, tables
 from qinco_jax.evaluate.compare import compare as compare_codecs
+from qinco_jax.files import path_of
 from qinco_jax.interrupts import Interrupted
 from qinco_jax.models import codes as code_files
 from qinco_jax.models import disk
@@ -34,7 +35,7 @@ from qinco_jax.training.recipe import Recipe
 from qinco_jax.training.train import approximate, split
 from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors import checks, formats
-from qinco_jax.vectors.shards import read_rows
+from qinco_jax.vectors.shards import ENDINGS, read_rows
 from qinco_jax.version import __version__
 
 T = TypeVar("T")
@@ -62,6 +63,11 @@ class Commands(click.Group):
                 "anew",
                 INTERRUPTED,
             )
+        except click.UsageError as error:
+            if "extra argument" in error.message and any(end in error.message for end in ENDINGS):
+                hint = 'to pass several files, quote a pattern, such as "parts/*.npy"'
+                raise click.UsageError(f"{error.message}; {hint}", error.ctx) from None
+            raise
         except BrokenPipeError:
             raise  # `qinco settings | head`: click ends quietly
         except OSError as error:
@@ -83,9 +89,10 @@ class Commands(click.Group):
 def main() -> None:
     """Neural residual quantization: trains QINCo models, encodes, decodes, evaluates.
 
-    Files of vectors are .npy, .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin, .ibin, .hdf5, .parquet
-    or .safetensors, "parts/*.npy" several of them, FILE::NAME the column or dataset NAME of a file;
-    codes are .npy. Compiled programs are kept in ~/.cache/qinco_jax, or where
+    Files of vectors are .npy, .npz, .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin, .ibin, .hdf5,
+    .parquet or .safetensors, "parts/*.npy" or a folder of numbered files several of them,
+    FILE::NAME the column or dataset NAME of a file; codes are .npy. A MODEL is a folder, that of
+    its run too, or a .safetensors file. Compiled programs are kept in ~/.cache/qinco_jax, or where
     JAX_COMPILATION_CACHE_DIR says.
     """
     _keep_compilations()
@@ -117,7 +124,7 @@ def _data_options(eval_rows: int | None) -> Callable[[Callable[..., None]], Call
             click.option("--dataset", default="sift-photos", show_default=True,
                          metavar="NAME|PATH",
                          help="a named set, a folder with train.* and maybe database.*, queries.* "
-                              "and groundtruth.*, or training vectors: a file or a pattern"),
+                              "and groundtruth.*, or training vectors: a file, pattern or folder"),
         ):  # fmt: skip
             command = option(command)
         return command
@@ -150,7 +157,7 @@ def train(
     if coarse is not None and not any(text.startswith("num_centroids=") for text in settings):
         settings = (*settings, f"num_centroids={len(coarse)}")
     config, recipe = named.sized(preset, num_bytes, settings)
-    folder = Path(out or f"runs/{data.name}-{preset}-{num_bytes:g}B")
+    folder = path_of(out or f"runs/{data.name}-{preset}-{num_bytes:g}B")
     if (folder / run_folder.FINISHED).exists():
         click.echo(f"{folder} is a finished run; measuring its model again")
     else:
@@ -276,7 +283,7 @@ def evaluate(
         click.echo(f"no database: measured on the {measure.which(held_back, data)}")
         data = data._replace(database=held_back)
     checks.vectors(data.train, codec.dim, data.name)
-    if out is not None and (Path(out).exists() or not Path(out).parent.is_dir()):
+    if out is not None and (path_of(out).exists() or not path_of(out).parent.is_dir()):
         raise InputError(f"{out} already exists or its folder does not; choose another name")
     steps = ours.quarters(codec.num_steps)
     every = [ours.of_qinco(codec, m, num_candidates, beam_size, joint) for m in steps]
@@ -328,7 +335,7 @@ def compare(
     add them; several processes may share the folder.
     """
     data = _load(files)
-    folder = Path(out or f"runs/compare-{data.name}")
+    folder = path_of(out or f"runs/compare-{data.name}")
     rows = compare_codecs(
         data, _items(codecs, str), _items(rates, float), folder,
         seeds=_items(seeds, int), metrics=None if metrics is None else _items(metrics, str),

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from qinco_jax.errors import InputError
+from qinco_jax.files import path_of
 from qinco_jax.models import disk
 from qinco_jax.models import export as programs
 from qinco_jax.models.pytorch.load import load_pytorch
@@ -44,8 +45,8 @@ def search_options(command: Callable[..., None]) -> Callable[..., None]:
 def convert(source: str, target: str, centroids: str | None, db_scale: float | None) -> None:
     """Writes the model SOURCE as the new TARGET.
 
-    SOURCE is a folder or a .safetensors file of ours, or a .pt or .pth file of the published
-    programs. TARGET is a folder, or a file if it ends in .safetensors.
+    SOURCE is a folder of ours, that of a run too, or a .safetensors file, or a .pt or .pth file of
+    the published programs. TARGET is a folder, or a file if it ends in .safetensors.
     """
     if Path(target).suffix in (*disk.PYTORCH, ".faiss", ".index"):
         raise InputError(
@@ -78,4 +79,4 @@ def _imported(path: str, options: dict[str, Any]) -> Model:
 def export(model: str, folder: str, **search: Any) -> None:
     """Writes encode and decode of MODEL into the new FOLDER, as programs that JAX alone runs."""
     programs.export(disk.load(model), folder, **search)
-    click.echo(f"{folder}: {', '.join(sorted(path.name for path in Path(folder).iterdir()))}")
+    click.echo(f"{folder}: {', '.join(sorted(path.name for path in path_of(folder).iterdir()))}")

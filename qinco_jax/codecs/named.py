@@ -76,7 +76,7 @@ def parse(text: str) -> Spec:
     """
     model, *options = text.split(":")
     name, at, size = model.partition("@")
-    if name not in NAMES and not (Path(name) / orbax.METADATA).exists():
+    if name not in NAMES and not (disk.place_of(name) / orbax.METADATA).exists():
         raise InputError(f"{unknown('codec', name, NAMES)} (or the folder of a model)")
     search: dict[str, Any] = {}
     for option in options:

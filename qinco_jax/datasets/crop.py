@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.vectors import formats
+from qinco_jax.vectors import formats, npy
 
 NPY_HEADER = 1024  # bytes, enough for the header of any .npy file of vectors
 
@@ -41,9 +41,15 @@ def crop(path: Path, ending: str) -> None:
 def _header(path: Path, ending: str, start: bytes) -> tuple[int, int]:
     """Bytes of the header and of a row."""
     if ending == ".npy":
-        offset, rows, columns, dtype = formats.read_npy_header(path)
-        formats.check_shape(path, rows, columns)
-        return offset, columns * dtype.itemsize
+        with path.open("rb") as file:
+            header = npy.read_header(file, path)
+        if len(header.shape) != 2 or header.fortran:
+            raise InputError(
+                f"{path} holds no rows one after another, but {header.shape} in "
+                f"{'Fortran' if header.fortran else 'C'} order; check its source"
+            )
+        formats.check_shape(path, *header.shape)
+        return header.offset, header.shape[1] * header.dtype.itemsize
     width = formats.DTYPES[ending].itemsize
     if ending.endswith("bin"):
         return 8, max(1, int.from_bytes(start[4:8], "little") * width)

@@ -13,7 +13,7 @@ import numpy as np
 from qinco_jax.datasets import catalog
 from qinco_jax.datasets.holdout import cut_training
 from qinco_jax.errors import InputError
-from qinco_jax.vectors import checks, containers, shards
+from qinco_jax.vectors import checks, containers, hdf5, shards
 from qinco_jax.vectors.shards import read_rows
 from qinco_jax.vectors.stored import Rows
 
@@ -25,6 +25,8 @@ PARTS = {
     "validation": ("validation", "val"),
 }
 """The stems of the files of each part in a directory."""
+HUB = "data"
+"""Where sets in the layout of Hugging Face have their files, beside a README.md."""
 EMBEDDED = "sift-photos"
 ANN_BENCHMARKS = {"train", "test", "neighbors"}
 """The HDF5 datasets that identify a file of ann-benchmarks."""
@@ -62,22 +64,25 @@ def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dat
     In a directory, each part, such as the training vectors, is one of: a file `train.npy`; shards
     with a number after the stem (`train-0.npy`, `train.00000-of-00010.parquet`), in the order of
     the numbers; a directory `train/` of files with one ending, in the same order. `PARTS` has the
-    stems, `shards.ENDINGS` the endings; it is an error if a part is found in two ways.
+    stems, `shards.ENDINGS` the endings; it is an error if a part is found in two ways. Without
+    files of vectors of its own, the directory may have all that in a directory `data`, as sets of
+    Hugging Face do. If no file has a stem of `PARTS`, the shards of one array, such as `emb_0.npy`
+    and `emb_1.npy`, are training vectors (`shards.family`).
 
     Args:
       source: `sift-photos`, which comes with the package; a name in `catalog.SETS`, with or without
         a size (`deep1m`, `deep1m/500k`), which is downloaded and prepared if necessary; a directory
-        with `train` and optionally `database`, `queries`, `groundtruth` and `validation`; training
-        vectors as for `shards.read_rows`: a file, a pattern such as `"parts/*.npy"`, or
+        with `train` and optionally `database`, `queries`, `groundtruth` and `validation`, as above;
+        training vectors as for `shards.read_rows`: a file, a pattern such as `"parts/*.npy"`, or
         `FILE::NAME`; or an HDF5 file of ann-benchmarks, whose `train` is its database: every tenth
         row of it becomes a training vector instead (`cut_training`). Its `distance` gives the
-        metric.
+        metric. `~` is the home directory.
       **files: paths of `database`, `queries` or `groundtruth` to use instead, as for `read_rows`.
 
     Raises:
       InputError: the name or path does not exist, a file is invalid, or the parts do not match.
     """
-    name = os.fspath(source)
+    name = os.path.expanduser(source)
     if name == EMBEDDED:
         title, parts = name, _embedded()
     elif name.partition("/")[0] in catalog.SETS:
@@ -103,9 +108,9 @@ def _published(text: str) -> dict[str, Any]:
 
 
 def _from_files(name: str) -> dict[str, Any]:
-    path, _ = shards.split_name(name)
-    if Path(name).is_dir():
-        return _from_folder(Path(name))
+    path, inside = shards.split_name(name)
+    if Path(path).is_dir():
+        return _from_folder(Path(path), inside)
     exists = Path(path).exists() or shards.is_pattern(path)
     if exists or Path(path).suffix in shards.ENDINGS or os.sep in path:
         return _from_path(name)
@@ -132,8 +137,8 @@ def _embedded() -> dict[str, Any]:
 def _from_path(name: str) -> dict[str, Any]:
     """The parts of a file of ann-benchmarks, or training vectors alone."""
     path = Path(name)
-    hdf5 = path.suffix in containers.HDF5 and path.is_file()
-    if not hdf5 or not containers.tables(path).keys() >= ANN_BENCHMARKS:
+    is_hdf5 = path.suffix in hdf5.ENDINGS and path.is_file()
+    if not is_hdf5 or not containers.tables(path).keys() >= ANN_BENCHMARKS:
         return {"train": read_rows(name)}
     metric = _metric_of(path)
     neighbors = np.asarray(containers.read(path, "neighbors"))
@@ -149,7 +154,7 @@ def _from_path(name: str) -> dict[str, Any]:
 
 def _metric_of(path: Path) -> str | None:
     """The metric that a file of ann-benchmarks names; `None` if it names none."""
-    distance = containers.hdf5_attribute(path, "distance")
+    distance = hdf5.attribute(path, "distance")
     if distance is not None and distance not in DISTANCES:
         raise InputError(
             f"{path} is searched by the distance {distance!r}, and codecs of vectors know only "
@@ -158,14 +163,19 @@ def _metric_of(path: Path) -> str | None:
     return None if distance is None else DISTANCES[distance]
 
 
-def _from_folder(folder: Path) -> dict[str, Any]:
+def _from_folder(folder: Path, name: str | None) -> dict[str, Any]:
     found = {part: _find(folder, stems) for part, stems in PARTS.items()}
+    if not any(found.values()):
+        if not shards.vector_files(folder) and (folder / HUB).is_dir():
+            return _from_folder(folder / HUB, name)
+        found["train"] = shards.family(folder)
     if not found["train"]:
+        there = shards.listed(shards.vector_files(folder))
         raise InputError(
-            f"{folder} holds no training vectors; add train with one of the endings "
-            f"{', '.join(shards.ENDINGS)}"
+            f"{folder} holds no training vectors{there and f', but {there}'}; call them train, or "
+            f"train-0, train-1 and so on, with one of the endings {', '.join(shards.ENDINGS)}"
         )
-    return {part: shards.read_files(paths) for part, paths in found.items() if paths}
+    return {part: shards.read_files(paths, name) for part, paths in found.items() if paths}
 
 
 def _find(folder: Path, stems: Sequence[str]) -> list[Path]:
@@ -178,26 +188,14 @@ def _find(folder: Path, stems: Sequence[str]) -> list[Path]:
             stem, number, ending = match.groups()
             found.setdefault((stem, "shards" if number else "file", ending), []).append(path)
         elif path.name in stems and path.is_dir():
-            for file in sorted(path.iterdir(), key=shards.natural_key):
-                if file.suffix in shards.ENDINGS and not file.name.startswith("."):
-                    found.setdefault((path.name, "folder", file.suffix), []).append(file)
+            for file in shards.vector_files(path):
+                found.setdefault((path.name, "folder", file.suffix), []).append(file)
     if len(found) > 1:
         one, other, *_ = (paths[0].relative_to(folder) for paths in found.values())
         raise InputError(f"{folder} holds both {one} and {other}; remove one of them")
     paths = next(iter(found.values()), [])
-    _check_complete(folder, paths)
+    shards.check_complete(folder, paths)
     return paths
-
-
-def _check_complete(folder: Path, paths: Sequence[Path]) -> None:
-    """Refuses shards whose names say that there are more or fewer of them."""
-    counts = [re.search(r"\d+-of-(\d+)", path.name) for path in paths]
-    for path, count in zip(paths, counts, strict=True):
-        if count and int(count[1]) != len(paths):
-            raise InputError(
-                f"{folder} holds {len(paths)} files like {path.name}, not {int(count[1])}; "
-                "complete them or remove the extra ones"
-            )
 
 
 def _checked(dataset: Dataset) -> Dataset:

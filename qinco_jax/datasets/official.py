@@ -16,7 +16,9 @@ from qinco_jax.datasets.crop import crop, row_bytes
 from qinco_jax.datasets.download import Missing, Remote
 from qinco_jax.datasets.transfers import Cut, check_space
 from qinco_jax.errors import InputError
+from qinco_jax.files import path_of
 from qinco_jax.vectors import formats
+from qinco_jax.vectors.stored import Rows
 
 
 class Wanted(NamedTuple):
@@ -40,7 +42,7 @@ FOLDER = "qinco_jax"  # in the download directory of TFDS
 
 def data_folder() -> Path:
     """The directory of prepared sets, as in TFDS: TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return path_of(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def downloads() -> Path:
@@ -210,12 +212,17 @@ def _fetched(entry: Wanted, folder: Path) -> Path:
         return download.fetch(entry.remote, folder, advance)
 
 
-def _checked(rows: np.ndarray, path: Path, entry: Wanted, known: NamedSet) -> np.ndarray:
+def _checked(rows: Rows, path: Path, entry: Wanted, known: NamedSet) -> np.ndarray:
     """The wanted rows.
 
     Raises:
       InputError: the file is not what was published.
     """
+    if not isinstance(rows, np.ndarray):
+        raise InputError(
+            f"{path} is in Fortran order or of another byte order than the published file; remove "
+            "it and its .sha256, and fetch it again"
+        )
     fits = rows.shape[1] == known.dim and rows.dtype == known.dtype
     if entry.part != "groundtruth" and not fits:
         raise InputError(

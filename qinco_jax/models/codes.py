@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.files import locked, replacing
+from qinco_jax.files import locked, path_of, replacing
 from qinco_jax.interrupts import Interrupted, noticed
 from qinco_jax.models import digest
 from qinco_jax.quantizers import coding, packing
@@ -63,7 +63,7 @@ def write(
         another process writes the same file.
       Interrupted: Ctrl-C; the message says how many rows are kept.
     """
-    target = Path(path)
+    target = path_of(path)
     if target.suffix != ".npy":
         raise InputError(f"codes are written as .npy; name the output {target}.npy")
     formats.check_new(target, formats.NEW_ENDINGS)
@@ -115,7 +115,7 @@ def read(path: str | os.PathLike[str], model: Model) -> Rows:
     Raises:
       InputError: no such file, or codes of another model.
     """
-    rows, beside = formats.read(path), _beside(Path(path))
+    rows, beside = formats.read(path), _beside(path_of(path))
     columns = packing.from_rows(np.asarray(rows[:1]), model.config).shape[1]
     if beside.exists():
         try:

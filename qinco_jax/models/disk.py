@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
+from qinco_jax.files import path_of
 from qinco_jax.models import orbax, safetensors
 from qinco_jax.quantizers import qinco
 from qinco_jax.quantizers.coding import Model
@@ -19,6 +20,7 @@ from qinco_jax.quantizers.rq import RQ
 from qinco_jax.version import __version__
 
 PYTORCH = ".pt", ".pth"
+IDENTITY, FINISHED = "run.json", "model"  # in the folder of a run: what it trains, and the result
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:
@@ -40,16 +42,36 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str]) -> Model:
     """Loads a model that `save` wrote, a folder or a `.safetensors` file.
 
+    Args:
+      path: its place, or the folder of a finished run, whose model is loaded.
+
     Raises:
-      InputError: there is no model, or it is damaged or incomplete.
+      InputError: there is no model, or it is damaged or incomplete, or its training is unfinished.
     """
-    if Path(path).suffix in PYTORCH:
+    path = place_of(path)
+    if path.suffix in PYTORCH:
         raise InputError(
             f"{path} is a PyTorch file; load it with qinco_jax.load_pytorch, or convert it with "
             "`qinco convert`"
         )
     read_tree = safetensors.read_tree if _is_file(path) else orbax.read_tree
     return read_tree(path, lambda metadata: _abstract_of(metadata, path))
+
+
+def place_of(path: str | os.PathLike[str]) -> Path:
+    """Where a model lies that is named by its own path or by the folder of its run.
+
+    Raises:
+      InputError: it is a run's that is not finished.
+    """
+    path = path_of(path)
+    place = path / FINISHED if (path / IDENTITY).exists() else path
+    if place.name == FINISHED and (place.parent / IDENTITY).exists() and not place.exists():
+        raise InputError(
+            f"the training in {place.parent} is unfinished, so it has no model yet; run the same "
+            "`qinco train` command again, which continues it"
+        )
+    return place
 
 
 def _is_file(path: str | os.PathLike[str]) -> bool:

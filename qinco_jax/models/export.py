@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.errors import InputError
+from qinco_jax.files import path_of
 from qinco_jax.quantizers import coding
 from qinco_jax.quantizers.batching import on_any_platform
 from qinco_jax.quantizers.coding import Model
@@ -61,7 +62,7 @@ def export(
       InputError: `path` exists, A or B out of range, or the model is too large for a program.
       OSError: it cannot be written; then nothing is left behind.
     """
-    target = Path(path).absolute()
+    target = path_of(path).absolute()
     if target.exists():
         raise InputError(f"{target} exists; choose another place or remove it first")
     search = coding.search_of(model, num_candidates, beam_size, joint)

@@ -28,7 +28,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from qinco_jax.errors import InputError
-from qinco_jax.files import reserve
+from qinco_jax.files import path_of, reserve
 from qinco_jax.models import digest, old_digests
 
 ARRAYS, METADATA, DIGEST = "arrays", "model.json", "digest"
@@ -57,7 +57,7 @@ def write_tree(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, A
     Raises:
       InputError: `path` exists or cannot be written; then nothing is left behind.
     """
-    target = Path(path).absolute()
+    target = path_of(path).absolute()
     if target.exists():
         raise InputError(f"{target} exists; choose another place or remove it first")
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
@@ -88,7 +88,7 @@ def read_tree(path: str | os.PathLike[str], abstract_of: Callable[[Mapping[str, 
     Raises:
       InputError: no such folder, or it is damaged; names the damaged file or folder.
     """
-    folder = Path(path)
+    folder = path_of(path)
     content = _read_metadata(folder)
     expected = content.pop("sha256")
     is_older = content.pop("files", None) is not None

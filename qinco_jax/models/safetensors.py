@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.files import replacing
+from qinco_jax.files import path_of, replacing
 from qinco_jax.models import digest
 
 SUFFIX, KEY = ".safetensors", "qinco_jax"
@@ -38,7 +38,7 @@ def write_tree(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, A
     """
     from safetensors.numpy import save
 
-    target = Path(path).absolute()
+    target = path_of(path).absolute()
     if target.exists():
         raise InputError(f"{target} exists; choose another place or remove it first")
     tensors = {name: np.array(leaf, order="C") for name, leaf in digest.named(tree).items()}
@@ -59,7 +59,7 @@ def read_tree(path: str | os.PathLike[str], abstract_of: Callable[[Mapping[str, 
       InputError: no such file, not one of `write_tree`, damaged, or with tensors that are missing,
         unknown, or of another shape or dtype; names them.
     """
-    path = Path(path)
+    path = path_of(path)
     metadata, tensors = _read(path)
     abstract = abstract_of(metadata)
     _compare(path, _described(tensors), _described(digest.named(abstract)))

@@ -114,7 +114,7 @@ def _in_cells(
 
 
 @contextlib.contextmanager
-def _sorted_by(owner: np.ndarray, rows: Rows) -> Iterator[np.ndarray]:
+def _sorted_by(owner: np.ndarray, rows: Rows) -> Iterator[Rows]:
     """The rows [N, D] in the order of their owners, in a scratch file written in one pass."""
     place = np.empty(len(owner), np.int64)
     place[np.argsort(owner, kind="stable")] = np.arange(len(owner))

@@ -80,9 +80,7 @@ def _one_batch(
 ) -> tuple[int, float]:
     """Bytes of the state of a training, and the seconds that a batch takes. Ends the model."""
     mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    state = jax.device_put(
-        training.init_state(model, recipe), NamedSharding(mesh, PartitionSpec())
-    )
+    state = jax.device_put(training.init_state(model, recipe), NamedSharding(mesh, PartitionSpec()))
     batch = jax.device_put(
         np.resize(rows, (batch_size, rows.shape[1])), NamedSharding(mesh, PartitionSpec("data"))
     )

@@ -21,7 +21,7 @@ from qinco_jax.training.recipe import Recipe
 from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows, fingerprint
 
-IDENTITY, START, FINISHED, CHECKPOINTS = "run.json", "start", "model", "checkpoints"
+IDENTITY, START, FINISHED, CHECKPOINTS = disk.IDENTITY, "start", disk.FINISHED, "checkpoints"
 ROTATION, CENTROIDS = "rotation.npy", "centroids.npy"
 LOCK = ".lock"  # of who trains there
 PART = "part-{}"  # folder of a product's part

@@ -14,7 +14,11 @@ import numpy as np
 from qinco_jax import optional
 from qinco_jax.config import PRESETS, QincoConfig, named
 from qinco_jax.errors import InputError
+<<<<<<< HEAD
 from qinco_jax.files import locked
+=======
+from qinco_jax.files import path_of
+>>>>>>> files
 from qinco_jax.models import disk
 from qinco_jax.models.orbax import Checkpoints
 from qinco_jax.quantizers import opq
@@ -101,7 +105,7 @@ def train(
             raise InputError("init has its own centroids, if any; leave out centroids")
         config, centroids = with_centroids(config, centroids)
     _check(x_train, x_val, config, recipe)
-    folder = None if run_dir is None else Path(run_dir)
+    folder = None if run_dir is None else path_of(run_dir)
     if folder is not None:
         identity = run_folder.identity(x_train, config, recipe, seed, centroids, init)
         run_folder.claim(folder / run_folder.IDENTITY, identity, run_folder.CONTENTS)

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from qinco_jax.errors import InputError
-from qinco_jax.files import replacing
-from qinco_jax.vectors import containers, formats
+from qinco_jax.files import path_of, replacing
+from qinco_jax.vectors import formats, hdf5, npy, parquet, safetensors
 from qinco_jax.vectors.shards import read_rows
 
 BLOCK_BYTES = 2**26  # of vectors in memory at once, and of a row group
-ENDINGS = (*formats.NEW_ENDINGS, *containers.ENDINGS)
+ENDINGS = (*formats.NEW_ENDINGS, *hdf5.ENDINGS, *parquet.ENDINGS, *safetensors.ENDINGS)
 TENSOR, COLUMN = "vectors", "embedding"  # the names in .hdf5 and .safetensors, and in .parquet
 
 Write = Callable[[int, np.ndarray], Any]
@@ -42,7 +42,7 @@ def convert(
     Raises:
       InputError: the source or target is invalid, or a number would change.
     """
-    rows, target = read_rows(source), Path(target)
+    rows, target = read_rows(source), path_of(target)
     formats.check_new(target, ENDINGS)
     kind = np.dtype(dtype or formats.DTYPES.get(target.suffix, rows.dtype))
     formats.check_dtype(target, kind)
@@ -94,7 +94,7 @@ def _new_file(path: Path, shape: tuple[int, int], dtype: np.dtype) -> Iterator[W
         with formats.create(path, shape, dtype) as rows:
             yield _into(rows)
     elif path.suffix == ".safetensors":
-        names = {kind: name for name, kind in containers.SAFETENSORS_DTYPES.items()}
+        names = {kind: name for name, kind in safetensors.DTYPES.items()}
         end = shape[0] * shape[1] * dtype.itemsize
         entry = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [0, end]}
         text = json.dumps({TENSOR: entry}).encode()
@@ -104,9 +104,9 @@ def _new_file(path: Path, shape: tuple[int, int], dtype: np.dtype) -> Iterator[W
         with formats.new_map(path, header, record, shape[0]) as records:
             yield _into(records["row"])
     else:
-        if dtype == formats.BFLOAT16:
+        if dtype == npy.BFLOAT16:
             raise InputError(f"{path} cannot hold bfloat16; choose .npy, .safetensors or --dtype")
-        opened = _hdf5 if path.suffix in containers.HDF5 else _parquet
+        opened = _hdf5 if path.suffix in hdf5.ENDINGS else _parquet
         with replacing(path) as partial, opened(partial, shape, dtype) as write:
             yield write
 

@@ -16,15 +16,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from qinco_jax.errors import InputError
-from qinco_jax.files import reserve
-from qinco_jax.vectors.stored import mapped
-
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+from qinco_jax.files import path_of, reserve
+from qinco_jax.vectors.npy import BFLOAT16, read_header
+from qinco_jax.vectors.stored import Rows, mapped
 
 DTYPES: dict[str, np.dtype] = {
     ".fvecs": np.dtype("<f4"),
@@ -41,7 +39,7 @@ NEW_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".bin")
 MAX_DIM = 10**6  # a file that claims more counts as damaged
 
 
-def read(path: str | os.PathLike[str]) -> np.ndarray:
+def read(path: str | os.PathLike[str]) -> Rows:
     """Maps a file of vectors, or of a ground truth's ids, into memory.
 
     Checks the size of the file, and in the *vecs formats the dimension of every row; the numbers
@@ -52,24 +50,22 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
 
     Returns:
       [N, D] with N >= 1 and 1 <= D <= 10^6, a read-only view of the file with the file's dtype,
-      an integer or a float. A `.npy` file of dtype `V2` is read as bfloat16.
+      an integer or a float. A `.npy` file of dtype `V2` is read as bfloat16. One in Fortran order
+      or of the other byte order is a `Stored`, which converts rows when they are read.
 
     Raises:
       InputError: the file is missing, empty, truncated or damaged, or its ending is unknown.
     """
-    path = Path(path)
+    path = path_of(path)
     try:
         size = check_file(path, ENDINGS)
+        if path.suffix == ".npy":
+            return _read_npy(path, size)
         offset, rows, columns, dtype = _read_header(path, size)
         check_shape(path, rows, columns)
         record = _record(path, columns, dtype)
         distances = 4 * rows * columns if path.suffix == ".bin" else 0
-        expected = offset + rows * record.itemsize + distances
-        if size != expected:
-            raise InputError(
-                f"{path} has {size} bytes, but {rows} rows of {columns} columns take {expected}; "
-                "it is truncated or damaged, so fetch or write it again"
-            )
+        _check_length(path, size, rows, columns, offset + rows * record.itemsize + distances)
         records = np.memmap(path, record, "r", offset, (rows,))
         if _is_vecs(path):
             _check_dims(path, records["dim"], columns)
@@ -104,7 +100,7 @@ def create(
       InputError: on entry, if `path` exists or cannot be written, the disk has too little space, or
         the format cannot hold such rows.
     """
-    path, dtype = Path(path), np.dtype(dtype)
+    path, dtype = path_of(path), np.dtype(dtype)
     rows, columns = _check_new(path, shape, dtype)
     header, record = _new_header(path, rows, columns, dtype), _record(path, columns, dtype)
     with new_map(path, header, record, rows, partial) as records:
@@ -186,13 +182,16 @@ def check_shape(path: str | Path, rows: int, columns: int) -> None:
 
 def check_dtype(path: str | Path, dtype: np.dtype) -> None:
     """Refuses numbers other than integers and floats of at most 64 bits in native byte order."""
-    if dtype == BFLOAT16:
-        return
-    if dtype.kind not in "iuf" or dtype.itemsize > 8 or not dtype.isnative:
+    if not is_vector_dtype(dtype) or not dtype.isnative:
         raise InputError(
             f"the numbers of {path} are {dtype!r}; convert them to integers or floats of at most "
             "64 bits in native byte order"
         )
+
+
+def is_vector_dtype(dtype: np.dtype) -> bool:
+    """Whether it is of integers or floats of at most 64 bits, of any byte order."""
+    return dtype == BFLOAT16 or (dtype.kind in "iuf" and dtype.itemsize <= 8)
 
 
 def check_new(path: Path, endings: tuple[str, ...]) -> None:
@@ -227,10 +226,27 @@ def _record(path: Path, columns: int, dtype: np.dtype) -> np.dtype:
     return np.dtype([*dim, ("row", dtype, (columns,))])
 
 
+def _read_npy(path: Path, size: int) -> Rows:
+    with path.open("rb") as file:
+        header = read_header(file, path)
+    if len(header.shape) != 2:
+        raise InputError(f"{path} holds an array of shape {header.shape}; save vectors as [N, D]")
+    check_dtype(path, header.dtype.newbyteorder("="))
+    check_shape(path, *header.shape)
+    _check_length(path, size, *header.shape, header.size)
+    return header.rows(np.memmap(path, np.uint8, "r", header.offset, (size - header.offset,)))
+
+
+def _check_length(path: Path, size: int, rows: int, columns: int, expected: int) -> None:
+    if size != expected:
+        raise InputError(
+            f"{path} has {size} bytes, but {rows} rows of {columns} columns take {expected}; "
+            "it is truncated or damaged, so fetch or write it again"
+        )
+
+
 def _read_header(path: Path, size: int) -> tuple[int, int, int, np.dtype]:
     """The offset of the rows in bytes, and the rows, columns and dtype that a file claims."""
-    if path.suffix == ".npy":
-        return read_npy_header(path)
     dtype = DTYPES[path.suffix]
     with path.open("rb") as file:
         start = file.read(8).ljust(8, b"\0")  # a file that is too short fails the size check
@@ -240,32 +256,6 @@ def _read_header(path: Path, size: int) -> tuple[int, int, int, np.dtype]:
         return 0, -(-size // row_bytes), dim, dtype
     rows, columns = np.frombuffer(start, "<u4").tolist()
     return 8, rows, columns, dtype
-
-
-def read_npy_header(path: Path) -> tuple[int, int, int, np.dtype]:
-    """The offset of the rows of a .npy file in bytes, their number, length and dtype."""
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    with path.open("rb") as file:
-        try:
-            shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
-        except Exception as error:  # NumPy raises many kinds
-            raise InputError(
-                f"{path} is not a .npy file or its header is damaged; fetch or write it again"
-            ) from error
-        offset = file.tell()
-    if len(shape) != 2:
-        raise InputError(f"{path} holds an array of shape {shape}; save vectors as [N, D]")
-    if fortran:
-        raise InputError(
-            f"{path} is in Fortran order, which scatters each vector; save it again with "
-            "np.save(path, np.ascontiguousarray(x))"
-        )
-    dtype = BFLOAT16 if dtype == np.dtype("V2") else dtype
-    check_dtype(path, dtype)
-    return offset, *shape, dtype
 
 
 def _check_dims(path: Path, dims: np.ndarray, dim: int) -> None:

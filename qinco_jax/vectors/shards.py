@@ -1,4 +1,4 @@
-"""Vectors by path: one file, a dataset in a file, or the files that match a pattern."""
+"""Vectors by path: one file, a dataset in a file, or the files of a pattern or a folder."""
 
 import glob
 import os
@@ -11,6 +11,7 @@ from qinco_jax.vectors import containers, formats
 from qinco_jax.vectors.stored import Rows, Stored
 
 ENDINGS = (*formats.ENDINGS, *containers.ENDINGS)
+SHOWN_NAMES = 4
 
 
 def read_rows(source: str | os.PathLike[str]) -> Rows:
@@ -18,17 +19,20 @@ def read_rows(source: str | os.PathLike[str]) -> Rows:
 
     Args:
       source: a file with one of `ENDINGS`; or a pattern with `*`, `?` or `[...]`, whose files are
-        joined in the order of the numbers in their names (`x-9` before `x-10`). A `::NAME` at the
-        end selects a dataset, column or tensor in files that hold several.
+        joined in the order of the numbers in their names (`x-9` before `x-10`); or a folder whose
+        files of vectors are the shards of one array, by the rule of `family`. A `::NAME` at the end
+        selects a dataset, column or tensor in files that hold several. `~` is the home folder.
 
     Returns:
       [N, D] integers or floats, read-only: a memory map of one file, or a `Stored`.
 
     Raises:
       InputError: no file matches, or a file is invalid or damaged, or its D or dtype is not that
-        of the first.
+        of the first, or a folder holds something else than one array.
     """
     path, name = split_name(source)
+    if Path(path).is_dir():
+        return read_files(_only_family(Path(path)), name)
     if Path(path).exists() or not is_pattern(path):
         return _read_file(Path(path), name)
     paths = sorted(map(Path, glob.glob(path)), key=natural_key)
@@ -54,7 +58,7 @@ def read_files(paths: Sequence[Path], name: str | None = None) -> Rows:
 
 def split_name(source: str | os.PathLike[str]) -> tuple[str, str | None]:
     """Splits `PATH::NAME` into path and name; the name is `None` where there is none."""
-    path, mark, name = os.fspath(source).partition("::")
+    path, mark, name = os.path.expanduser(source).partition("::")
     return path, name if mark else None
 
 
@@ -66,6 +70,64 @@ def is_pattern(path: str) -> bool:
 def natural_key(path: Path) -> list[str | int]:
     """A sort key that compares the numbers in names as numbers."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def vector_files(folder: Path) -> list[Path]:
+    """The files of vectors in a folder, in the order of the numbers in their names."""
+    found = (path for path in folder.iterdir() if path.suffix in ENDINGS and path.is_file())
+    return sorted((path for path in found if not path.name.startswith(".")), key=natural_key)
+
+
+def family(folder: Path) -> list[Path]:
+    """The shards of the one array that a folder holds, in order; none if it holds several or none.
+
+    Their names have one ending and differ in numbers alone, such as `emb_0.npy` and `emb_1.npy`;
+    only after a count, as in `emb-00000-of-00003`, any text may follow.
+
+    Raises:
+      InputError: the names say that there are more or fewer of them.
+    """
+    paths = vector_files(folder)
+    names = [re.sub(r"(\d+-of-\d+).*", r"\1", path.stem) + path.suffix for path in paths]
+    words = {tuple(re.split(r"\d+", name)) for name in names}
+    numbers = {tuple(map(int, re.findall(r"\d+", name))) for name in names}
+    if len(words) != 1 or len(numbers) != len(paths):
+        return []
+    check_complete(folder, paths)
+    return paths
+
+
+def check_complete(folder: Path, paths: Sequence[Path]) -> None:
+    """Refuses shards whose names say that there are more or fewer of them."""
+    counts = [re.search(r"\d+-of-(\d+)", path.name) for path in paths]
+    for path, count in zip(paths, counts, strict=True):
+        if count and int(count[1]) != len(paths):
+            raise InputError(
+                f"{folder} holds {len(paths)} files like {path.name}, not {int(count[1])}; "
+                "complete them or remove the extra ones"
+            )
+
+
+def listed(paths: Sequence[Path]) -> str:
+    """The names of files for a message, which may be many."""
+    more = f" and {len(paths) - SHOWN_NAMES} more" if len(paths) > SHOWN_NAMES else ""
+    return ", ".join(path.name for path in paths[:SHOWN_NAMES]) + more
+
+
+def _only_family(folder: Path) -> list[Path]:
+    if found := family(folder):
+        return found
+    paths = vector_files(folder)
+    if not paths:
+        raise InputError(
+            f"{folder} is a directory without files of vectors in it ({', '.join(ENDINGS)}); give "
+            "the file or folder that holds them"
+        )
+    raise InputError(
+        f"{folder} holds {listed(paths)}, whose names differ in more than a number, so they are "
+        f"not taken for shards of one array; give one of them, or in quotes a pattern such as "
+        f'"{folder}/*{paths[0].suffix}"'
+    )
 
 
 def _read_file(path: Path, name: str | None) -> Rows:

@@ -132,12 +132,12 @@ class Derived:
 
     def __init__(self, x: "Rows", function: Callable[[np.ndarray], np.ndarray]) -> None:
         """Takes rows [N, D] and a function that maps any of them, [R, D], to [R, D']."""
-        self._x, self._function = x, function
+        self.source, self._function = x, function
         none = function(np.asarray(x[:0]))
         self.shape, self.dtype = (len(x), none.shape[1]), none.dtype
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        return self._function(np.asarray(self._x[rows]))
+        return self._function(np.asarray(self.source[rows]))
 
 
 def derived(x: "Rows", function: Callable[[np.ndarray], np.ndarray]) -> Stored:
@@ -164,6 +164,9 @@ def prefetch(x: Segment, begin: int, end: int) -> None:
         for segment, first, last, _ in x[begin:end]._overlaps():
             prefetch(segment, first, last)
         return
+    if isinstance(x, Derived):
+        prefetch(x.source, begin, end)
+        return
     mapping, first, last = mapped(x, begin, end)
     if mapping is not None and hasattr(mapping, "madvise"):
         first -= first % mmap.PAGESIZE
@@ -171,11 +174,16 @@ def prefetch(x: Segment, begin: int, end: int) -> None:
 
 
 def mapped(x: Segment, begin: int, end: int) -> tuple[mmap.mmap | None, int, int]:
-    """The memory map behind `x`, or `None`, and the byte range of rows begin:end in it."""
+    """The memory map behind `x`, or `None`, and the byte range of rows begin:end in it.
+
+    Rows that lie all over the map, as in Fortran order, have no range, so the map is `None` too.
+    """
     base: Any = x
     while isinstance(base, np.ndarray):
         base = base.base
     if not isinstance(base, mmap.mmap) or not isinstance(x, np.ndarray) or begin >= end:
+        return None, 0, 0
+    if abs(x.strides[0]) < abs(x.strides[-1]):
         return None, 0, 0
     low, high = np.lib.array_utils.byte_bounds(x[begin:end])
     start, _ = np.lib.array_utils.byte_bounds(np.frombuffer(base, np.uint8))

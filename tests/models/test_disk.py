@@ -1,5 +1,6 @@
 """Folders of models: what comes back, what damage does, and what earlier versions wrote."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -8,10 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors import safe_open
 
 import qinco_jax as qj
+from qinco_jax.cli import main as cli
+from qinco_jax.codecs import named
 from qinco_jax.models import disk, orbax
+from qinco_jax.quantizers import packing
 from qinco_jax.quantizers.coding import Model
 
 OLD = Path(__file__).parent / "old"
@@ -112,6 +117,55 @@ def test_only_orbax_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
             logger.handle(logger.makeRecord("absl", number, path, 1, path, (), None))
     assert [record.pathname for record in caplog.records] == ["/a/mine.py"]
     assert (logger.level, list(logger.filters)) == before
+
+
+def test_a_tilde_is_the_home_folder(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    for path in ("~/model", "~/model.safetensors", Path("~/deep/model")):
+        qj.save(model, path)
+        assert_same(qj.load(path), model)
+    qj.export(model, "~/programs")
+    (home / "x.pt").write_bytes(b"no zip")
+    with pytest.raises(qj.InputError, match=r"x\.pt: it "):
+        qj.load_pytorch("~/x.pt")
+    assert {path.name for path in home.iterdir()} == {
+        "model", "model.safetensors", "deep", "programs", "x.pt"
+    }  # fmt: skip
+    assert not list(here.iterdir())
+
+
+def test_the_folder_of_a_run_is_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    x = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    config = dataclasses.replace(CONFIG, num_parts=2)
+    model = qj.train(x, config, num_epochs=0, run_dir="~/run")
+    run = tmp_path / "run"
+    np.save(tmp_path / "x.npy", x)
+    for source in (run, run / "model"):
+        assert_same(qj.load(source), model)
+    assert_same(qj.load(run / "part-0"), model.parts[0])
+    ran = CliRunner().invoke(cli.main, ["encode", str(run), f"{tmp_path}/x.npy", "~/codes.npy"])
+    assert ran.exit_code == 0, ran.output
+    codes = np.load(tmp_path / "codes.npy")
+    found = np.asarray(qj.encode(model, x))
+    np.testing.assert_array_equal(codes, packing.to_rows(found, model.config))
+    np.save(tmp_path / "columns.npy", np.asfortranarray(codes))
+    ran = CliRunner().invoke(cli.main, ["decode", "~/run", "~/columns.npy", "~/back.npy"])
+    assert ran.exit_code == 0, ran.output
+    np.testing.assert_allclose(np.load(tmp_path / "back.npy"), qj.decode(model, found), rtol=1e-5)
+    assert named.parse("~/run").name == "~/run"
+    shutil.rmtree(run / "model")
+    for source in (run, run / "model", "~/run"):
+        with pytest.raises(qj.InputError, match=f"training in {run} is unfinished.*`qinco train`"):
+            qj.load(source)
+        with pytest.raises(qj.InputError, match=f"training in {run} is unfinished"):
+            named.parse(str(source))
 
 
 @every_old

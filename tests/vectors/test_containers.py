@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from safetensors.numpy import save_file
 from qinco_jax import InputError, datasets
 from qinco_jax.cli import main as cli
 from qinco_jax.datasets.holdout import cut_training
-from qinco_jax.vectors import containers, formats
+from qinco_jax.vectors import containers, formats, npy, parquet
 from qinco_jax.vectors.convert import ENDINGS, convert
 from qinco_jax.vectors.shards import read_rows
 from qinco_jax.vectors.stored import Rows, Stored
@@ -51,8 +52,13 @@ def write_hdf5(path: Path, chunks: tuple[int, int] | None = None, **datasets: np
 def every_kind(folder: Path, x: np.ndarray) -> dict[str, Path]:
     """The same vectors in each way that containers hold them."""
     save_file({"emb": x}, folder / "x.safetensors")
-    found = {"tensor": folder / "x.safetensors"}
-    if x.dtype != formats.BFLOAT16:
+    np.savez(folder / "x.npz", emb=x)
+    np.savez_compressed(folder / "y.npz", emb=x)
+    found = {
+        "tensor": folder / "x.safetensors", "member": folder / "x.npz",
+        "compressed member": folder / "y.npz",
+    }  # fmt: skip
+    if x.dtype != npy.BFLOAT16:
         found["contiguous"] = write_hdf5(folder / "x.hdf5", emb=x)
         found["chunked"] = write_hdf5(folder / "y.h5", chunks=(32, x.shape[1]), emb=x)
         found["fixed lists"] = write_parquet(folder / "x.parquet", emb=lists_of(x))
@@ -77,26 +83,29 @@ def test_each_kind_of_file_holds_the_same(tmp_path: Path, dtype: str) -> None:
     x = (30 * np.abs(X)).astype(np.dtype(dtype))
     for kind, path in every_kind(tmp_path, x).items():
         rows = read_rows(path)
-        assert isinstance(rows, np.memmap) == (kind in ("tensor", "contiguous"))
+        assert isinstance(rows, np.memmap) == (kind in ("tensor", "contiguous", "member"))
         if isinstance(rows, np.memmap):
-            assert not rows.flags.writeable and rows.mode == "r"
+            assert rows.mode == "r"
+        assert isinstance(rows, Stored) or not rows.flags.writeable
         same(rows, x)
         same(read_rows(f"{path}::emb"), x)
 
 
 def test_bfloat16_in_npy_is_what_numpy_writes(tmp_path: Path) -> None:
-    x = X.astype(formats.BFLOAT16)
+    x = X.astype(npy.BFLOAT16)
     np.save(tmp_path / "x.npy", x)
     same(formats.read(tmp_path / "x.npy"), x)
 
 
-@pytest.mark.parametrize("kind", ["hdf5", "parquet", "safetensors"])
+@pytest.mark.parametrize("kind", ["hdf5", "parquet", "safetensors", "npz"])
 def test_one_of_several_is_named(tmp_path: Path, kind: str) -> None:
     path, other = tmp_path / f"x.{kind}", X[:, :3]
     if kind == "hdf5":
         write_hdf5(path, emb=X, other=other, ids=np.arange(300))
     elif kind == "parquet":
         write_parquet(path, emb=lists_of(X), other=lists_of(other), ids=np.arange(300))
+    elif kind == "npz":
+        np.savez(path, emb=X, other=other, ids=np.arange(300))
     else:
         save_file({"emb": X, "other": other.copy(), "ids": np.arange(300)}, path)
     same(read_rows(f"{path}::other"), other)
@@ -153,7 +162,6 @@ def test_datasets_of_hdf5_that_are_not_vectors(tmp_path: Path) -> None:
     path = tmp_path / "x.hdf5"
     with h5py.File(path, "w", userblock_size=1024) as file:
         file["moved"] = X
-        file["swapped"] = X.astype(">f4")
         file.create_dataset("never", (30, 8), "f4")
         file.create_dataset("cut", (300, 8), "f4", chunks=(50, 8))[:100] = X[:100]
         file.create_dataset("outside", X.shape, "f4", external=[("x.raw", 0, X.nbytes)])
@@ -165,11 +173,39 @@ def test_datasets_of_hdf5_that_are_not_vectors(tmp_path: Path) -> None:
     same(read_rows(f"{path}::moved"), X)
     same(read_rows(f"{path}::deep/inside"), X[:, :4])
     for name, message in (
-        ("swapped", "byte order"), ("never", "never filled"), ("cut", "2 of 6 chunks"),
+        ("never", "never filled"), ("cut", "2 of 6 chunks"),
         ("outside", "other files"), ("virtual", "other files"), ("none", "0 rows"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             read_rows(f"{path}::{name}")
+
+
+def test_any_order_and_byte_order_is_read_as_that_of_this_machine(tmp_path: Path) -> None:
+    swapped = X.astype(">f4")
+    write_hdf5(tmp_path / "x.hdf5", emb=swapped)
+    write_hdf5(tmp_path / "y.hdf5", chunks=(32, 8), emb=swapped)
+    for save, name in ((np.savez, "x.npz"), (np.savez_compressed, "y.npz")):
+        save(tmp_path / name, swapped=swapped, columns=np.asfortranarray(X))
+    for name in ("x.hdf5", "y.hdf5", "x.npz::swapped", "y.npz::swapped", "x.npz::columns",
+                 "y.npz::columns"):  # fmt: skip
+        rows = read_rows(tmp_path / name)
+        assert isinstance(rows, Stored)
+        same(rows, X)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int32"])
+def test_a_parquet_file_of_one_column_per_dimension_says_how_to_combine_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    x = (30 * X).astype(dtype)
+    ids = pa.array(map(str, range(300)))
+    write_parquet(Path("x.parquet"), ids=ids, **{f"d{i}": x[:, i] for i in range(8)})
+    with pytest.raises(InputError, match="no column of lists, but 8 columns of one") as found:
+        read_rows("x.parquet")
+    _, code = str(found.value).split("numpy as np: ")
+    exec(code, {"pa": pa, "pq": pq, "np": np})
+    same(read_rows("vectors.parquet"), x)
 
 
 def open_files() -> int:
@@ -198,7 +234,7 @@ def test_threads_read_what_one_thread_reads(tmp_path: Path) -> None:
 
 
 def test_a_row_group_closes_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "BLOCK_BYTES", 32 * 8 * 4)
+    monkeypatch.setattr(parquet, "BLOCK_BYTES", 32 * 8 * 4)
     x = X.copy()
     lists = pa.array([*map(list, x[:150]), None, *map(list, x[151:])], pa.list_(pa.float32(), 8))
     path = write_parquet(tmp_path / "x.parquet", group=1000, e=lists)
@@ -216,11 +252,11 @@ def test_a_row_group_closes_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_large_row_group_is_read_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(containers, "BLOCK_BYTES", 32 * 8 * 4)
+    monkeypatch.setattr(parquet, "BLOCK_BYTES", 32 * 8 * 4)
     decoded = []
-    as_rows = containers._as_rows
+    as_rows = parquet._as_rows
     monkeypatch.setattr(
-        containers, "_as_rows", lambda *given: decoded.append(len(given[1])) or as_rows(*given)
+        parquet, "_as_rows", lambda *given: decoded.append(len(given[1])) or as_rows(*given)
     )
     rows = read_rows(write_parquet(tmp_path / "x.parquet", group=200, e=lists_of(X)))
     assert isinstance(rows, Stored) and rows.block_rows == 32
@@ -420,7 +456,7 @@ def test_the_command_converts(tmp_path: Path) -> None:
         return CliRunner().invoke(cli.main, ["data", "convert", source, str(target), *options])
 
     assert command("--dtype", "bfloat16").exit_code == 0
-    same(read_rows(target), X.astype(formats.BFLOAT16))
+    same(read_rows(target), X.astype(npy.BFLOAT16))
     ran = command()
     assert ran.exit_code == 2 and ran.output.strip().endswith("remove it first")
 
@@ -457,6 +493,12 @@ def sound(folder: Path) -> dict[str, list[bytes]]:
         found.setdefault(path.suffix, []).append(path.read_bytes())
     with h5py.File(folder / "latest.hdf5", "w", libver="latest") as file:
         file.create_dataset("emb", data=x, chunks=(16, 8), shuffle=True, compression="gzip")
+    pieces = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+    for number, kind in enumerate(pieces):  # beside other members
+        with zipfile.ZipFile(folder / f"{number}.npz", "w", kind) as archive:
+            archive.write(folder / "x.npy", "emb.npy")
+            archive.writestr("about.txt", "vectors")
+        found[".npz"].append((folder / f"{number}.npz").read_bytes())
     found[".hdf5"] += [(folder / "latest.hdf5").read_bytes(), *found.pop(".h5")]
     return found
 
@@ -468,7 +510,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[bytes]]:
 
 WORDS = [b"\xff", b"\0", b"\x80", b"\x7f", b"\xff" * 4, b"\0" * 4, b"\xff" * 8, b"[" * 8, b"9" * 8]
 WORDS += [b"\xff\xff\xff\x7f", b"\xff" * 7 + b"\x7f", b"\0\0\0\0\1\0\0\0"]
-FUZZED = [*formats.NEW_ENDINGS, ".hdf5", ".parquet", ".safetensors"]
+FUZZED = [*formats.NEW_ENDINGS, ".hdf5", ".parquet", ".safetensors", ".npz"]
 
 
 @pytest.mark.parametrize("ending", FUZZED)
@@ -525,7 +567,7 @@ def test_random_bytes_are_refused(
         read_all(path)
 
 
-def npy(shape: str) -> bytes:
+def array_of(shape: str) -> bytes:
     text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(64)
 
@@ -535,11 +577,11 @@ def tensors(text: bytes, length: int | None = None) -> bytes:
 
 
 HOSTILE = {
-    "rows.npy": npy("(1000000000000000000, 8)"),
-    "product.npy": npy("(4611686018427387904, 4)"),
-    "negative.npy": npy("(-1, -4)"),
-    "digits.npy": npy("(" + "9" * 5000 + ", 4)"),
-    "deep.npy": npy("(" * 9000),
+    "rows.npy": array_of("(1000000000000000000, 8)"),
+    "product.npy": array_of("(4611686018427387904, 4)"),
+    "negative.npy": array_of("(-1, -4)"),
+    "digits.npy": array_of("(" + "9" * 5000 + ", 4)"),
+    "deep.npy": array_of("(" * 9000),
     "header.npy": b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + bytes(64),
     "rows.fbin": struct.pack("<II", 2**32 - 1, 10**6) + bytes(64),
     "dim.fvecs": struct.pack("<i", 2**31 - 1) + bytes(64),
@@ -578,6 +620,17 @@ def write_hostile(folder: Path) -> None:
     """Files that claim the most for the fewest bytes."""
     for name, content in HOSTILE.items():
         (folder / name).write_bytes(content)
+    for name in ("rows", "product", "digits"):
+        for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            with zipfile.ZipFile(folder / f"{name}-{kind}.npz", "w", kind) as archive:
+                archive.writestr("a.npy", HOSTILE[f"{name}.npy"])
+    long = b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**29) + bytes(2**29)
+    with zipfile.ZipFile(folder / "header.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", long)
+    claim = bytearray((folder / "rows-8.npz").read_bytes())
+    place = claim.index(b"PK\x01\x02") + 24  # the size in the directory
+    claim[place : place + 4] = struct.pack("<I", 2**32 - 2)
+    (folder / "claim.npz").write_bytes(claim)
     with h5py.File(folder / "sparse.hdf5", "w") as file:
         file.create_dataset("a", (10**15, 100), "f4", chunks=(10**4, 100))
     with h5py.File(folder / "unwritten.hdf5", "w") as file:

@@ -18,8 +18,9 @@ from qinco_jax.evaluate.metrics import measure
 from qinco_jax.evaluate.neighbours import queries_of
 from qinco_jax.training import run_folder
 from qinco_jax.training import train as train_module
+from qinco_jax.vectors import stored
 from qinco_jax.vectors.shards import read_rows
-from qinco_jax.vectors.stored import Stored, mapped, prefetch
+from qinco_jax.vectors.stored import Stored, derived, mapped, prefetch
 
 CONFIG = qj.QincoConfig(num_steps=2, codebook_size=16, hidden_dim=8, num_candidates=4, beam_size=2)
 
@@ -65,7 +66,9 @@ def test_only_the_blocks_of_the_rows_are_read() -> None:
     assert slow.read <= 3 * 100
 
 
-def test_a_memory_map_is_prefetched_where_its_rows_are(tmp_path: Path) -> None:
+def test_a_memory_map_is_prefetched_where_its_rows_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     np.save(tmp_path / "x.npy", np.arange(8000, dtype=np.uint16).reshape(-1, 4))
     x = np.load(tmp_path / "x.npy", mmap_mode="r")
     for view in (x, np.asarray(x)[100:], x[::-1], x[:, 1:]):
@@ -75,6 +78,13 @@ def test_a_memory_map_is_prefetched_where_its_rows_are(tmp_path: Path) -> None:
         assert set(view[3:500].flat) <= set(inside)
         prefetch(Stored([view, view]), 300, 1950)
     assert mapped(np.array(x), 3, 500)[0] is mapped(x, 3, 3)[0] is None
+    columns = x.reshape(4, 2000).T  # rows that lie all over the file, which is not read for a few
+    assert mapped(columns, 3, 500)[0] is None
+    asked = []
+    monkeypatch.setattr(stored, "mapped", lambda *at: asked.append(at) or (None, 0, 0))
+    prefetch(derived(x, np.negative)[100:], 3, 500)
+    assert [at[1:] for at in asked] == [(103, 600)] and asked[0][0] is x
+    monkeypatch.undo()
     prefetch(Slow(np.array(x)), 3, 500)
 
 

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from qinco_jax.errors import InputError
+from qinco_jax.files import path_of
 from qinco_jax.models.pytorch import safe_pickle
 from qinco_jax.models.pytorch.safe_pickle import Name, Record, of
 
@@ -60,7 +61,7 @@ def read(path: str | os.PathLike[str], classes: Collection[str] = ()) -> Any:
     Raises:
       InputError: no such file, another format, damage, or a pickle that asks for any other class.
     """
-    path = Path(path)
+    path = path_of(path)
     if not path.is_file():
         raise InputError("there is no such file; check its name and folder")
     try:
