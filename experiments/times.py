@@ -21,7 +21,8 @@ import scale
 import timing
 
 from qinco_jax.codecs import named
-from qinco_jax.evaluate import machine, results, sweep
+from qinco_jax.evaluate import machine, results
+from qinco_jax.training.loop import unseen
 
 RATE, TRAIN_ROWS, ROWS = 8, 20_000, {"small": 512, "full": 16_384}
 CODECS = {
@@ -38,8 +39,8 @@ def codec_of(task, text, settings):
     given = ("num_epochs=0", *settings, *task.settings)
     x = task.data.train
     (contender,) = named.contenders([text], [RATE], x.shape[1], given)
-    with tempfile.TemporaryDirectory() as place, sweep.silent(text) as advance:
-        return contender.train(x, 0, Path(place) / "model", advance)(RATE)
+    with tempfile.TemporaryDirectory() as place:
+        return contender.train(x, 0, Path(place) / "model", unseen)(RATE)
 
 
 @scale.command(__doc__, train_rows=TRAIN_ROWS)

@@ -163,7 +163,7 @@ def train(
     else:
         click.echo(
             f"training {preset} at {num_bytes:g} bytes on {data.name}, {len(data.train):,} vectors "
-            f"of {data.train.shape[1]} dimensions, in {folder}; first residual k-means"
+            f"of {data.train.shape[1]} dimensions, in {folder}"
         )
     kept, held_back = split(data.train, data.validation, recipe)
     if len(held_back) == 0:  # the untrained model, which has seen none of them
@@ -172,21 +172,23 @@ def train(
         click.echo(f"no database: measured on the {measure.which(held_back, data)}")
         data = data._replace(database=held_back)
     questions = measure.questions(data, eval_rows, config.unit_norm)  # before hours of training
-    with run_log(folder) as log:
+    with run_log(folder) as (log, advance):
         model = train_model(
             data.train, config, recipe, seed=seed, x_val=data.validation, run_dir=folder, log=log,
-            centroids=coarse,
+            advance=advance, centroids=coarse,
         )  # fmt: skip
 
-    if len(kept) > RQ_ROWS:
-        click.echo(f"training RQ on {RQ_ROWS:,} of the {len(kept):,} rows")
     width, steps = config.num_parts, ours.quarters(config.num_steps)
-    baseline = ours.best_rq(
-        kept, held_back, width * config.num_steps, config.codebook_size,
-        seed=seed, max_rows=RQ_ROWS, **config.transform,
-    )  # fmt: skip
+    some = f"{RQ_ROWS:,} of the " * (len(kept) > RQ_ROWS)
+    with stage_bar(f"training RQ on {some}{len(kept):,} vectors") as advance:
+        baseline = ours.best_rq(
+            kept, held_back, width * config.num_steps, config.codebook_size,
+            seed=seed, max_rows=RQ_ROWS, advance=advance, **config.transform,
+        )  # fmt: skip
     start = run_folder.start_of(folder, model)
     before = [] if start is None else [ours.of_qinco(start, config.num_steps)]
+    if recipe.num_epochs != 0:
+        click.echo(measure.two_errors(model, recipe, held_back))
     rows = measure.measure(
         [ours.of_rq(baseline, width * m, config.step_bits / width, RQ_BEAM) for m in steps]
         + [codec._replace(name=f"{codec.name}, before training") for codec in before]

@@ -1,15 +1,16 @@
 """What `qinco train` and `qinco evaluate` measure: which rows and queries, and the scores."""
 
-from collections.abc import Callable
-from typing import Any
-
 import click
-from tqdm import tqdm
 
 from qinco_jax import datasets
+from qinco_jax.codecs import ours
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.evaluate import results
 from qinco_jax.evaluate.neighbours import METRICS, Queries, queries_of
+from qinco_jax.quantizers import coding
+from qinco_jax.quantizers.coding import Model
+from qinco_jax.training.logs import stage_bar
+from qinco_jax.training.recipe import Recipe
 from qinco_jax.vectors.stored import Vectors
 
 
@@ -33,7 +34,7 @@ def questions(data: datasets.Dataset, eval_rows: int, unit_norm: bool) -> list[Q
 def measure(
     every: list[Codec], data: datasets.Dataset, eval_rows: int, questions: list[Queries]
 ) -> list[results.Row]:
-    """Scores codecs on the first rows of a database, with a progress bar."""
+    """Scores codecs on the first rows of a database, with a progress bar for each."""
     assert data.database is not None
     database = data.database[:eval_rows]
     whole = "" if len(database) == len(data.database) else f"the first {len(database):,} of "
@@ -41,13 +42,18 @@ def measure(
     how = f" by {METRICS[questions[0].space.metric]}" if questions else ""
     unit = "; the error is that of unit vectors" if any(codec.unit_norm for codec in every) else ""
     click.echo(f"measured on {whole}{len(data.database):,} vectors with {asked}{how}{unit}")
-    with tqdm(total=len(every) * len(database), unit=" vectors", unit_scale=True) as bar:
+    return results.score(every, database, questions, stage_bar)
 
-        def advance(codec: Codec) -> Callable[[int], Any]:
-            bar.set_description(f"{codec.name} at {codec.bits / 8:g} bytes")
-            return bar.update
 
-        return results.score(every, database, questions, advance)
+def two_errors(model: Model, recipe: Recipe, held_back: Vectors) -> str:
+    """How the error that training shows differs from the table's, as text."""
+    search = ours.search_text(coding.search_of(model, **recipe.search))
+    parts = ", part by part" * (model.config.num_parts > 1)
+    return (
+        f"val_mse of training is the error on the {len(held_back):,} validation vectors, searched "
+        f"with {search}{parts}; MSE in the table is the error on the vectors named next, searched "
+        "with the A and B in each line"
+    )
 
 
 def which(held_back: Vectors, data: datasets.Dataset) -> str:

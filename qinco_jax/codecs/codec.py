@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from qinco_jax.training.loop import Advance
 from qinco_jax.vectors.stored import Vectors
 
 Array = jax.Array | np.ndarray
@@ -36,8 +37,6 @@ class Codec(NamedTuple):
 
 
 AtRate = Callable[[float], Codec]
-Advance = Callable[[float, float], Any]
-"""Shows progress: (done, total)."""
 
 
 class Contender(NamedTuple):

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 from qinco_jax import optional
 from qinco_jax.codecs import faiss as faiss_codecs
 from qinco_jax.codecs import ours
-from qinco_jax.codecs.codec import Advance, AtRate, Codec, Contender
+from qinco_jax.codecs.codec import AtRate, Codec, Contender
 from qinco_jax.codecs.unq import unq
 from qinco_jax.codecs.unq.train import train as train_unq
 from qinco_jax.config import PRESETS, QincoConfig, named
 from qinco_jax.errors import InputError, unknown
 from qinco_jax.models import disk, orbax
 from qinco_jax.quantizers.coding import Model
-from qinco_jax.training.loop import Log
+from qinco_jax.training.loop import Advance, Log
 from qinco_jax.training.recipe import RECIPES, Recipe
 from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors.stored import Vectors
@@ -161,7 +161,9 @@ def _of_preset(
         optional.faiss("rotations by OPQ")
 
     def train(x: Vectors, seed: int, run_dir: Path, advance: Advance) -> AtRate:
-        model = train_model(x, config, recipe, seed=seed, run_dir=run_dir, log=_log(advance))
+        model = train_model(
+            x, config, recipe, seed=seed, run_dir=run_dir, log=_log(advance), advance=advance
+        )
         return functools.partial(_at_rate, model, spec.search)
 
     facts = {

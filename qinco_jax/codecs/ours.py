@@ -10,8 +10,10 @@ import numpy as np
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.quantizers import coding, rq
 from qinco_jax.quantizers.coding import Model
+from qinco_jax.quantizers.qinco import Search
 from qinco_jax.quantizers.rq import RQ
 from qinco_jax.quantizers.transform import approximated
+from qinco_jax.training.loop import Advance, unseen
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors
 
@@ -37,8 +39,7 @@ def of_qinco(
     kind = "PQ-" * (config.num_parts > 1) + "IVF-" * (config.num_centroids is not None)
     name = kind + {"qinco": "QINCo", "qinco-lr": "QINCo-LR", "qinco2": "QINCo2"}[config.form]
     return Codec(
-        f"{name} A={search.num_candidates} B={search.beam_size}{' joint' * search.joint}"
-        f"{' unit' * config.unit_norm}",
+        f"{name} {search_text(search)}{' unit' * config.unit_norm}",
         config.bits,
         functools.partial(coding.encode, model, **dataclasses.asdict(search)),
         functools.partial(coding.decode, model),
@@ -46,6 +47,11 @@ def of_qinco(
         config.unit_norm,
         model.column_sizes,
     )
+
+
+def search_text(search: Search) -> str:
+    """How codecs name a search, such as "A=2 B=32 joint"."""
+    return f"A={search.num_candidates} B={search.beam_size}{' joint' * search.joint}"
 
 
 def of_rq(model: RQ, num_steps: int, bits_per_step: float, beam_size: int = 32) -> Codec:
@@ -69,6 +75,7 @@ def best_rq(
     *,
     seed: int,
     max_rows: int | None = None,
+    advance: Advance = unseen,
     **transform: bool,
 ) -> RQ:
     """The better of two residual quantizers, trained greedily and for a beam.
@@ -82,15 +89,21 @@ def best_rq(
       codebook_size: K.
       seed: of the sample and the k-means.
       max_rows: as of `rq.train`.
+      advance: called with the number of steps done, of both.
       **transform: `unit_norm`, `center` and `rotate` as of `rq.train`.
     """
     rows = checks.finite(x_val[:CHOICE_ROWS])
     goal = approximated(rows, transform.get("unit_norm", False))
     found = []
-    for beam_size in (1, 5):
+
+    def tell(before: int, done: int, total: int) -> None:
+        advance(before + done, 2 * total)
+
+    for before, beam_size in (0, 1), (num_steps, 5):
         model = rq.train(
             x, num_steps, codebook_size,
-            seed=seed, beam_size=beam_size, num_iters=25, max_rows=max_rows, **transform,
+            seed=seed, beam_size=beam_size, num_iters=25, max_rows=max_rows,
+            advance=functools.partial(tell, before), **transform,
         )  # fmt: skip
         x_hat = np.asarray(rq.decode(model, rq.encode(model, rows)))
         found.append((np.square(goal - x_hat, dtype=np.float64).sum(), model))

@@ -11,6 +11,7 @@ from qinco_jax.datasets.dataset import Dataset
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import report, sweep
 from qinco_jax.evaluate.neighbours import BLOCK_ROWS, Queries, queries_of
+from qinco_jax.evaluate.progress import Stage, silent
 from qinco_jax.evaluate.results import COSTS, RESULTS, Row
 from qinco_jax.training import run_folder
 from qinco_jax.training.recipe import Recipe
@@ -33,7 +34,7 @@ def compare(
     shifted: Mapping[str, Vectors] | None = None,
     eval_rows: int | None = None,
     settings: Sequence[str] = (),
-    stage: sweep.Stage = sweep.silent,
+    stage: Stage = silent,
 ) -> list[Row]:
     """Trains codecs on the same vectors and measures them on the same database.
 

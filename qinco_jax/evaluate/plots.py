@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -77,14 +77,13 @@ def _rates(evaluation: Evaluation) -> "Figure":
     shown = [key for key in MEASURES if any(key in row for row in evaluation.points)]
     figure, axes = style.panels(len(shown), evaluation.title)
     codecs = _looks(evaluation, evaluation.points)
+    beside = _beside(codecs, evaluation.points)
     for axis, key in zip(axes, shown, strict=True):
-        for i, (codec, look) in enumerate(codecs.items()):
+        for codec, look in codecs.items():
             points = _having(evaluation.points, codec, key)
             if not points:
                 continue
-            # Side by side at each rate, so that intervals do not cover each other.
-            beside = min(1.6, 14 / len(codecs)) * (i - (len(codecs) - 1) / 2) / 72
-            move = ScaledTranslation(beside, 0, figure.dpi_scale_trans)
+            move = ScaledTranslation(beside[codec] / 72, 0, figure.dpi_scale_trans)
             x, y = [row["bytes"] for row in points], [_value(row, key) for row in points]
             low, high = _whiskers(y, [results.interval(row, key) for row in points], key)
             axis.errorbar(
@@ -96,8 +95,22 @@ def _rates(evaluation: Evaluation) -> "Figure":
         axis.autoscale_view()
         style.rate_axis(axis, sorted({row["bytes"] for row in evaluation.points}))
         style.quality_axis(axis, key)
-    style.legend(figure, _named(codecs, evaluation))
+    style.finish(figure, _named(codecs, evaluation))
     return figure
+
+
+def _beside(codecs: Iterable[str], points: Sequence[Row]) -> dict[str, float]:
+    """How far, in points of print, codecs move so that those of the same rate stand side by side.
+
+    A codec that shares no rate with others stays at its own.
+    """
+    sizes = {codec: {row["bytes"] for row in points if row["codec"] == codec} for codec in codecs}
+    moves = {}
+    for codec, own in sizes.items():
+        near = [other for other, found in sizes.items() if own & found]
+        step = min(1.6, style.SPREAD / len(near))
+        moves[codec] = step * (near.index(codec) - (len(near) - 1) / 2)
+    return moves
 
 
 def _times(evaluation: Evaluation) -> "Figure | None":
@@ -120,7 +133,7 @@ def _times(evaluation: Evaluation) -> "Figure | None":
         axis.set_xlabel(f"{TIMES[key]}, µs per vector")
         style.log_axis(axis, "x")
         style.quality_axis(axis, measure)
-    style.legend(figure, _named(codecs, evaluation), "numbers: bytes per vector")
+    style.finish(figure, _named(codecs, evaluation), "numbers: bytes per vector")
     style.write_labels(figure, axes, labels)
     return figure
 
@@ -153,7 +166,7 @@ def _search(evaluation: Evaluation) -> "Figure | None":
         style.log_axis(axis, "x")
         style.quality_axis(axis, key)
     note = "numbers: A,B; lines: the best up to each cost"
-    style.legend(figure, style.lines(models), note)
+    style.finish(figure, style.lines(models), note)
     style.write_labels(figure, axes, labels)
     return figure
 
@@ -199,7 +212,7 @@ def _shift(evaluation: Evaluation) -> "Figure | None":
     axis.invert_yaxis()
     axis.grid(False, axis="y")
     axis.set_xlabel(f"loss of recall@1 at {size:g} bytes, percentage points")
-    style.legend(figure, bars, f"from “{losses[0][0].get('queries', 'the main queries')}” to")
+    style.finish(figure, bars, f"from “{losses[0][0].get('queries', 'the main queries')}” to")
     return figure
 
 
@@ -231,7 +244,7 @@ def _growth(evaluation: Evaluation, keys: Sequence[str], ylabel: str) -> "Figure
         evaluation.names[codec] + (f", {TIMES[key]}" if key in TIMES else ""): look
         for (codec, key), look in variants.items()
     }
-    style.legend(figure, style.lines(names))
+    style.finish(figure, style.lines(names))
     return figure
 
 
@@ -278,7 +291,7 @@ PLOTS = {
     "rates": Plot(
         _rates,
         "Error and recall against the size of a code. Bars are the intervals of the table; "
-        "points of the same rate are drawn side by side.",
+        "codecs of the same rate are drawn side by side.",
     ),
     "times": Plot(_times, "Quality against the time that encoding and decoding take."),
     "search": Plot(

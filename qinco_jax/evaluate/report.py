@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qinco_jax.evaluate import plots, results, tables
+from qinco_jax.evaluate import finding, plots, results, tables
 from qinco_jax.evaluate.results import Evaluation
 from qinco_jax.files import replacing
 
@@ -32,6 +32,7 @@ def write_page(folder: str | os.PathLike[str]) -> Path:
     template = environment.from_string(Path(__file__).with_name("report.html").read_text("utf-8"))
     text = template.render(
         title=evaluation.title,
+        finding=finding.of(evaluation),
         summary=_summary(evaluation),
         scores=tables.of_scores(evaluation),
         losses=tables.of_losses(evaluation),

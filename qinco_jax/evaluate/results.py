@@ -4,15 +4,16 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate.metrics import Estimate, Progress, Score, measure
+from qinco_jax.evaluate.metrics import Estimate, Score, measure
 from qinco_jax.evaluate.neighbours import Queries
+from qinco_jax.evaluate.progress import Stage, counting, silent
 from qinco_jax.files import replacing
 from qinco_jax.vectors.stored import Vectors
 
@@ -47,7 +48,7 @@ def score(
     codecs: Iterable[Codec],
     database: Vectors,
     query_sets: Sequence[Queries] = (),
-    progress: Callable[[Codec], Progress] | None = None,
+    stage: Stage = silent,
 ) -> list[Row]:
     """One row for each codec: its name, bytes, and what `metrics.measure` finds.
 
@@ -55,7 +56,8 @@ def score(
     """
     rows: list[Row] = []
     for codec in codecs:
-        found = measure(codec, database, query_sets, None if progress is None else progress(codec))
+        with stage(f"measuring {codec.name} at {codec.bits / 8:g} bytes") as advance:
+            found = measure(codec, database, query_sets, counting(advance, len(database)))
         what = {"codec": codec.name, "bytes": codec.bits / 8, "unit_norm": codec.unit_norm}
         rows.append({**what, **fields(found, query_sets)})
     return rows

@@ -40,6 +40,8 @@ SETTINGS: dict[Any, Any] = {
 }
 WIDTH = 7.0  # inches, the two columns of a paper
 LABEL_SIZE = 8.0  # points
+TICK_GAP = 3  # pixels
+SPREAD = 14.0  # points between the first and the last of codecs of the same rate
 STEPS = (
     (1,),
     (1, 3),
@@ -61,12 +63,16 @@ def plot_style() -> "AbstractContextManager[None]":
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """A color, marker and dashes for each name, by its position."""
+    """A color, marker and dashes for each name, by its position.
+
+    Markers are drawn whole, even where they stand on the end of an axis.
+    """
     return {
         name: {
             "color": COLORS[i % len(COLORS)],
             "marker": MARKERS[i % len(MARKERS)],
             "linestyle": DASHES[i % len(DASHES)],
+            "clip_on": False,
         }
         for i, name in enumerate(names)
     }
@@ -103,9 +109,11 @@ def panels(
 
 
 def quality_axis(axis: "Axes", key: str) -> None:
-    """Labels the vertical axis of a measure, after drawing; error is logarithmic."""
+    """The vertical axis of a measure, after drawing; shares of queries end at 0 and 100 %."""
     if key != "mse":
         axis.set_ylabel(f"{key} (%)")
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(low, 0), min(high, 100))
         return
     axis.set_ylabel("mean squared error")
     low, high = axis.dataLim.intervaly
@@ -116,8 +124,9 @@ def quality_axis(axis: "Axes", key: str) -> None:
 
 
 def rate_axis(axis: "Axes", sizes: Sequence[float]) -> None:
-    """The horizontal axis of rates, with a tick at each."""
+    """The horizontal axis of rates, with a tick at each, after drawing."""
     axis.set_xlabel("bytes per vector")
+    axis.margins(x=0.08)  # for what stands beside the first and the last
     if sizes[-1] > 8 * sizes[0]:
         axis.set_xscale("log")
     axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
@@ -143,14 +152,39 @@ def _short(tick: float) -> str:
     return f"{tick / 1000:g}k" if tick >= 1000 else f"{tick:g}"
 
 
-def legend(figure: "Figure", handles: Mapping[str, Any], title: str | None = None) -> None:
-    """Puts a legend below the panels, where it covers no data."""
+def finish(figure: "Figure", handles: Mapping[str, Any], title: str | None = None) -> None:
+    """Puts a legend below the panels, where it covers no data, and thins out crowded ticks."""
     widest = 45 + 5.2 * max(map(len, handles))  # points, at the size of a legend's letters
     columns = max(1, min(len(handles), int(WIDTH * 72 / widest)))
     figure.legend(
         list(handles.values()), list(handles), loc="outside lower center", ncols=columns,
         handlelength=3, columnspacing=1.2, title=title, title_fontsize=9,
     )  # fmt: skip
+    figure.draw_without_rendering()  # lays out the panels, which fixes where ticks are
+    for axis in figure.axes:
+        _thin_ticks(axis, "x")
+        _thin_ticks(axis, "y")
+
+
+def _thin_ticks(axis: "Axes", which: str) -> None:
+    """Leaves out the texts of ticks that would touch the one before; their grid lines stay.
+
+    The figure must have been laid out.
+    """
+    from matplotlib.ticker import FixedLocator
+
+    side, ticks = (0, axis.xaxis) if which == "x" else (1, axis.yaxis)
+    labels = ticks.get_ticklabels()
+    if not labels or not isinstance(ticks.get_major_locator(), FixedLocator):
+        return  # panels that share an axis have its texts once; other locators space theirs
+    boxes = [label.get_window_extent().get_points()[:, side] for label in labels]
+    texts, end = [label.get_text() for label in labels], -math.inf
+    for i in sorted(range(len(labels)), key=lambda i: boxes[i][0]):  # an axis may be inverted
+        if boxes[i][0] < end + TICK_GAP:
+            texts[i] = ""
+        elif texts[i]:
+            end = boxes[i][1]
+    ticks.set_ticklabels(texts)
 
 
 def lines(names: Mapping[str, Look]) -> dict[str, Any]:

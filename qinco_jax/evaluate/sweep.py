@@ -6,22 +6,23 @@ sorted, so an interrupted sweep goes on, several processes may share a folder, a
 are the same. What is being trained is locked; a lock ends with its process.
 """
 
-import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from qinco_jax.codecs.codec import Advance, AtRate, Codec, Contender
+from qinco_jax.codecs.codec import AtRate, Codec, Contender
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import machine, results
-from qinco_jax.evaluate.metrics import Progress, Score, measure
+from qinco_jax.evaluate.metrics import Score, measure
 from qinco_jax.evaluate.neighbours import Queries
+from qinco_jax.evaluate.progress import Stage, counting
 from qinco_jax.evaluate.results import COSTS, RESULTS, Row
 from qinco_jax.files import replacing
+from qinco_jax.training.loop import Advance
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows
 
@@ -31,8 +32,6 @@ WAIT_SECONDS = 2.0
 KEY = ("codec", "bytes", "seed")
 
 Key = tuple[str, float, int]
-Stage = Callable[[str], contextlib.AbstractContextManager[Advance]]
-"""Shows the progress of one step: its title -> a function (done, total)."""
 
 
 class Benchmark(NamedTuple):
@@ -98,24 +97,12 @@ def _finish(
     for rate in missing:
         codec = at_rate(rate)
         with stage(f"measuring {contender.codec} at {rate:g} bytes") as advance:
-            progress = _counting(advance, len(benchmark.database))
+            progress = counting(advance, len(benchmark.database))
             score = measure(codec, benchmark.database, benchmark.query_sets, progress)
             key = {"codec": contender.codec, "bytes": rate, "seed": seed}
             cost = {**key, "train_seconds": seconds, **_costs(codec, benchmark.database)}
         _add(folder / COSTS, cost)
         _add(folder / RESULTS, {**key, **_row(contender, codec, benchmark, score)})
-
-
-def _counting(advance: Advance, total: int) -> Progress:
-    """Progress that adds up the rows of each block and passes (done, total) to `advance`."""
-    seen = 0
-
-    def count(rows: int) -> None:
-        nonlocal seen
-        seen += rows
-        advance(seen, total)
-
-    return count
 
 
 def _check_settings(contender: Contender, seed: int, done: Mapping[Key, Row], folder: Path) -> None:
@@ -212,9 +199,3 @@ def _add(file: Path, row: Row) -> None:
 def _key(row: Row) -> Key:
     codec, rate, seed = (row[name] for name in KEY)
     return codec, rate, seed
-
-
-@contextlib.contextmanager
-def silent(title: str) -> Iterator[Advance]:
-    """A `Stage` that shows nothing."""
-    yield lambda done, total: None

@@ -8,6 +8,11 @@ from qinco_jax.evaluate import results
 from qinco_jax.evaluate.neighbours import RANKS
 from qinco_jax.evaluate.results import Evaluation, Row
 
+ENTROPY = (
+    "bits that a code carries, of those it takes: the entropy of how often each codeword occurs, "
+    "which is lower the more unevenly they are used"
+)
+DEAD = "codewords that no vector of the database uses, counted over all steps of a code"
 RECALL = re.compile(r"(?:(\d+)-)?recall@(\d+)")
 
 
@@ -16,7 +21,7 @@ class Column(NamedTuple):
 
     Attributes:
       key: of the number in a row.
-      heading: above it.
+      heading: above it, in lines.
       about: what it means.
       show: number -> text.
       best: which number is the best; `None` if none can be called better than another.
@@ -80,13 +85,13 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     return [
         Column("mse", "MSE", "mean squared error, summed over dimensions", _digits, best),
         *map(_recall_column, matches),
-        Column("entropy_bits", "bits used", "entropy of the codewords' use, of the bits", _short),
-        Column("dead_codewords", "dead", "codewords that no vector uses", _short),
-        Column("encode_us", "encode µs", "time to encode a vector", _short),
-        Column("decode_us", "decode µs", "time to decode a vector", _short),
-        Column("train_seconds", "train s", "time of training", _short),
-        Column("peak_mib", "peak MiB", "peak memory", _short),
-        Column("model_bytes", "model kB", "size of the model", lambda v: _short(v / 1000)),
+        Column("entropy_bits", "bits\nused", ENTROPY, _short),
+        Column("dead_codewords", "dead", DEAD, _short),
+        Column("encode_us", "encode\nµs", "time to encode a vector, in microseconds", _short),
+        Column("decode_us", "decode\nµs", "time to decode a vector, in microseconds", _short),
+        Column("train_seconds", "train\ns", "time of training, in seconds", _short),
+        Column("peak_mib", "peak\nMiB", "peak memory of encoding and decoding", _short),
+        Column("model_bytes", "model\nkB", "size of the model", lambda v: _short(v / 1000)),
     ]
 
 
@@ -97,7 +102,8 @@ def _recall_column(match: re.Match[str]) -> Column:
         about = f"share of the {count} true nearest neighbours among the {rank} found"
     else:
         heading = f"R@{rank}"
-        about = f"queries whose true nearest neighbour is among the {rank} found"
+        place = "the first" if rank == "1" else f"among the {rank}"
+        about = f"share of queries whose true nearest neighbour is {place} found"
     return Column(key, heading, about, lambda value: f"{100 * value:.1f}", max)
 
 
@@ -155,15 +161,20 @@ def _cell(row: Row, column: Column, group: Sequence[Row]) -> dict[str, Any]:
         note = f"{low} to {high}"
     elif key == "entropy_bits" and "bits" in row:
         note = f"of {row['bits']:g}"
-    standing = _standing(row, column, group) if column.best else ""
-    return {"value": row[key], "text": show(row[key]), "note": note, "standing": standing}
+    found = standing(row, column, group) if column.best else ""
+    return {"value": row[key], "text": show(row[key]), "note": note, "standing": found}
 
 
-def _standing(row: Row, column: Column, group: Sequence[Row]) -> str:
-    """How a row compares at its rate: "best", "same" if not distinguishable from it, else ""."""
+def standing(row: Row, column: Column, group: Sequence[Row]) -> str:
+    """How a row compares at its rate: "best", "same" if not distinguishable from it, else "".
+
+    A row that is alone at its rate is not called the best.
+    """
     assert column.best is not None
     key = column.key
     having = [other for other in group if other.get(key) is not None]
+    if len(having) < 2:
+        return ""
     value = column.best(other[key] for other in having)
     if row[key] == value:
         return "best"

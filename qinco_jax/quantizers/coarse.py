@@ -17,7 +17,7 @@ import numpy as np
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers.batching import map_rows
 from qinco_jax.quantizers.distances import nearest
-from qinco_jax.quantizers.rq import sample_rows
+from qinco_jax.quantizers.rq import Advance, sample_rows
 from qinco_jax.quantizers.transform import Transform, from_model_space, of_rows, to_model_space
 from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
@@ -28,8 +28,6 @@ FLAT = 8192  # centroids that are compared with every row; of more each row sees
 SCALE_ROWS = 65536  # that mean and scale are taken from; distances lose digits without them
 SAMPLED = "the sampled training vectors"
 FAR = 1e15  # where a centroid that fills up a shape is nobody's nearest
-
-Advance = Callable[[int, int], None]
 
 
 def train_centroids(

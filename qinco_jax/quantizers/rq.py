@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -21,6 +23,8 @@ from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Vectors
 
 Array = jax.Array | np.ndarray
+Advance = Callable[[int, int], Any]
+"""Shows progress: (done, total)."""
 
 
 @flax.struct.dataclass
@@ -62,6 +66,7 @@ def train(
     unit_norm: bool = False,
     center: bool = True,
     rotate: bool = False,
+    advance: Advance = lambda done, total: None,
 ) -> RQ:
     """Trains codebooks step by step by k-means on what the earlier steps leave over.
 
@@ -77,6 +82,7 @@ def train(
       unit_norm: divide vectors by their length; the quantizer approximates x / |x|.
       center: subtract the mean.
       rotate: rotate to the principal components, greatest variance first.
+      advance: called with the number of steps done and M.
 
     Returns:
       The quantizer, with the transform that the sample asks for (`transform.of_rows`).
@@ -97,7 +103,7 @@ def train(
     rows = _training_rows(x, codebook_size, max_rows, seed)
     found = of_rows(rows, unit_norm=unit_norm, center=center, rotate=rotate)
     target = to_model_space(jnp.asarray(rows), found)
-    books = codebooks(target, num_steps, codebook_size, seed, beam_size, num_iters)
+    books = codebooks(target, num_steps, codebook_size, seed, beam_size, num_iters, advance)
     return RQ(books, found.mean, found.scale, found.rotation, unit_norm, center)
 
 
@@ -107,6 +113,7 @@ def train_behind(
     num_steps: int,
     codebook_size: int,
     seed: int,
+    advance: Advance = lambda done, total: None,
     **transform: bool,
 ) -> tuple[RQ, jax.Array]:
     """Trains codebooks on what the nearest of coarse centroids leave over (IVF).
@@ -117,6 +124,7 @@ def train_behind(
       num_steps: M.
       codebook_size: K, at most N.
       seed: of the sample and the k-means.
+      advance: as of `train`.
       **transform: `unit_norm`, `center` and `rotate` as of `train`.
 
     Returns:
@@ -128,7 +136,7 @@ def train_behind(
     target = map_rows(
         _left_over, coarse, to_model_space(jnp.asarray(rows), found), rows=block_rows(1)
     )
-    books = codebooks(target, num_steps, codebook_size, seed, beam_size=1, num_iters=10)
+    books = codebooks(target, num_steps, codebook_size, seed, 1, 10, advance)
     options = transform["unit_norm"], transform["center"]
     return RQ(books, found.mean, found.scale, found.rotation, *options), coarse
 
@@ -149,10 +157,17 @@ def _training_rows(x: Vectors, codebook_size: int, max_rows: int | None, seed: i
 
 
 def codebooks(
-    target: jax.Array, num_steps: int, codebook_size: int, seed: int, beam_size: int, num_iters: int
+    target: jax.Array,
+    num_steps: int,
+    codebook_size: int,
+    seed: int,
+    beam_size: int,
+    num_iters: int,
+    advance: Advance,
 ) -> jax.Array:
     """Codebooks [M, K, D] of vectors in model space [N, D]; the arguments are those of `train`."""
     residual, books = target, []
+    advance(0, num_steps)
     for step in range(num_steps):
         key = jax.random.fold_in(jax.random.key(seed), step)
         books.append(kmeans(key, residual, codebook_size, num_iters))
@@ -164,6 +179,8 @@ def codebooks(
                 _residual_rows, so_far, target,
                 rows=block_rows(beam_size), options=(beam_size,),
             )  # fmt: skip
+        jax.block_until_ready(residual)  # else it would be told before it is done
+        advance(step + 1, num_steps)
     return jnp.stack(books)
 
 

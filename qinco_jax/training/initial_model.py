@@ -1,6 +1,7 @@
 """What training starts from: the residual quantizer as a model, behind centroids if any."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -9,19 +10,28 @@ from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers import qinco, rq
 from qinco_jax.quantizers.qinco import Qinco
+from qinco_jax.training.loop import Advance, unseen
 from qinco_jax.training.seeds import INITIAL_WEIGHTS, seed_for
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily
 
 
-def initial_model(x: Rows, config: QincoConfig, seed: int, centroids: np.ndarray | None) -> Qinco:
+def initial_model(
+    x: Rows,
+    config: QincoConfig,
+    seed: int,
+    centroids: np.ndarray | None,
+    advance: Advance = unseen,
+) -> Qinco:
     """The untrained model: residual k-means, behind the coarse codebook if there is one."""
     key = jax.random.key(seed_for(seed, INITIAL_WEIGHTS))
     sizes = config.num_steps, config.codebook_size
+    tell = functools.partial(advance, doing="residual k-means")
     if config.num_centroids is None:
-        return qinco.init(key, config, rq.train(x, *sizes, seed=seed, **config.transform))
+        start = rq.train(x, *sizes, seed=seed, advance=tell, **config.transform)
+        return qinco.init(key, config, start)
     assert centroids is not None
-    behind = rq.train_behind(centroids, x, *sizes, seed, **config.transform)
+    behind = rq.train_behind(centroids, x, *sizes, seed, advance=tell, **config.transform)
     return qinco.init(key, config, *behind)
 
 

@@ -3,79 +3,151 @@
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TextIO
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from qinco_jax.files import replacing
-from qinco_jax.training.loop import Log
+from qinco_jax.training.loop import Advance, Log
+
+TICK_SECONDS = 1.0  # between signs of life in a terminal
+LINE_SECONDS = 30.0  # between lines elsewhere
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+CLOCK = "{desc}: {elapsed}"
+WORTH_KNOWING = 0.1  # share of the time spent waiting for vectors
 
 
 @contextlib.contextmanager
-def run_log(folder: Path) -> Iterator[Log]:
-    """A log for `fit.train` that shows a bar and keeps `metrics.jsonl` and event files in `folder`.
+def run_log(folder: Path) -> Iterator[tuple[Log, Advance]]:
+    """The `log` and `advance` of `train`: bars, and `metrics.jsonl` and event files in `folder`.
 
     A resumed run continues from its checkpoint: what an earlier process logged beyond that
-    is dropped from `metrics.jsonl`.
+    is dropped from `metrics.jsonl`. A finished run, which tells nothing, shows nothing.
     """
     file = folder / "metrics.jsonl"
-    bar: tqdm | None = None
+    stage: _Stage | None = None
     shown: dict[str, str] = {}
     writer: SummaryWriter | None = None
 
+    def advance(done: float, total: float, doing: str = "") -> None:
+        nonlocal stage
+        stage = stage or _Stage("training")
+        stage.advance(done, total, doing)
+
     def log(record: Mapping[str, float]) -> None:
-        nonlocal bar, writer
-        if bar is None or writer is None:  # only once the run has passed its checks
+        nonlocal stage, writer
+        if writer is None:  # only once the run has passed its checks
             _keep_before(file, record["step"])
-            bar = _bar(record)
             events = str(folder / "tensorboard")
             writer = SummaryWriter(events, purge_step=int(record["step"]))
         with file.open("a") as lines:
             lines.write(json.dumps(dict(record)) + "\n")
         for name in ("loss", "rate", "waiting", "val_mse"):
             if name in record:
-                shown[name] = f"{record[name]:.5g}"
                 writer.add_scalar(name, record[name], int(record["step"]))
-        bar.update(record["vectors"] - bar.n)
-        bar.set_postfix(shown, refresh=False)
+        shown.update(
+            {name: f"{record[name]:.5g}" for name in ("loss", "val_mse") if name in record}
+        )
+        if "waiting" in record:
+            shown.pop("waiting", None)
+            if record["waiting"] > WORTH_KNOWING:
+                shown["waiting"] = f"{record['waiting']:.0%}"
+        stage = stage or _Stage("training")
+        stage.advance(record["vectors"], record["num_vectors"], shown=shown)
 
     try:
-        yield log
+        yield log, advance
     finally:
-        if bar is not None and writer is not None:
+        if writer is not None:
             writer.close()
-            bar.close()
+        if stage is not None:
+            stage.close()
 
 
 @contextlib.contextmanager
-def stage_bar(title: str) -> Iterator[Callable[[float, float], None]]:
-    """Shows one piece of work as a bar, or with the time that it took where it tells no progress.
+def stage_bar(title: str) -> Iterator[Advance]:
+    """Shows one piece of work as a bar, or with its time where it cannot tell how far it is."""
+    stage = _Stage(title)
+    try:
+        yield stage.advance
+    finally:
+        stage.close()
 
-    Yields a function of what is done, of how much.
+
+class _Stage:
+    """A line that shows how far a piece of work is, and a line for each part of it that is named.
+
+    It has a bar once a total is known; before, the time goes on, so that nobody takes it for dead.
     """
-    with tqdm(desc=title, unit=" vectors", unit_scale=True, dynamic_ncols=True,
-              mininterval=0.2 if sys.stderr.isatty() else 15) as bar:  # fmt: skip
 
-        def advance(done: float, total: float) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    def __init__(self, title: str) -> None:
+        self.title, self.doing, self.bar = title, "", _line(title)
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        threading.Thread(target=self._tick, daemon=True).start()
 
-        yield advance
+    def advance(
+        self, done: float, total: float, doing: str = "", shown: Mapping[str, str] | None = None
+    ) -> None:
+        """See `Advance`; `shown` stands behind the bar."""
+        with self._lock:
+            if doing != self.doing:
+                self.doing, desc = doing, f"{self.title}, {doing}" if doing else self.title
+                if self.bar.bar_format == BAR:
+                    self.bar.close()
+                    self.bar = _line(desc)
+                self.bar.set_description_str(desc, refresh=False)
+            if total and self.bar.bar_format == CLOCK:
+                self.bar.bar_format = BAR
+                self.bar.n = self.bar.initial = self.bar.last_print_n = done  # of a resumed run
+                self.bar.last_print_t = time.time()
+            if total:
+                self.bar.total = total
+                self.bar.set_postfix(shown, refresh=False)
+                self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        """Leaves the last line as it is."""
+        with self._lock:
+            self._closed.set()
+            self.bar.close()
+
+    def _tick(self) -> None:
+        while not self._closed.wait(TICK_SECONDS if sys.stderr.isatty() else LINE_SECONDS):
+            with self._lock:
+                if not self._closed.is_set():
+                    self.bar.refresh()
 
 
-def _bar(record: Mapping[str, float]) -> tqdm:
-    """A bar over training vectors; outside a terminal it writes a line now and then."""
+def _line(desc: str) -> tqdm:
+    terminal = sys.stderr.isatty()
     return tqdm(
-        total=record["num_vectors"],
-        initial=record["vectors"],
-        unit=" vectors",
-        unit_scale=True,
-        desc="training",
-        mininterval=0.2 if sys.stderr.isatty() else 15,
-        dynamic_ncols=True,
+        desc=desc,
+        bar_format=CLOCK,
+        dynamic_ncols=terminal,
+        miniters=1,
+        mininterval=0.2 if terminal else float("inf"),  # elsewhere `_tick` alone writes
+        delay=0 if terminal else 1e-9,  # not before there is something to say
+        file=sys.stderr if terminal else _Lines(sys.stderr),
     )
+
+
+class _Lines:
+    """A file in which each state of a bar is a line of its own, for logs and pipes."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self._file.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _keep_before(file: Path, step: float) -> None:

@@ -5,6 +5,7 @@ import functools
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,18 @@ from qinco_jax.training.step import TrainState
 from qinco_jax.vectors.stored import Rows, spans
 
 Log = Callable[[Mapping[str, float]], None]
+
+
+class Advance(Protocol):
+    """Shows progress: what is done, of how much (0 if unknown), and of which part of the work."""
+
+    def __call__(self, done: float, total: float, doing: str = "") -> Any:
+        """Called as often as there is something new."""
+
+
+def unseen(done: float, total: float, doing: str = "") -> None:
+    """An `Advance` that shows nothing."""
+
 
 LOG_STEPS = 20
 SAVE_SECONDS = 60.0

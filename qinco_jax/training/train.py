@@ -14,11 +14,7 @@ import numpy as np
 from qinco_jax import optional
 from qinco_jax.config import PRESETS, QincoConfig, named
 from qinco_jax.errors import InputError
-<<<<<<< HEAD
-from qinco_jax.files import locked
-=======
-from qinco_jax.files import path_of
->>>>>>> files
+from qinco_jax.files import locked, path_of
 from qinco_jax.models import disk
 from qinco_jax.models.orbax import Checkpoints
 from qinco_jax.quantizers import opq
@@ -29,7 +25,7 @@ from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import approximated
 from qinco_jax.training import run_folder
 from qinco_jax.training.initial_model import initial_model, with_centroids
-from qinco_jax.training.loop import CHECKED_ROWS, Log, fit
+from qinco_jax.training.loop import CHECKED_ROWS, Advance, Log, fit, unseen
 from qinco_jax.training.product import train_parts
 from qinco_jax.training.recipe import RECIPES, Recipe, length
 from qinco_jax.training.seeds import PART, seed_for
@@ -46,6 +42,7 @@ def train(
     x_val: Vectors | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     log: Log | None = None,
+    advance: Advance = unseen,
     centroids: Vectors | None = None,
     init: Model | None = None,
     **changes: Any,
@@ -71,6 +68,8 @@ def train(
       log: called with records of numbers: `step`, `epoch`, `vectors` seen of `num_vectors`, and
         `loss`, learning `rate` and `waiting`, the share of the time since the last record that
         was spent waiting for vectors, while training, or `val_mse` at the end of an epoch.
+      advance: called with (done, total, what) of the k-means that comes before, and with a total
+        of 0 for what cannot tell how far it is.
       centroids: [K_ivf, D], the frozen coarse codebook of an IVF-QINCo, in the space of the
         vectors, or of x / |x| if the config has `unit_norm`; `None` trains the config's
         `num_centroids`, if any (`train_centroids`).
@@ -111,7 +110,7 @@ def train(
         run_folder.claim(folder / run_folder.IDENTITY, identity, run_folder.CONTENTS)
         if (folder / run_folder.FINISHED).exists():
             return disk.load(folder / run_folder.FINISHED)
-    given = x_train, x_val, config, recipe, seed, folder, log
+    given = x_train, x_val, config, recipe, seed, folder, log, advance
     alone = folder and locked(folder / run_folder.LOCK, f"trains in {folder}")
     with alone or contextlib.nullcontext():
         model = _product(*given, init) if config.num_parts > 1 else _single(*given, centroids, init)
@@ -151,6 +150,7 @@ def _single(
     seed: int,
     folder: Path | None,
     log: Log | None,
+    advance: Advance,
     centroids: np.ndarray | None,
     init: Model | None,
 ) -> Qinco:
@@ -170,9 +170,10 @@ def _single(
         if config.num_centroids is not None and coarse is None:
             x = approximate(x_train, config.unit_norm)
             coarse = run_folder.kept(folder, run_folder.CENTROIDS, functools.partial(
-                train_centroids, x, config.num_centroids, seed=seed
+                train_centroids, x, config.num_centroids, seed=seed,
+                advance=functools.partial(advance, doing="coarse k-means"),
             ))  # fmt: skip
-        return initial_model(x_train, config, seed, coarse)
+        return initial_model(x_train, config, seed, coarse, advance)
 
     place = None if folder is None else folder / run_folder.CHECKPOINTS
     with Checkpoints(place) if place else contextlib.nullcontext() as checkpoints:
@@ -189,6 +190,7 @@ def _product(
     seed: int,
     folder: Path | None,
     log: Log | None,
+    advance: Advance,
     init: Model | None,
 ) -> Product:
     """Trains a model of several parts, each in a folder of its own."""
@@ -198,6 +200,7 @@ def _product(
         rotation = np.asarray(start.rotation)
     elif config.opq:
         x = approximate(x_train, config.unit_norm)
+        advance(0, 0, "OPQ by Faiss")
         rotation = run_folder.kept(folder, run_folder.ROTATION, functools.partial(
             opq.opq_rotation, x, config.num_parts, seed
         ))  # fmt: skip
@@ -208,7 +211,8 @@ def _product(
         own = config.part if part is None else None
         model = train(
             x_train, own, recipe,
-            seed=seed_for(seed, PART, number), x_val=x_val, run_dir=place, log=log, init=part,
+            seed=seed_for(seed, PART, number), x_val=x_val, run_dir=place, log=log, advance=advance,
+            init=part,
         )  # fmt: skip
         assert isinstance(model, Qinco)
         return model

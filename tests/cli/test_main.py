@@ -94,6 +94,11 @@ def test_the_same_command_again_only_measures(folder: Path) -> None:
     ran = qinco("train", "--dataset", folder, "--out", folder / "run", *SMALL)
     assert ran.exit_code == 0 and "is a finished run" in ran.output
     assert (folder / "run" / "metrics.jsonl").read_bytes() == before
+    shown = re.findall(r"^measuring (.*): 100%.*$", ran.output, flags=re.MULTILINE)
+    assert len(shown) == len(set(shown)) == 9  # a line for each, once
+    before, after = ran.output.split("val_mse of training is the error on the 100 validation ")
+    assert "training RQ on 900 vectors: 100%" in before and "measured on" in after
+    assert after.startswith("vectors, searched with A=4 B=2; MSE in the table is the error on ")
 
 
 def test_files_go_through_encode_and_decode(folder: Path) -> None:

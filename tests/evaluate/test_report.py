@@ -1,5 +1,6 @@
 """Plots and page of an evaluation, the page in a real browser."""
 
+import itertools
 import json
 import os
 import shutil
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import plots, report, results, style
+from qinco_jax.evaluate import finding, plots, report, results, style, tables
 
+KEPT = Path(__file__).parents[2] / "experiments" / "results"  # nine codecs, 4 to 64 bytes
 NASTY = """</b><script>console.error("ran")</script>&"'$_$"""
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -141,6 +143,18 @@ def test_the_page_fits_a_phone(shown: Any) -> None:
     assert shown.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_nothing_scrolls_sideways_in_a_common_window(browser: Any, tmp_path: Path) -> None:
+    for name in ("results", "costs"):
+        kept = "compare-sift-photos" + "-costs" * (name == "costs")
+        shutil.copy(KEPT / f"{kept}.jsonl", tmp_path / f"{name}.jsonl")
+    tab = browser.new_page(viewport={"width": 1300 - 15, "height": 900})  # with a scroll bar
+    tab.goto(report.write_page(tmp_path).as_uri())
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 1285
+    spare = "[...document.querySelectorAll('.scroll')].map(x => x.clientWidth - x.scrollWidth)"
+    assert tab.evaluate(spare) == [0, 0]
+    tab.close()
+
+
 def test_a_difference_within_the_intervals_is_no_gain(shown: Any) -> None:
     rate = shown.locator("tbody").first
     names = [text.split("\n")[0] for text in rate.locator("th[scope=row]").all_inner_texts()]
@@ -181,6 +195,124 @@ def test_the_plot_of_rates_holds_every_interval() -> None:
         ends = [end * unit for row in RESULTS for end in row[f"{key}_interval"]]
         (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
         assert left < 4 and right > 8 and bottom < min(ends) and top > max(ends)
+
+
+@pytest.fixture(scope="module")
+def crowded() -> Any:
+    """Plots of rates that stand close together, with recalls of 100 %."""
+    evaluation = results.gather(
+        results.read(KEPT / "compare-sift-photos.jsonl"),
+        results.read(KEPT / "compare-sift-photos-costs.jsonl"),
+        GROWTH,
+    )
+    with style.plot_style():
+        return {name: plot.draw(evaluation) for name, plot in plots.PLOTS.items()}
+
+
+@pytest.mark.parametrize("name", ["rates", "times", "shift", "growth"])
+def test_texts_of_ticks_lie_apart(crowded: Any, name: str) -> None:
+    crowded[name].draw_without_rendering()
+    for panel in crowded[name].axes:
+        for side, axis in enumerate((panel.xaxis, panel.yaxis)):
+            labels = [label for label in axis.get_ticklabels() if label.get_text()]
+            ends = sorted(
+                label.get_window_extent().get_points()[:, side].tolist() for label in labels
+            )
+            assert all(one[1] < next_one[0] for one, next_one in itertools.pairwise(ends))
+            assert len(labels) > 1 or not axis.get_ticklabels()  # a shared axis has them once
+
+
+def test_every_codec_has_its_name_beside_its_bar(crowded: Any) -> None:
+    names = [label.get_text() for label in crowded["shift"].axes[0].get_yticklabels()]
+    assert len(names) == 6 and all(names)
+
+
+@pytest.mark.parametrize("name", ["rates", "times"])
+def test_markers_are_drawn_whole_and_shares_end_at_100(crowded: Any, name: str) -> None:
+    figure = crowded[name]
+    figure.draw_without_rendering()
+    whole, inside = figure.bbox.get_points(), 0
+    for panel in figure.axes:
+        left, bottom, right, top = panel.get_window_extent().extents
+        if "%" in panel.get_ylabel():
+            low, high = panel.get_ylim()
+            assert low >= 0 and high <= 100
+        for line in panel.get_lines():
+            if line.get_marker() not in style.MARKERS:
+                continue
+            radius = figure.dpi / 72 * line.get_markersize() / 2
+            for x, y in line.get_transform().transform(line.get_xydata()):
+                assert left < x - radius and x + radius < right
+                assert bottom < y - radius and y <= top + 1e-6 and y + radius < whole[1, 1]
+                assert not line.get_clip_on()  # half of a marker at 100 % is above the panel
+                inside += 1
+    assert inside > 20
+
+
+def test_a_codec_without_company_stands_at_its_own_rate(crowded: Any) -> None:
+    panel = crowded["rates"].axes[0]
+    (alone,) = (
+        line for line in panel.get_lines()
+        if line.get_marker() in style.MARKERS and 64 in line.get_xdata()
+    )  # fmt: skip
+    (x, _), tick = alone.get_transform().transform(alone.get_xydata())[0], (64.0, 1.0)
+    assert x == pytest.approx(panel.transData.transform(tick)[0])
+
+
+def summed_up(*rows: tuple[str, float, float, float | None], unit: str = "") -> str:
+    """The finding on rows of codec, bytes, error and recall@1; the error of `unit` has no norm."""
+    made = []
+    for codec, size, mse, recall in rows:
+        row = result(codec, size, mse, recall or 0.0, unit_norm=codec == unit)
+        made.append({k: v for k, v in row.items() if recall is not None or "recall" not in k})
+    return finding.of(results.gather(made))
+
+
+def test_the_result_is_summed_up_at_each_rate() -> None:
+    both = (
+        ("a", 4.0, 90.0, 0.2),
+        ("b", 4.0, 80.0, 0.3),
+        ("a", 8.0, 30.0, 0.7),
+        ("b", 8.0, 40.0, 0.68),
+    )
+    assert summed_up(*both) == (
+        "Lowest error: b at 4 bytes; a at 8 bytes. Highest recall@1: b at 4 bytes; a or b, too "
+        "close to tell apart, at 8 bytes."
+    )
+    assert summed_up(*((*row[:3], None) for row in both)) == (
+        "Lowest error: b at 4 bytes; a at 8 bytes."
+    )
+    three = [("a", size, 9.0, None) for size in (4.0, 8.0, 16.0)]
+    ties = [(name, 16.0, 9.1, None) for name in "bc"]
+    lone = [("b", 32.0, 1.0, None), ("d", 8.0, 99.0, None), ("d", 4.0, 99.0, None)]
+    assert summed_up(*three, *ties, *lone) == (
+        "Lowest error: a at 4 and 8 bytes; a or one of 2 others, too close to tell apart, at 16 "
+        "bytes."
+    )
+
+
+def test_errors_of_unit_vectors_are_not_ranked_among_others() -> None:
+    rows = ("a", 4.0, 90.0, 0.2), ("b", 4.0, 0.8, 0.5)
+    assert summed_up(*rows, unit="b") == f"Highest recall@1: b at 4 bytes. {finding.MIXED}"
+    assert summed_up(*((*row[:3], None) for row in rows), unit="b") == finding.MIXED
+
+
+def test_a_codec_alone_is_not_called_the_best() -> None:
+    assert summed_up(("a", 4.0, 90.0, 0.2), ("a", 8.0, 3.0, 0.5), ("a", 6.0, 5.0, 0.5)) == (
+        "a alone was measured; mean squared error: 90 at 4 bytes and 3 at 8 bytes; recall@1: 20.0 "
+        "% at 4 bytes and 50.0 % at 8 bytes."
+    )
+    assert summed_up(("a", 4.0, 0.5, None), unit="a") == (
+        "a alone was measured; error of unit vectors: 0.5 at 4 bytes."
+    )
+    assert summed_up(("a", 4.0, 90.0, 0.2), ("b", 8.0, 90.0, 0.2)) == finding.NONE_SHARED
+
+
+def test_the_page_says_what_its_columns_mean(tmp_path: Path) -> None:
+    rows = [{**row, "entropy_bits": 30.0, "dead_codewords": 3} for row in RESULTS]
+    page = report.write_page(folder_of(tmp_path, results=rows)).read_text()
+    for about in (tables.ENTROPY, tables.DEAD):
+        assert f"<dd>{about}</dd>" in page
 
 
 def test_twelve_codecs_differ_in_grey_and_in_colour() -> None:

@@ -95,6 +95,13 @@ def test_training_is_deterministic_in_its_seed() -> None:
     assert np.any(rq.train(X, M, K, seed=1).codebooks != trained().codebooks)
 
 
+@pytest.mark.parametrize("beam_size", [1, 2])
+def test_training_tells_each_step(beam_size: int) -> None:
+    told: list[tuple[int, int]] = []
+    rq.train(X, M, K, beam_size=beam_size, advance=lambda *numbers: told.append(numbers))
+    assert told == [(done, M) for done in range(M + 1)]
+
+
 def test_training_is_free_of_shift_and_scale() -> None:
     moved = rq.train(4 * X - 8, M, K)  # powers of two: nothing is rounded differently
     np.testing.assert_allclose(moved.codebooks, trained().codebooks, atol=1e-4)

@@ -110,3 +110,16 @@ def test_a_loop_of_ones_own_trains() -> None:
     last = jax.device_get(state.model)
     state = qj.end_epoch(state, np.float32(mse(state.model)), jax.random.key(0), recipe)
     assert_same(state.best, last)
+
+
+def test_the_kmeans_before_training_is_told() -> None:
+    told: dict[str, list[tuple[float, float]]] = {}
+
+    def advance(done: float, total: float, doing: str = "") -> None:
+        told.setdefault(doing, []).append((done, total))
+
+    config = dataclasses.replace(CONFIG, num_centroids=10)
+    qj.train(X, config, num_epochs=0, x_val=X_VAL, advance=advance)
+    assert list(told) == ["coarse k-means", "residual k-means"]
+    assert told["residual k-means"] == [(m, CONFIG.num_steps) for m in range(CONFIG.num_steps + 1)]
+    assert told["coarse k-means"][-1][0] == told["coarse k-means"][-1][1]
