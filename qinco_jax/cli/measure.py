@@ -1,17 +1,68 @@
-"""What `qinco train` and `qinco evaluate` measure: which rows and queries, and the scores."""
+"""What is measured: options for the data, which rows and queries, and the scores."""
+
+from collections.abc import Callable
 
 import click
 
 from qinco_jax import datasets
 from qinco_jax.codecs import ours
 from qinco_jax.codecs.codec import Codec
+from qinco_jax.datasets.holdout import hold_back_queries
 from qinco_jax.evaluate import results
 from qinco_jax.evaluate.neighbours import METRICS, Queries, queries_of
 from qinco_jax.quantizers import coding
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.training.logs import stage_bar
 from qinco_jax.training.recipe import Recipe
-from qinco_jax.vectors.stored import Vectors
+from qinco_jax.vectors.stored import Rows, Vectors
+
+
+def data_options(eval_rows: int | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds the options that name a data set, and the default of how much of it is measured."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in (
+            click.option("--eval-rows", default=eval_rows, show_default=True, metavar="N",
+                         type=click.IntRange(min=1), help="measure on the first N database rows"),
+            click.option("--groundtruth", help="file of the queries' true neighbours"),
+            click.option("--queries", help="file of queries"),
+            click.option("--database", help="vectors to measure on"),
+            click.option("--dataset", default="sift-photos", show_default=True,
+                         metavar="NAME|PATH",
+                         help="a named set, a folder with train.* and maybe database.*, queries.* "
+                              "and groundtruth.*, or training vectors: a file, pattern or folder"),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return add
+
+
+def load(files: dict[str, str | None]) -> datasets.Dataset:
+    """The data set that those options name."""
+    given = {name: path for name, path in files.items() if path is not None}
+    return datasets.load(given.pop("dataset"), **given)
+
+
+def complete(data: datasets.Dataset, held_back: Rows) -> datasets.Dataset:
+    """The data set with rows held back from training as its database, if it has none, and queries.
+
+    Says so. Queries are rows that are taken out of the database.
+    """
+    if data.database is None:
+        click.echo(f"no database: measured on the {which(held_back, data)}")
+        data = data._replace(database=held_back)
+    if data.queries is not None:
+        return data
+    assert data.database is not None
+    database, queries = hold_back_queries(data.database)
+    if len(queries) == 0:
+        return data
+    click.echo(
+        f"no queries: the last {len(queries):,} of the {len(data.database):,} vectors to measure "
+        "on are the queries; --queries FILE gives your own"
+    )
+    return data._replace(database=database, queries=queries)
 
 
 def questions(data: datasets.Dataset, eval_rows: int, unit_norm: bool) -> list[Queries]:

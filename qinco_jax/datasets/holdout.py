@@ -1,4 +1,4 @@
-"""Training vectors for data sets without any: some rows of the database, which are removed."""
+"""Training vectors and queries for data sets without any: rows of the database, taken out of it."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,8 @@ import numpy as np
 
 from qinco_jax.errors import InputError
 from qinco_jax.vectors.stored import Rows, Stored
+
+MAX_QUERIES = 1000
 
 
 def cut_training(
@@ -37,6 +39,12 @@ def cut_training(
     rest = _Chosen(rows, count - count // every, lambda row: row + row // (every - 1))
     parts = Stored([train], -(-size // every)), Stored([rest], max(1, size - size // every))
     return *parts, None if groundtruth is None else _renumbered(groundtruth, every)
+
+
+def hold_back_queries(database: Rows) -> tuple[Rows, Rows]:
+    """Splits a database [N, D]: the rest, and its last rows, at most 1,000 or a tenth."""
+    count = len(database) - min(MAX_QUERIES, len(database) // 10)
+    return database[:count], database[count:]
 
 
 class _Chosen:

@@ -75,13 +75,19 @@ def start_of(folder: Path, model: Model) -> Model | None:
     return disk.load(folder / START) if (folder / START).exists() else None
 
 
-def claim(file: Path, identity: Mapping[str, Any], contents: tuple[str, ...]) -> None:
+def claim(
+    file: Path,
+    identity: Mapping[str, Any],
+    contents: tuple[str, ...],
+    remedy: str = "choose another folder or remove that one",
+) -> None:
     """Makes the folder of `file` the one of this run, or finds that it already is.
 
     Args:
       file: where the identity stands.
       identity: what makes this run this run and no other; json.
       contents: names that only a run leaves there.
+      remedy: what to do about another run's folder.
 
     Raises:
       InputError: the folder belongs to another run; the differences are named.
@@ -108,10 +114,7 @@ def claim(file: Path, identity: Mapping[str, Any], contents: tuple[str, ...]) ->
         if there.get(name) != here.get(name)
     ]
     if differences:
-        raise InputError(
-            f"{folder} belongs to another run: {'; '.join(differences)}; choose another folder or "
-            "remove that one"
-        )
+        raise InputError(f"{folder} belongs to another run: {'; '.join(differences)}; {remedy}")
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

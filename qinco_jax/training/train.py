@@ -32,6 +32,11 @@ from qinco_jax.training.seeds import PART, seed_for
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, derived, lazily, spans
 
+CONTINUE = (
+    "choose another folder, or continue from its model in another folder "
+    "(init=qinco_jax.load({0!r}), or --init {0})"
+)
+
 
 def train(
     x_train: Vectors,
@@ -107,8 +112,10 @@ def train(
     folder = None if run_dir is None else path_of(run_dir)
     if folder is not None:
         identity = run_folder.identity(x_train, config, recipe, seed, centroids, init)
-        run_folder.claim(folder / run_folder.IDENTITY, identity, run_folder.CONTENTS)
-        if (folder / run_folder.FINISHED).exists():
+        finished = (folder / run_folder.FINISHED).exists()
+        remedy = CONTINUE.format(folder) if finished else "choose another folder or remove that one"
+        run_folder.claim(folder / run_folder.IDENTITY, identity, run_folder.CONTENTS, remedy)
+        if finished:
             return disk.load(folder / run_folder.FINISHED)
     given = x_train, x_val, config, recipe, seed, folder, log, advance
     alone = folder and locked(folder / run_folder.LOCK, f"trains in {folder}")

@@ -1,0 +1,128 @@
+"""`qinco evaluate` and `qinco compare`: error and recall, of a model and beside other codecs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from qinco_jax.cli import estimates, measure
+from qinco_jax.cli.models import search_options
+from qinco_jax.codecs import named, ours
+from qinco_jax.errors import InputError
+from qinco_jax.evaluate import results, tables
+from qinco_jax.evaluate.compare import compare as compare_codecs
+from qinco_jax.files import path_of
+from qinco_jax.models import disk
+from qinco_jax.training.logs import stage_bar
+from qinco_jax.training.recipe import Recipe
+from qinco_jax.training.train import split
+from qinco_jax.vectors import checks
+from qinco_jax.vectors.shards import read_rows
+
+T = TypeVar("T")
+
+
+@click.command()
+@click.argument("model")
+@measure.data_options(20_000)
+@search_options
+@click.option("--out", help="new file of the results, as json lines")
+def evaluate(
+    model: str,
+    num_candidates: int | None,
+    beam_size: int | None,
+    joint: bool | None,
+    eval_rows: int,
+    out: str | None,
+    **files: str | None,
+) -> None:
+    """Measures MODEL's error and recall at four rates on a set's database."""
+    codec = disk.load(model)
+    data = measure.load(files)
+    checks.vectors(data.train, codec.dim, data.name)
+    _, held_back = split(data.train, data.validation, Recipe())
+    data = measure.complete(data, held_back)
+    if out is not None and (path_of(out).exists() or not path_of(out).parent.is_dir()):
+        raise InputError(f"{out} already exists or its folder does not; choose another name")
+    steps = ours.quarters(codec.num_steps)
+    every = [ours.of_qinco(codec, m, num_candidates, beam_size, joint) for m in steps]
+    questions = measure.questions(data, eval_rows, codec.config.unit_norm)
+    rows = measure.measure(every, data, eval_rows, questions)
+    if out is not None:
+        results.write(rows, out)
+    click.echo(tables.markdown(rows))
+
+
+@click.command()
+@measure.data_options(None)
+@click.option(
+    "--codecs",
+    default="pq,opq,rq:B=32,lsq,unq,small@16",
+    show_default=True,
+    help="what to compare, such as opq,rq:B=32,small@16:A=4:B=8,PATH/model",
+)
+@click.option("--rates", default="4,8,12,16", show_default=True, help="bytes per vector")
+@click.option("--seeds", default="0", show_default=True, help="train every codec with each")
+@click.option("--metrics", help="of l2, ip and cosine [default: the set's own, or l2]")
+@click.option(
+    "--noise",
+    default="",
+    metavar="S,...",
+    help="further queries with noise of S standard deviations",
+)
+@click.option(
+    "--shifted",
+    multiple=True,
+    metavar="FILE",
+    help="further queries of another distribution; may be given several times",
+)
+@click.option("--out", help="folder of results [default: runs/compare-DATASET]")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="another size or recipe setting of our models; may be given several times",
+)
+@click.option("--dry-run", is_flag=True, help="show what training will take, and train nothing")
+def compare(
+    codecs: str, rates: str, seeds: str, metrics: str | None, noise: str, shifted: tuple[str, ...],
+    out: str | None, settings: tuple[str, ...], dry_run: bool, eval_rows: int | None,
+    **files: str | None,
+) -> None:  # fmt: skip
+    """Trains and compares codecs: a table, plots and a page (report.html).
+
+    Run the same command again to resume after an interruption, or with further codecs and rates to
+    add them; several processes may share the folder.
+    """
+    data = measure.load(files)
+    folder = path_of(out or f"runs/compare-{data.name}")
+    x_train, held_back = split(data.train, data.validation, Recipe())
+    if dry_run:
+        names, sizes = _items(codecs, str), _items(rates, float)
+        found = named.contenders(names, sizes, x_train.shape[1], settings)
+        click.echo(estimates.comparison(found, x_train, held_back, len(_items(seeds, int))))
+        return
+    data = measure.complete(data, held_back)
+    rows = compare_codecs(
+        data, _items(codecs, str), _items(rates, float), folder,
+        seeds=_items(seeds, int), metrics=None if metrics is None else _items(metrics, str),
+        noise=_items(noise, float),
+        shifted={Path(file).stem: read_rows(file) for file in shifted},
+        eval_rows=eval_rows, settings=settings, stage=stage_bar,
+    )  # fmt: skip
+    click.echo(tables.markdown(rows))
+    click.echo(f"page: {folder / 'report.html'}   results: {folder / 'results.jsonl'}")
+
+
+def _items(text: str, kind: Callable[[str], T]) -> list[T]:
+    """The parts of a list with commas.
+
+    Raises:
+      InputError: one of them is not a number of that kind.
+    """
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise InputError(f"{text!r} is not a comma-separated list of numbers: {error}") from error

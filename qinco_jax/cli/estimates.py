@@ -1,0 +1,104 @@
+"""What `--dry-run` shows: rows, bytes, memory and time, from a measurement of some seconds."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qinco_jax.codecs.codec import Contender
+from qinco_jax.config import QincoConfig
+from qinco_jax.datasets.official import format_size
+from qinco_jax.evaluate import machine
+from qinco_jax.quantizers import coding, packing
+from qinco_jax.quantizers.coding import Model
+from qinco_jax.training.estimate import Estimate, estimate
+from qinco_jax.training.recipe import Recipe
+from qinco_jax.vectors import checks
+from qinco_jax.vectors.stored import Rows
+
+ENCODED_ROWS = 4096
+TRAINED_ROWS = 4096, 8192  # of a codec whose training is timed as a whole
+
+
+def training(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> str:
+    """Of a training, which ends earlier if it stops improving."""
+    return f"dry run: {_training(estimate(x_train, x_val, config, recipe))}; {_memory()}"
+
+
+def encoding(model: Model, x: Rows, **search: Any) -> str:
+    """Of a file of codes."""
+    rows = checks.finite(np.resize(np.asarray(x[:ENCODED_ROWS]), (ENCODED_ROWS, x.shape[1])))
+    coding.encode(model, rows, **search)
+    begin = time.perf_counter()
+    np.asarray(coding.encode(model, rows, **search))
+    seconds = (time.perf_counter() - begin) / ENCODED_ROWS
+    width, dtype = packing.row_shape(model.config)
+    size = width * dtype.itemsize * len(x)
+    return (
+        f"dry run: {len(x):,} vectors at {1 / seconds:,.0f} a second take about "
+        f"{duration(len(x) * seconds)}; the codes take {format_size(size)} on disk; {_memory()}"
+    )
+
+
+def comparison(contenders: Sequence[Contender], x_train: Rows, x_val: Rows, seeds: int) -> str:
+    """Of the trainings of a comparison, one line each; a folder may have some of them already."""
+    lines, total = [], 0.0
+    for contender in contenders:
+        settings = contender.facts.get("settings", {})
+        name = f"{contender.codec} at {contender.bytes:g} bytes"
+        if "recipe" in settings:
+            config = QincoConfig.from_settings(settings["config"])
+            found = estimate(x_train, x_val, config, Recipe(**settings["recipe"]))
+            lines.append(f"{name}: {_training(found)}")
+            total += found.seconds
+        elif "config" in settings:
+            lines.append(f"{name}: a trained model")
+        else:
+            seconds = _whole_training(contender, x_train)
+            lines.append(f"{name}: {len(x_train):,} rows take about {duration(seconds)}")
+            total += seconds
+    times = f" with each of {seeds} seeds" if seeds > 1 else ""
+    whole = f"dry run: training{times} takes about {duration(seeds * total)}, and then measuring"
+    return "\n".join([*lines, f"{whole}; {_memory()}"])
+
+
+def duration(seconds: float) -> str:
+    """A time in the largest unit of which there is more than one."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{max(1, seconds):.0f} seconds"
+
+
+def _training(found: Estimate) -> str:
+    return (
+        f"{found.rows:,} rows in {found.batches:,} batches take about {duration(found.seconds)}, "
+        f"less if it stops improving; the model takes {format_size(found.model_bytes)} in memory, "
+        f"the run's folder up to {format_size(found.run_bytes)}"
+    )
+
+
+def _whole_training(contender: Contender, x: Rows) -> float:
+    """Seconds on all rows, along the line through two trainings on a few."""
+    sizes = [min(count, len(x)) for count in TRAINED_ROWS]
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in (sizes[0], *sizes):  # the first one loads and compiles
+            begin = time.perf_counter()
+            contender.train(np.asarray(x[:size]), 0, Path(folder), _silent)
+            seconds.append(time.perf_counter() - begin)
+    _, low, high = seconds
+    slope = max(0.0, high - low) / max(1, sizes[1] - sizes[0])
+    return high + slope * (len(x) - sizes[1])
+
+
+def _silent(done: float, total: float, doing: str = "") -> None:
+    """Progress of a measurement, which is short."""
+
+
+def _memory() -> str:
+    peak = machine.peak_memory()
+    return f"this measurement took {format_size(int(peak * 2**20))} of memory" if peak else ""

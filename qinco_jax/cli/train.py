@@ -1,0 +1,156 @@
+"""`qinco train` and `qinco centroids`."""
+
+from pathlib import Path
+
+import click
+import numpy as np
+
+from qinco_jax import datasets
+from qinco_jax.cli import estimates, measure
+from qinco_jax.codecs import named, ours
+from qinco_jax.codecs.codec import Codec
+from qinco_jax.config import PRESETS, QincoConfig
+from qinco_jax.config import named as config_named
+from qinco_jax.errors import InputError
+from qinco_jax.evaluate import plots, results, tables
+from qinco_jax.files import path_of
+from qinco_jax.models import disk
+from qinco_jax.quantizers.coarse import train_centroids
+from qinco_jax.quantizers.coding import Model
+from qinco_jax.training import run_folder
+from qinco_jax.training.logs import run_log, stage_bar
+from qinco_jax.training.recipe import Recipe
+from qinco_jax.training.train import approximate, split
+from qinco_jax.training.train import train as train_model
+from qinco_jax.vectors import formats
+from qinco_jax.vectors.stored import Rows
+
+RQ_BEAM = 32
+RQ_ROWS = 100_000
+
+
+@click.command()
+@measure.data_options(20_000)
+@click.option("--preset", default="small", show_default=True, help=", ".join(PRESETS))
+@click.option("--bytes", "num_bytes", type=float, help="bytes per vector [default: 8]")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1),
+              help="of the start and the data order")  # fmt: skip
+@click.option("--centroids", metavar="FILE", help="coarse centroids, of `qinco centroids`")
+@click.option("--init", metavar="MODEL",
+              help="a model to continue from, also on other vectors; its sizes stay, and --preset "
+                   "names the recipe")  # fmt: skip
+@click.option("--out", help="folder of the run [default: runs/DATASET-PRESET-BYTESB]")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
+              help="another size or recipe setting, such as hidden_dim=512 or num_epochs=40; "
+                   "may be given several times; `qinco settings` lists all")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="show what it will take, and train nothing")
+def train(
+    preset: str, num_bytes: float | None, seed: int, centroids: str | None, init: str | None,
+    out: str | None, settings: tuple[str, ...], dry_run: bool, eval_rows: int, **files: str | None,
+) -> None:  # fmt: skip
+    """Trains a model, then shows its error and recall next to those of RQ.
+
+    The run's folder holds the model, checkpoints, metrics, the table and its plot. Run the same
+    command again to resume after an interruption.
+    """
+    data = measure.load(files)
+    coarse = None if centroids is None else np.asarray(formats.read(centroids))
+    if coarse is not None and not any(text.startswith("num_centroids=") for text in settings):
+        settings = (*settings, f"num_centroids={len(coarse)}")
+    begun = None if init is None else disk.load(init)
+    config, recipe = _sizes(preset, num_bytes, settings, begun)
+    folder = path_of(out or f"runs/{data.name}-{preset}-{config.bits / 8:g}B{'-on' * bool(init)}")
+    kept, held_back = split(data.train, data.validation, recipe)
+    if dry_run:
+        click.echo(estimates.training(kept, held_back, config, recipe))
+        return
+    if (folder / run_folder.FINISHED).exists():
+        click.echo(f"{folder} is a finished run; measuring its model again")
+    else:
+        click.echo(
+            f"training {preset} at {config.bits / 8:g} bytes on {data.name}, {len(data.train):,} "
+            f"vectors of {data.train.shape[1]} dimensions, in {folder}"
+        )
+    if len(held_back) == 0:  # the untrained model, which has seen none of them
+        held_back = kept
+    data = measure.complete(data, held_back)
+    questions = measure.questions(data, eval_rows, config.unit_norm)  # before hours of training
+    with run_log(folder) as (log, advance):
+        model = train_model(
+            data.train, config, recipe, seed=seed, x_val=data.validation, run_dir=folder, log=log,
+            advance=advance, centroids=coarse, init=begun,
+        )  # fmt: skip
+    baseline = _rq(kept, held_back, config, seed)
+    if recipe.num_epochs != 0:
+        click.echo(measure.two_errors(model, recipe, held_back))
+    rows = measure.measure([*baseline, *_ours(model, folder)], data, eval_rows, questions)
+    results.write(rows, folder / "results.jsonl")
+    plots.plot_rates(folder / "results.jsonl", folder / "results.png", data.name)
+    click.echo(tables.markdown(rows))
+    click.echo(f"model: {folder / run_folder.FINISHED}   plot: {folder / 'results.png'}")
+
+
+def _sizes(
+    preset: str, num_bytes: float | None, settings: tuple[str, ...], init: Model | None
+) -> tuple[QincoConfig, Recipe]:
+    """The config, which is that of `init` if there is one, and the recipe."""
+    if init is None:
+        return named.sized(preset, 8 if num_bytes is None else num_bytes, settings)
+    own = config_named(PRESETS, preset, "preset")
+    config, recipe = named.sized(preset, own.bits / 8, settings)
+    if config != own or num_bytes is not None:
+        raise InputError(
+            "the model of --init has sizes of its own; leave out --bytes, --centroids and all "
+            "settings but those of the recipe"
+        )
+    return init.config, recipe
+
+
+def _rq(x: Rows, x_val: Rows, config: QincoConfig, seed: int) -> list[Codec]:
+    """The best residual quantizer of the same bytes, at four rates."""
+    some = f"{RQ_ROWS:,} of the " * (len(x) > RQ_ROWS)
+    width = config.num_parts
+    with stage_bar(f"training RQ on {some}{len(x):,} vectors") as advance:
+        model = ours.best_rq(
+            x, x_val, width * config.num_steps, config.codebook_size,
+            seed=seed, max_rows=RQ_ROWS, advance=advance, **config.transform,
+        )  # fmt: skip
+    steps = ours.quarters(config.num_steps)
+    return [ours.of_rq(model, width * m, config.step_bits / width, RQ_BEAM) for m in steps]
+
+
+def _ours(model: Model, folder: Path) -> list[Codec]:
+    """The model as its training began, if the run kept that, and trained, at four rates."""
+    start, num_steps = run_folder.start_of(folder, model), model.num_steps
+    before = [] if start is None else [ours.of_qinco(start, num_steps)]
+    return [
+        *(codec._replace(name=f"{codec.name}, before training") for codec in before),
+        *(ours.of_qinco(model, m) for m in ours.quarters(num_steps)),
+    ]
+
+
+@click.command()
+@click.argument("centroids")
+@click.option("--dataset", default="sift-photos", show_default=True, metavar="NAME|PATH",
+              help="whose training vectors to take")  # fmt: skip
+@click.option("--num", "num_centroids", required=True, type=click.IntRange(min=2),
+              help="K_ivf, the number of centroids")  # fmt: skip
+@click.option("--iterations", default=10, show_default=True, type=click.IntRange(min=1))
+@click.option("--rows", "max_rows", metavar="N", type=click.IntRange(min=2),
+              help="train on at most N vectors [default: 256 for each centroid]")  # fmt: skip
+@click.option("--unit-norm", is_flag=True, help="for models of x / |x| (unit_norm=true)")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1))
+def centroids(
+    centroids: str, dataset: str, num_centroids: int, iterations: int, max_rows: int | None,
+    unit_norm: bool, seed: int,
+) -> None:  # fmt: skip
+    """Trains the coarse codebook of an IVF-QINCo into the new file CENTROIDS (.npy)."""
+    data = datasets.load(dataset)
+    kept, _ = split(data.train, data.validation, Recipe())
+    kept = approximate(kept, unit_norm)
+    shape, title = (num_centroids, kept.shape[1]), f"{num_centroids:,} centroids of {data.name}"
+    with formats.create(centroids, shape, np.float32) as out, stage_bar(title) as advance:
+        out[:] = train_centroids(
+            kept, num_centroids,
+            seed=seed, num_iters=iterations, max_rows=max_rows, advance=advance,
+        )  # fmt: skip
