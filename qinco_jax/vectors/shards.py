@@ -15,16 +15,18 @@ SHOWN_NAMES = 4
 
 
 def read_rows(source: str | os.PathLike[str]) -> Rows:
-    """Opens vectors, or a ground truth's ids, without reading them.
+    """Opens vectors, or a ground truth's ids, which are read when they are used.
 
     Args:
       source: a file with one of `ENDINGS`; or a pattern with `*`, `?` or `[...]`, whose files are
         joined in the order of the numbers in their names (`x-9` before `x-10`); or a folder whose
         files of vectors are the shards of one array, by the rule of `family`. A `::NAME` at the end
-        selects a dataset, column or tensor in files that hold several. `~` is the home folder.
+        selects a dataset, column, tensor or array in files that hold several. `~` is the home
+        folder.
 
     Returns:
-      [N, D] integers or floats, read-only: a memory map of one file, or a `Stored`.
+      [N, D] integers or floats, read-only: a memory map of one file, a `Stored`, or from a
+      compressed `.npz` an array in memory.
 
     Raises:
       InputError: no file matches, or a file is invalid or damaged, or its D or dtype is not that
@@ -123,10 +125,11 @@ def _only_family(folder: Path) -> list[Path]:
             f"{folder} is a directory without files of vectors in it ({', '.join(ENDINGS)}); give "
             "the file or folder that holds them"
         )
+    stem = re.split(r"\d", paths[0].stem)[0]
     raise InputError(
-        f"{folder} holds {listed(paths)}, whose names differ in more than a number, so they are "
-        f"not taken for shards of one array; give one of them, or in quotes a pattern such as "
-        f'"{folder}/*{paths[0].suffix}"'
+        f"{folder} holds {listed(paths)}, which are not named as the shards of one array, such as "
+        "x-0.npy, x-1.npy; give one of them, or in quotes a pattern such as "
+        f'"{folder}/{stem}*{paths[0].suffix}"'
     )
 
 

@@ -180,19 +180,6 @@ def test_datasets_of_hdf5_that_are_not_vectors(tmp_path: Path) -> None:
             read_rows(f"{path}::{name}")
 
 
-def test_any_order_and_byte_order_is_read_as_that_of_this_machine(tmp_path: Path) -> None:
-    swapped = X.astype(">f4")
-    write_hdf5(tmp_path / "x.hdf5", emb=swapped)
-    write_hdf5(tmp_path / "y.hdf5", chunks=(32, 8), emb=swapped)
-    for save, name in ((np.savez, "x.npz"), (np.savez_compressed, "y.npz")):
-        save(tmp_path / name, swapped=swapped, columns=np.asfortranarray(X))
-    for name in ("x.hdf5", "y.hdf5", "x.npz::swapped", "y.npz::swapped", "x.npz::columns",
-                 "y.npz::columns"):  # fmt: skip
-        rows = read_rows(tmp_path / name)
-        assert isinstance(rows, Stored)
-        same(rows, X)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int32"])
 def test_a_parquet_file_of_one_column_per_dimension_says_how_to_combine_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str

@@ -4,7 +4,6 @@ import errno
 import os
 import resource
 import tempfile
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 from qinco_jax import InputError
 from qinco_jax.vectors import formats, npy
-from qinco_jax.vectors.stored import Stored
 
 NPY_DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 FORMATS = [(".npy", np.dtype(name)) for name in NPY_DTYPES]
@@ -109,46 +107,6 @@ def test_reads_second_version_of_npy(tmp_path):
     with (tmp_path / "x.npy").open("wb") as file:
         np.lib.format.write_array(file, x, version=(2, 0))
     assert_same_bits(formats.read(tmp_path / "x.npy"), x)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    dtype=st.sampled_from([*NPY_DTYPES, "V2"]),
-    swapped=st.booleans(),
-    rows=st.integers(1, 40),
-    columns=st.integers(1, 40),
-    data=st.data(),
-)
-def test_any_order_and_byte_order_of_npy_is_read_as_rows_of_this_machine(
-    dtype, swapped, rows, columns, data
-):
-    x = numbers((rows, columns), npy.BFLOAT16 if dtype == "V2" else np.dtype(dtype))
-    stored = x.astype(x.dtype.newbyteorder("S")) if swapped else x
-    with tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder, "x.npy"), np.asfortranarray(stored))
-        found = formats.read(Path(folder, "x.npy"))
-        in_place = min(rows, columns) == 1 and stored.dtype == x.dtype
-        assert isinstance(found, np.memmap if in_place else Stored)
-        assert_same_bits(np.asarray(found), x)
-        chosen = data.draw(st.lists(st.integers(-rows, rows - 1), max_size=9))
-        assert_same_bits(np.asarray(found[np.int64(chosen)]), x[np.int64(chosen)])
-        window = data.draw(st.slices(rows))
-        assert_same_bits(np.asarray(found[window]), x[window])
-
-
-def test_a_file_in_fortran_order_is_read_in_blocks(tmp_path):
-    """A gigabyte, of which only holes are on the disk."""
-    with (tmp_path / "x.npy").open("wb") as file:
-        about = {"descr": ">f4", "fortran_order": True, "shape": (2**20, 256)}
-        np.lib.format.write_array_header_1_0(file, about)
-        file.truncate(file.tell() + 2**30)
-    rows = formats.read(tmp_path / "x.npy")
-    assert rows.block_rows == 1024
-    tracemalloc.start()
-    for found in (np.asarray(rows[2**19 : 2**19 + 5]), rows[[3, 2**20 - 1]]):
-        assert found.shape[1] == 256 and not found.any()
-    assert tracemalloc.get_traced_memory()[1] < 2**24
-    tracemalloc.stop()
 
 
 def test_refuses_places_without_vectors(tmp_path):

@@ -66,7 +66,9 @@ def test_a_folder_of_shards_is_read_in_the_order_of_their_numbers(
 )
 def test_a_folder_of_several_arrays_says_what_to_give(tmp_path: Path, names: list[str]) -> None:
     folder = write(tmp_path / "mixed", *names)
-    with pytest.raises(qj.InputError, match=r"mixed holds .*_.*npy, .* shards of one array; give"):
+    with pytest.raises(
+        qj.InputError, match=r"mixed holds .*_.*npy, .* shards of one array.*; give one"
+    ):
         read_rows(folder)
     with pytest.raises(qj.InputError, match=r"no training vectors, but .*npy.*; call them train"):
         qj.datasets.load(folder)
