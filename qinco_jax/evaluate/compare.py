@@ -2,17 +2,18 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from qinco_jax.codecs import named
 from qinco_jax.datasets.dataset import Dataset
+from qinco_jax.datasets.holdout import hold_back_queries
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import report, sweep
 from qinco_jax.evaluate.neighbours import BLOCK_ROWS, Queries, queries_of
 from qinco_jax.evaluate.progress import Stage, silent
 from qinco_jax.evaluate.results import COSTS, RESULTS, Row
+from qinco_jax.files import path_of
 from qinco_jax.training import run_folder
 from qinco_jax.training.recipe import Recipe
 from qinco_jax.training.train import split
@@ -46,7 +47,8 @@ def compare(
     decoded vectors with the set's own queries for all codecs; "cosine" is fair to both kinds.
 
     Args:
-      data: a set from `datasets.load`; without a database, rows held back from training are used.
+      data: a set from `datasets.load`; without a database, rows held back from training are used,
+        and without queries, the last rows of the database, at most 1,000 or a tenth.
       codecs: specifications, such as "opq", "rq:B=32", "unq", "small@16:A=4:B=8"; see
         `codecs.named`.
       rates: bytes per vector.
@@ -66,7 +68,7 @@ def compare(
     Raises:
       InputError: an unknown codec, rate or setting, invalid vectors, or another set's folder.
     """
-    folder = Path(folder)
+    folder = path_of(folder)
     metrics = [data.metric or "l2"] if metrics is None else metrics
     if not codecs or not rates or not seeds or not metrics:
         raise InputError("name at least one codec, one rate, one seed and one metric")
@@ -74,6 +76,9 @@ def compare(
     contenders = named.contenders(codecs, rates, data.train.shape[1], settings)
     x_train, held_back = split(data.train, data.validation, Recipe())
     whole = held_back if data.database is None else data.database
+    if data.queries is None:
+        whole, queries = hold_back_queries(whole)
+        data = data._replace(queries=queries if len(queries) else None)
     database = whole[:eval_rows]
     for block in spans(len(database), BLOCK_ROWS):  # before training, which may take hours
         checks.finite(database[block], block.start, "the database")

@@ -396,3 +396,55 @@ def test_a_second_process_compiles_nothing(folder: Path, tmp_path: Path) -> None
     for entry in kept.glob("*-cache"):
         entry.write_bytes(entry.read_bytes()[:100])
     assert encode()[1] == codes  # damage costs a compilation, no more
+
+
+def test_a_finished_run_goes_on_in_another_folder(folder: Path, tmp_path: Path) -> None:
+    """Of more epochs the run is another one, and the message says how to go on from its model."""
+    more = [*SMALL[:-1], "num_epochs=3"]
+    ran = qinco("train", "--dataset", folder, "--out", folder / "run", *more)
+    assert ran.exit_code == 2 and f"--init {folder / 'run'}" in ran.output
+    epochs = ["--set", "num_epochs=1"]
+    ran = qinco("train", "--dataset", folder, "--init", folder / "run", "--out", tmp_path, *epochs)
+    assert ran.exit_code == 0, ran.output
+    before, after = (qj.load(run / "model") for run in (folder / "run", tmp_path))
+    np.testing.assert_array_equal(after.mean, before.mean)
+    start = qj.load(tmp_path / "start")
+    np.testing.assert_array_equal(start.codebook, before.codebook)
+    for sizes in (["--bytes", 3], ["--set", "hidden_dim=32"], ["--set", "num_centroids=4"]):
+        ran = qinco("train", "--dataset", folder, "--init", folder / "run", *sizes)
+        assert ran.exit_code == 2 and "sizes of its own" in ran.output
+
+
+def test_without_queries_some_rows_are_held_back(folder: Path, tmp_path: Path) -> None:
+    """Of the database, or of the rows that stand in for one; never a row that is measured."""
+    np.save(tmp_path / "train.npy", np.load(folder / "train.npy"))
+    ran = qinco("evaluate", folder / "run", "--dataset", tmp_path, "--out", tmp_path / "r.jsonl")
+    assert ran.exit_code == 0, ran.output
+    assert "the last 10 of the 100 vectors" in ran.output and "--queries FILE" in ran.output
+    assert "measured on 90 vectors with 10 queries" in ran.output
+    rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert all(0 <= row["recall@1"] <= 1 for row in rows)
+
+
+@pytest.mark.parametrize("command", ["train", "encode", "compare"])
+def test_a_dry_run_says_what_it_takes_and_leaves_nothing(
+    folder: Path, tmp_path: Path, command: str
+) -> None:
+    arguments = {
+        "train": ["--dataset", folder, "--out", tmp_path / "run", *SMALL],
+        "encode": [folder / "run", folder / "train.npy", tmp_path / "codes.npy"],
+        "compare": [
+            "--dataset", folder, "--codecs", f"pq,small,{folder / 'run' / 'model'}", "--rates", 2,
+            "--out", tmp_path / "all", *SMALL[2:],
+        ],
+    }[command]  # fmt: skip
+    ran = qinco(command, *arguments, "--dry-run")
+    assert ran.exit_code == 0, ran.output
+    expected = {
+        "train": r"900 rows in \d+ batches take about \d+ (seconds|minutes)",
+        "encode": r"1,000 vectors at [\d,]+ a second take about 1 seconds; the codes take 2.00kB",
+        "compare": r"pq at 2 bytes: 900 rows take(.*\n)+small at 2 bytes: 900 rows in(.*\n)+"
+                   r".*: a trained model\ndry run: training takes about",
+    }[command]  # fmt: skip
+    assert re.search(expected, ran.output), ran.output
+    assert not list(tmp_path.iterdir())
