@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
+import numpy as np
 
 from qinco_jax.cli import estimates, measure
 from qinco_jax.cli.models import search_options
@@ -13,12 +14,16 @@ from qinco_jax.errors import InputError
 from qinco_jax.evaluate import results, tables
 from qinco_jax.evaluate.compare import compare as compare_codecs
 from qinco_jax.files import path_of
+from qinco_jax.models import codes as code_files
 from qinco_jax.models import disk
+from qinco_jax.quantizers import packing
+from qinco_jax.quantizers.coding import Model
 from qinco_jax.training.logs import stage_bar
 from qinco_jax.training.recipe import Recipe
 from qinco_jax.training.train import split
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.shards import read_rows
+from qinco_jax.vectors.stored import Rows
 
 T = TypeVar("T")
 
@@ -27,6 +32,9 @@ T = TypeVar("T")
 @click.argument("model")
 @measure.data_options(20_000)
 @search_options
+@click.option(
+    "--codes", metavar="FILE", help="codes of the database, by `qinco encode`"
+)
 @click.option("--out", help="new file of the results, as json lines")
 def evaluate(
     model: str,
@@ -34,24 +42,42 @@ def evaluate(
     beam_size: int | None,
     joint: bool | None,
     eval_rows: int,
+    codes: str | None,
     out: str | None,
     **files: str | None,
 ) -> None:
-    """Measures MODEL's error and recall at four rates on a set's database."""
+    """Measures MODEL's error and recall on a set's database: at four rates, or of given codes."""
     codec = disk.load(model)
     data = measure.load(files)
     checks.vectors(data.train, codec.dim, data.name)
+    known = None if codes is None else _codes_of(data.database, codes, codec)
     _, held_back = split(data.train, data.validation, Recipe())
     data = measure.complete(data, held_back)
     if out is not None and (path_of(out).exists() or not path_of(out).parent.is_dir()):
         raise InputError(f"{out} already exists or its folder does not; choose another name")
-    steps = ours.quarters(codec.num_steps)
+    steps = ours.quarters(codec.num_steps) if known is None else [codec.num_steps]
     every = [ours.of_qinco(codec, m, num_candidates, beam_size, joint) for m in steps]
+    if known is not None:
+        every = [every[0]._replace(name=f"codes of {Path(str(codes)).name}")]
     questions = measure.questions(data, eval_rows, codec.config.unit_norm)
-    rows = measure.measure(every, data, eval_rows, questions)
+    rows = measure.measure(every, data, eval_rows, questions, known)
     if out is not None:
         results.write(rows, out)
     click.echo(tables.markdown(rows))
+
+
+def _codes_of(database: Rows | None, path: str, model: Model) -> np.ndarray:
+    """The codes of all rows of a database."""
+    rows = code_files.read(path, model)
+    if database is None or len(rows) != len(database):
+        have = "no" if database is None else f"{len(database):,}"
+        raise InputError(
+            f"{path} holds {len(rows):,} codes, but the set has {have} database vectors; give the "
+            "codes of this database (--database FILE names another)"
+        )
+    codes = packing.from_rows(np.asarray(rows), model.config)
+    packing.check_range(model.column_sizes, codes)
+    return codes
 
 
 @click.command()

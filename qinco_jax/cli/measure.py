@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import click
+import numpy as np
 
 from qinco_jax import datasets
 from qinco_jax.codecs import ours
@@ -83,9 +84,16 @@ def questions(data: datasets.Dataset, eval_rows: int, unit_norm: bool) -> list[Q
 
 
 def measure(
-    every: list[Codec], data: datasets.Dataset, eval_rows: int, questions: list[Queries]
+    every: list[Codec],
+    data: datasets.Dataset,
+    eval_rows: int,
+    questions: list[Queries],
+    known_codes: np.ndarray | None = None,
 ) -> list[results.Row]:
-    """Scores codecs on the first rows of a database, with a progress bar for each."""
+    """Scores codecs on the first rows of a database, with a progress bar for each.
+
+    `known_codes` are the codes of those rows; `None` encodes them.
+    """
     assert data.database is not None
     database = data.database[:eval_rows]
     whole = "" if len(database) == len(data.database) else f"the first {len(database):,} of "
@@ -93,7 +101,7 @@ def measure(
     how = f" by {METRICS[questions[0].space.metric]}" if questions else ""
     unit = "; the error is that of unit vectors" if any(codec.unit_norm for codec in every) else ""
     click.echo(f"measured on {whole}{len(data.database):,} vectors with {asked}{how}{unit}")
-    return results.score(every, database, questions, stage_bar)
+    return results.score(every, database, questions, stage_bar, known_codes)
 
 
 def two_errors(model: Model, recipe: Recipe, held_back: Vectors) -> str:

@@ -145,6 +145,7 @@ def measure(
     database: Vectors,
     query_sets: Sequence[Queries] = (),
     progress: Progress | None = None,
+    known_codes: np.ndarray | None = None,
 ) -> Score:
     """Encodes and decodes a database and searches the decoded rows exhaustively.
 
@@ -153,11 +154,12 @@ def measure(
       database: [N, D], read in blocks.
       query_sets: queries of this database, the main set first; queries are not compressed.
       progress: called with the number of rows done after each block.
+      known_codes: [N, ...], the codes of the database; `None` encodes it.
     """
     codes, errors, moments = [], [], np.zeros(1 + database.shape[1])
     for block in spans(len(database), BLOCK_ROWS):
         x = checks.finite(np.asarray(database[block]), block.start, "the database")
-        codes.append(np.asarray(codec.encode(x)))
+        codes.append(np.asarray(codec.encode(x) if known_codes is None else known_codes[block]))
         goal = approximated(x, codec.unit_norm)
         error = goal - np.asarray(codec.decode(codes[-1]))
         errors.append(np.square(error, dtype=np.float64).sum(axis=1))

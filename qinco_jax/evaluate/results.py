@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate.metrics import Estimate, Score, measure
@@ -49,15 +51,18 @@ def score(
     database: Vectors,
     query_sets: Sequence[Queries] = (),
     stage: Stage = silent,
+    known_codes: np.ndarray | None = None,
 ) -> list[Row]:
     """One row for each codec: its name, bytes, and what `metrics.measure` finds.
 
-    The field `unit_norm` tells whether the error is that of unit vectors.
+    The field `unit_norm` tells whether the error is that of unit vectors. `known_codes` are the
+    database's, by every one of the codecs; `None` encodes it.
     """
     rows: list[Row] = []
     for codec in codecs:
         with stage(f"measuring {codec.name} at {codec.bits / 8:g} bytes") as advance:
-            found = measure(codec, database, query_sets, counting(advance, len(database)))
+            progress = counting(advance, len(database))
+            found = measure(codec, database, query_sets, progress, known_codes)
         what = {"codec": codec.name, "bytes": codec.bits / 8, "unit_norm": codec.unit_norm}
         rows.append({**what, **fields(found, query_sets)})
     return rows

@@ -448,3 +448,28 @@ def test_a_dry_run_says_what_it_takes_and_leaves_nothing(
     }[command]  # fmt: skip
     assert re.search(expected, ran.output), ran.output
     assert not list(tmp_path.iterdir())
+
+
+def test_given_codes_are_measured_as_they_are(folder: Path, tmp_path: Path) -> None:
+    """Here greedy ones; codes of other vectors or of another model are refused."""
+    codes, out = tmp_path / "codes.npy", tmp_path / "results.jsonl"
+    encode = ("encode", folder / "run", folder / "database.npy", codes, "--beam-size", 1)
+    assert qinco(*encode).exit_code == 0
+    ran = qinco("evaluate", folder / "run", "--dataset", folder, "--codes", codes, "--out", out)
+    assert ran.exit_code == 0, ran.output
+    (row,) = map(json.loads, out.read_text().splitlines())
+    model, x = qj.load(folder / "run"), np.load(folder / "database.npy")
+    found = qj.decode(model, unpack(np.load(codes), 4, 16))
+    assert row["codec"] == "codes of codes.npy"
+    assert row["mse"] == pytest.approx(qj.mse(x, found), rel=1e-5)
+    again = ("evaluate", folder / "run", "--dataset", folder, "--codes", codes)
+    ran = qinco(*again, "--database", folder / "queries.npy")
+    assert ran.exit_code == 2 and "holds 300 codes, but the set has 40" in ran.output
+    other = qj.train(np.load(folder / "train.npy"), qj.load(folder / "run").config, num_epochs=0)
+    qj.save(other, tmp_path / "other")
+    for command in (
+        ["evaluate", tmp_path / "other", "--dataset", folder, "--codes", codes],
+        ["decode", tmp_path / "other", codes, tmp_path / "x.fbin"],
+    ):
+        ran = qinco(*command)
+        assert ran.exit_code == 2 and "codes of another model" in ran.output
