@@ -32,9 +32,7 @@ T = TypeVar("T")
 @click.argument("model")
 @measure.data_options(20_000)
 @search_options
-@click.option(
-    "--codes", metavar="FILE", help="codes of the database, by `qinco encode`"
-)
+@click.option("--codes", metavar="FILE", help="codes of the database, by `qinco encode`")
 @click.option("--out", help="new file of the results, as json lines")
 def evaluate(
     model: str,
