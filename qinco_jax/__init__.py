@@ -4,7 +4,7 @@ A codec is a pair of pure functions over a pytree: `encode` turns vectors into c
 codes, or their first columns, back into vectors. `train` makes the pytree.
 """
 
-from qinco_jax import datasets
+from qinco_jax import datasets, search
 from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate.compare import compare
@@ -56,6 +56,7 @@ __all__ = [
     "recall",
     "rq",
     "save",
+    "search",
     "to_faiss",
     "train",
     "train_centroids",

@@ -26,6 +26,7 @@ FLOORS = [
     {"quantizers"},
     {"models"},
     {"training"},
+    {"search"},
     {"codecs"},
     {"evaluate"},
     {"cli"},

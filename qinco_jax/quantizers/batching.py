@@ -11,7 +11,9 @@ scanned in one call and each device keeps its own rows.
 """
 
 import functools
+import math
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,7 @@ from qinco_jax.vectors.stored import Vectors, lazily
 
 BLOCK_ROWS = 8192  # at most
 CHUNK_BLOCKS, CHUNK_ROWS = 16, 4096  # at most, unless one block is larger
+FEW = 8  # blocks in a small chunk, and from one size of small blocks to the next
 THREADS = max(2, min(16, os.cpu_count() or 2))
 
 Prepare = Callable[[Any], Any]
@@ -198,28 +201,31 @@ def _over_chunks(
     """
     device = _device_of((x, model))
     model = model if device is None else jax.device_put(model, device)
-    x, chunk_rows = lazily(x), max(rows, min(CHUNK_BLOCKS * rows, CHUNK_ROWS))
-    prepared = _prepared(prepare, model)
+    x = lazily(x)
+    rows, chunk_rows = _block_and_chunk(len(x), rows)
+    prepared = _prepared_once(prepare, model)
 
     def read(begin: int) -> np.ndarray:
         part = np.asarray(x[begin : begin + chunk_rows])
-        return part if check is None else check(part, begin)
+        part = part if check is None else check(part, begin)
+        chunk = np.zeros((chunk_rows, *part.shape[1:]), part.dtype)
+        chunk[: len(part)] = part
+        return chunk
 
+    if len(x) <= chunk_rows:
+        found = _chunk(prepared, read(0), np.int32(len(x)), apply, rows, options)
+        return jax.device_put(jax.tree.map(lambda out: np.asarray(out)[: len(x)], found), device)
     first = read(0)
-    shape = jax.ShapeDtypeStruct((chunk_rows, *x.shape[1:]), first.dtype)
-    compiled = _chunk.lower(prepared, shape, np.int32(0), apply, rows, options).compile()
+    count = np.int32(chunk_rows)
+    compiled = _chunk.lower(prepared, first, count, apply, rows, options).compile()
     out = jax.tree.map(
         lambda info: _aligned_empty((x.shape[0], *info.shape[1:]), info.dtype), compiled.out_info
     )
 
     def run(begin: int) -> None:
-        part = first if begin == 0 else read(begin)
-        chunk = np.zeros(shape.shape, shape.dtype)
-        chunk[: len(part)] = part
-        jax.tree.map(
-            functools.partial(_copy_rows, begin, len(part)),
-            out, compiled(prepared, chunk, np.int32(len(part))),
-        )  # fmt: skip
+        count = min(chunk_rows, len(x) - begin)
+        found = compiled(prepared, first if begin == 0 else read(begin), np.int32(count))
+        jax.tree.map(functools.partial(_copy_rows, begin, count), out, found)
 
     pool = ThreadPoolExecutor(THREADS)
     try:
@@ -229,12 +235,36 @@ def _over_chunks(
     return jax.device_put(out, device)
 
 
+def _block_and_chunk(num_rows: int, rows: int) -> tuple[int, int]:
+    """Rows of a block and of a chunk: few rows get small blocks, of one of a few sizes."""
+    block = min(rows, FEW ** int(math.log(max(1, num_rows), FEW) + 1e-9))
+    if num_rows <= FEW * block:
+        return block, FEW * block
+    return rows, max(rows, min(CHUNK_BLOCKS * rows, CHUNK_ROWS))
+
+
 def _device_of(tree: Any) -> jax.Device | None:
     """The device of the first array that its owner has placed on one; `None` is the default's."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and leaf.committed and len(leaf.devices()) == 1:
             return next(iter(leaf.devices()))
     return None
+
+
+def _prepared_once(prepare: Prepare, model: Any) -> Any:
+    """What `prepare` gives, kept as long as the model lives; only of what cannot change."""
+    if prepare is unprepared:
+        return model
+    if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model)):
+        return _prepared(prepare, model)
+    key = id(model), prepare
+    if key not in _kept:
+        _kept[key] = _prepared(prepare, model)
+        weakref.finalize(model, _kept.pop, key, None)
+    return _kept[key]
+
+
+_kept: dict[tuple[int, Prepare], Any] = {}
 
 
 @functools.partial(jax.jit, static_argnames="prepare")

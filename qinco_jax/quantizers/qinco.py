@@ -131,7 +131,9 @@ class Qinco:
         return coarse + self.num_steps * (self.codebook_size,)
 
     def first_columns(self, num_columns: int) -> Self:
-        """The model of the first columns of its codes, 1 to all."""
+        """The model of the first columns of its codes, 1 to all; itself if that is all."""
+        if num_columns == len(self.column_sizes):
+            return self
         steps = jax.tree.map(lambda leaf: leaf[: num_columns - 1], self.steps)
         config = dataclasses.replace(self.config, num_steps=num_columns - self.ivf)
         return dataclasses.replace(self, steps=steps, config=config)

@@ -1,0 +1,12 @@
+"""Search over codes: from a query to its neighbours, by inverted lists, look-ups and the network.
+
+An index (`build`, `Index`) finds neighbours in three stages: a query's nearest inverted lists; a
+scan of their codes with an additive decoder, one table look-up a step; and the network's
+reconstructions of the best. Needs Faiss (the extra `search`).
+"""
+
+from qinco_jax.search.build import build
+from qinco_jax.search.disk import load
+from qinco_jax.search.index import Index
+
+__all__ = ["Index", "build", "load"]

@@ -1,0 +1,151 @@
+"""`build`: lists, decoders and the reading of distances, fitted on training vectors."""
+
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+
+from qinco_jax.config import named
+from qinco_jax.errors import InputError
+from qinco_jax.quantizers import coding
+from qinco_jax.quantizers.coarse import train_centroids
+from qinco_jax.quantizers.coding import Model
+from qinco_jax.quantizers.rq import sample_rows
+from qinco_jax.search import additive, distance, scan
+from qinco_jax.search.distance import Measured, Reading
+from qinco_jax.search.index import Index, distance_space
+from qinco_jax.vectors import checks
+from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
+
+METRICS = "l2", "ip", "cosine"
+FITTED_ROWS = 100_000  # that decoders are fitted on
+TRIED_ROWS, TRIED_QUERIES = 10_000, 500  # that readings are compared on
+PULLS = 0.0, 0.5, 1.0
+BLOCK_ROWS = 16384
+MOST_LISTS, ROWS_PER_LIST = 4096, 39
+RANKS = 1, 10
+
+
+def build(
+    model: Model,
+    x_train: Vectors,
+    num_lists: int | None = None,
+    metric: str = "l2",
+    *,
+    seed: int = 0,
+    max_rows: int = FITTED_ROWS,
+) -> Index:
+    """An index without vectors, whose lists and decoders are fitted; `Index.add` fills it.
+
+    The lists of a model with a coarse codebook (IVF-QINCo) are its centroids, and its codes
+    describe what is left over of them; of other models they are k-means centroids, which only say
+    where to look. The additive decoder is fitted by least squares on the model's codes (QINCo2,
+    Sec. 3.4), and how distances are read off a code is chosen by trial on rows held back.
+
+    Args:
+      model: any `Qinco` or `Product`.
+      x_train: [N, D] vectors like those to be added.
+      num_lists: L; `None` means one for 39 training vectors, at most 4,096. Not for models with a
+        coarse codebook.
+      metric: "l2", "ip" (inner product) or "cosine".
+      seed: of the sample and the k-means.
+      max_rows: rows that are encoded to fit the decoder, drawn at random.
+
+    Raises:
+      InputError: invalid vectors, too few of them, an unknown metric, a model with `unit_norm` and
+        another metric than cosine, or a model with codebooks too large for an additive decoder.
+    """
+    x_train = lazily(checks.vectors(x_train, model.dim, "x_train"))
+    named({name: name for name in METRICS}, metric, "metric")
+    if model.config.unit_norm and metric != "cosine":
+        raise InputError(
+            f"the model keeps angles, not lengths (unit_norm), so {metric} cannot be read off its "
+            'codes; build the index with metric="cosine"'
+        )
+    if x_train.ndim != 2 or len(x_train) < 2 * RANKS[-1]:
+        raise InputError(f"x_train has shape {x_train.shape}; give at least 20 vectors [N, D]")
+    is_residual = model.config.num_centroids is not None
+    list_vectors = _list_vectors(model, x_train, num_lists, metric, seed)
+    x = checks.finite(sample_rows(x_train, max_rows, seed), what="x_train")
+    codes = np.asarray(coding.encode(model, x))
+    rows = codes[:, 1:] if is_residual else codes
+
+    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for span in spans(len(x), BLOCK_ROWS):
+            targets = distance_space(x[span], metric)
+            base = list_vectors[codes[span, 0]] if is_residual else np.float32(0)
+            yield rows[span], targets - base
+
+    tables = additive.fit(blocks(), rows.shape[1], model.codebook_size, model.dim)
+    some = slice(max(0, len(x) - TRIED_ROWS), len(x))
+    rough = additive.decode(tables, rows[some])
+    if is_residual:
+        rough += list_vectors[codes[some, 0]]
+    x_hat = np.asarray(coding.decode(model, codes[some]))
+    reading = choose(metric, Measured(distance_space(x[some], metric), x_hat, rough))
+    lists = scan.new(list_vectors, tables, reading, is_residual)
+    return Index(model, list_vectors, tables, reading, lists)
+
+
+def _list_vectors(
+    model: Model, x_train: Rows, num_lists: int | None, metric: str, seed: int
+) -> np.ndarray:
+    """What queries are compared with [L, D] float32: the model's centroids, or new ones."""
+    own = model.config.num_centroids
+    if own is not None:
+        if num_lists not in (None, own):
+            raise InputError(
+                f"the lists are the model's {own} centroids; leave out num_lists = {num_lists}"
+            )
+        numbers = np.arange(own)[:, None]
+        return distance_space(np.asarray(coding.decode(model, numbers)), metric)
+    if num_lists is None:
+        num_lists = max(1, min(MOST_LISTS, len(x_train) // ROWS_PER_LIST))
+    num_lists = checks.integer(num_lists, "num_lists", 1)
+    if num_lists > len(x_train):
+        raise InputError(
+            f"num_lists = {num_lists} exceeds the {len(x_train)} training vectors; lower it or "
+            "give more vectors"
+        )
+    rows = x_train
+    if metric == "cosine":
+        sampled = sample_rows(x_train, 256 * num_lists, seed)
+        rows = distance_space(checks.finite(sampled, what="x_train"), metric)
+    return distance_space(train_centroids(rows, num_lists, seed=seed), metric)
+
+
+def choose(metric: str, rows: Measured) -> Reading:
+    """The reading that finds most on rows of which the last ones ask for the others.
+
+    First by the network's reconstructions, where recall@1 and @10 count the same; then how much the
+    scan's look-ups should heed the byte.
+    """
+    kinds = distance.kinds(metric, rows.x)
+    found = {kind: distance.fit(metric, kind, rows) for kind in kinds}
+    best = max(kinds, key=lambda kind: _recall(found[kind], metric, rows, rough=False))
+    if best != "scale":
+        return found[best]
+    pulled = [distance.fit(metric, best, rows, pull) for pull in PULLS]
+    return max(pulled, key=lambda reading: _recall(reading, metric, rows, rough=True))
+
+
+def _recall(reading: Reading, metric: str, rows: Measured, rough: bool) -> float:
+    """Mean of recall@1 and @10 of the rows' last queries among the others."""
+    count = len(rows.x) - max(1, min(TRIED_QUERIES, len(rows.x) // 10))
+    queries, x = rows.x[count:], rows.x[:count]
+    products = queries @ x.T
+    exact = products if metric != "l2" else products - np.square(x).sum(axis=1) / 2
+    best = exact.argmax(axis=1)
+    kept = Measured(x, rows.x_hat[:count], rows.rough[:count])
+    levels = distance.to_bytes(reading, distance.values(metric, reading.kind, kept))
+    if rough:
+        weights = float(reading.offset) + float(reading.slope) * levels
+        scores = -(queries @ kept.rough.T + weights)
+    else:
+        scores = np.asarray(
+            distance.all_distances(
+                reading, jnp.asarray(queries), jnp.asarray(kept.x_hat), jnp.asarray(levels)
+            )
+        )
+    rank = (scores < np.take_along_axis(scores, best[:, None], axis=1)).sum(axis=1)
+    return float(np.mean([(rank < k).mean() for k in RANKS]))

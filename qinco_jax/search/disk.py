@@ -1,0 +1,125 @@
+"""Indexes on disk: a folder with the model, the lists and a description."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qinco_jax import optional
+from qinco_jax.errors import InputError
+from qinco_jax.files import path_of
+from qinco_jax.models import disk
+from qinco_jax.search import distance, scan
+from qinco_jax.search.index import Index
+from qinco_jax.version import __version__
+
+DESCRIPTION, MODEL, LISTS, ARRAYS = "index.json", "model", "lists.faiss", "decoder.npz"
+REMEDY = "take the index from a backup or build it again"
+
+
+def save(index: Index, path: str | os.PathLike[str]) -> None:
+    """Saves an index as the new folder `path`, written beside it and renamed.
+
+    Raises:
+      InputError: `path` exists or cannot be written; then nothing is left behind.
+    """
+    faiss = optional.faiss(scan.WANTED)
+    target = path_of(path)
+    if target.exists():
+        raise InputError(f"{target} exists; choose another place or remove it first")
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir(parents=True)
+        disk.save(index.model, partial / MODEL)
+        np.savez(partial / ARRAYS, list_vectors=index.list_vectors, tables=index.tables)
+        faiss.write_index(index.lists, str(partial / LISTS))
+        files = {name: _facts(partial / name) for name in (LISTS, ARRAYS)}
+        content = {**describe(index), "next_id": index.next_id, "files": files}
+        (partial / DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n")
+        partial.rename(target)
+    except (OSError, RuntimeError) as error:  # Faiss raises the latter
+        raise InputError(
+            f"cannot write {target} ({str(error).splitlines()[0]}); make sure that its directory "
+            "is writable and has free space"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def describe(index: Index) -> dict[str, Any]:
+    """How an index was built and what it takes, as json."""
+    return {
+        "version": __version__,
+        "vectors": len(index),
+        "dim": index.model.dim,
+        "metric": index.metric,
+        "num_lists": len(index.list_vectors),
+        "residual": bool(index.lists.by_residual),
+        "code_bytes": index.code_bytes,
+        "bytes_in_memory": len(index) * (index.code_bytes + 8),
+        "reading": distance.settings(index.reading),
+        "model": index.model.config.settings,
+    }
+
+
+def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Index:
+    """Loads an index that `Index.save` wrote.
+
+    Args:
+      path: its folder.
+      mmap: whether the lists stay in their file and are read as they are searched; such an index
+        takes no further vectors, and the file's bytes are not checked.
+
+    Raises:
+      InputError: there is no index, or it is damaged; names the file.
+    """
+    faiss = optional.faiss(scan.WANTED)
+    folder = path_of(path)
+    content = _description(folder)
+    for name, facts in content["files"].items():
+        _check(folder / name, facts, whole=not mmap or name != LISTS)
+    model = disk.load(folder / MODEL)
+    flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mmap else 0
+    try:
+        with np.load(folder / ARRAYS) as arrays:
+            list_vectors, tables = arrays["list_vectors"], arrays["tables"]
+        lists = faiss.read_index(str(folder / LISTS), flags)
+        reading = distance.from_settings(content["reading"])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} is damaged ({str(error)[:200]}); {REMEDY}") from error
+    return Index(model, list_vectors, tables, reading, lists, content["next_id"])
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        raise InputError(f"{folder} is not an index: {file} is missing")
+    try:
+        content = json.loads(file.read_bytes())
+        if not {"reading", "next_id", "files"} <= content.keys():
+            raise ValueError("it lacks fields")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file} is damaged ({error}); {REMEDY}") from error
+    return dict(content)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def _check(path: Path, facts: dict[str, Any], whole: bool) -> None:
+    """Refuses a file of another size, or of other bytes if `whole`."""
+    if not path.is_file() or path.stat().st_size != facts["bytes"]:
+        size = path.stat().st_size if path.is_file() else "no"
+        raise InputError(f"{path} has {size} bytes instead of {facts['bytes']}; {REMEDY}")
+    if whole and _facts(path) != facts:
+        raise InputError(f"{path} is damaged (its bytes do not match their sha256); {REMEDY}")

@@ -1,0 +1,356 @@
+"""The index: add, search, remove, merge and reconstruct vectors that are kept as codes."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from qinco_jax import optional
+from qinco_jax.errors import InputError
+from qinco_jax.models.codes import model_fingerprint
+from qinco_jax.quantizers import coding, packing
+from qinco_jax.quantizers.coding import Model
+from qinco_jax.search import additive, distance, rerank, scan
+from qinco_jax.search.distance import Measured, Reading
+from qinco_jax.vectors import checks
+from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
+
+BLOCK_ROWS = 65536
+QUERY_BLOCK = 256  # searched at once; fewer are filled up to one of `QUERY_SIZES`
+QUERY_SIZES = 1, 16, QUERY_BLOCK
+NUM_PROBES = 16
+EF_SEARCH = 64
+MAX_ID = 2**63 - 1
+
+Filter = Sequence[int] | np.ndarray | range
+
+
+@dataclasses.dataclass
+class Index:
+    """Vectors as codes in inverted lists; `build` makes one without vectors, `load` reads one.
+
+    Attributes:
+      model: whose codes are kept.
+      list_vectors: [L, D] float32, which queries are compared with to choose lists.
+      tables: [C, K, D] float32 of the additive decoder; behind residual lists, of x less the list's
+        vector.
+      reading: of the distances.
+      lists: the inverted lists, a `faiss.IndexIVFPQ` of its own kind (`search.scan`).
+      next_id: the id that the next vector without one gets.
+    """
+
+    model: Model
+    list_vectors: np.ndarray
+    tables: np.ndarray
+    reading: Reading
+    lists: Any
+    next_id: int = 0
+
+    def __len__(self) -> int:
+        """The number of vectors."""
+        return int(self.lists.ntotal)
+
+    @property
+    def metric(self) -> str:
+        """By which distances are measured: l2, ip or cosine."""
+        return self.reading.metric
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes that the lists keep of each vector, without its id of 8 bytes."""
+        return int(self.lists.code_size)
+
+    @property
+    def fingerprint(self) -> tuple[Any, ...]:
+        """What two indexes must have in common to be merged."""
+        arrays = self.list_vectors.tobytes(), self.tables.tobytes()
+        return (model_fingerprint(self.model), *arrays, str(distance.settings(self.reading)))
+
+    @functools.cached_property
+    def prepared(self) -> Any:
+        """What decoding needs of the model, computed once."""
+        return jax.jit(lambda model: model.prepare())(self.model)
+
+    def add(
+        self,
+        x: Vectors | None = None,
+        ids: Sequence[int] | np.ndarray | None = None,
+        *,
+        codes: Vectors | None = None,
+        advance: Callable[[int, int], Any] = lambda done, total: None,
+    ) -> None:
+        """Encodes vectors, or takes codes that exist, into the lists.
+
+        Args:
+          x: [N, D], any real dtype, read block by block. Without it the codes stand for the
+            vectors: lists are chosen and distances read off by their reconstructions.
+          ids: [N] integers from 0 to 2^63 - 1, each new; `None` counts on from the greatest so far.
+          codes: [N, columns] of x by the index's model, as `encode` gives them; `None` encodes x.
+          advance: called with the vectors done and their number.
+
+        Raises:
+          InputError: neither x nor codes, shapes that do not match, NaN or Inf, codes out of range,
+            ids that are negative or not new; then nothing is added.
+        """
+        x = None if x is None else lazily(checks.vectors(x, self.model.dim))
+        rows = self._checked_codes(codes)
+        given = [part for part in (x, rows) if part is not None]
+        if not given or any(part.ndim != 2 for part in given) or len(set(map(len, given))) != 1:
+            shapes = " and ".join(str(part.shape) for part in given) or "nothing"
+            raise InputError(f"got {shapes}; give vectors [N, D], codes [N, columns], or both of N")
+        count = len(given[0])
+        own_ids = self._new_ids(ids, count)
+        pieces = []
+        for span in spans(count, BLOCK_ROWS):
+            part = None if x is None else checks.finite(np.asarray(x[span]), span.start)
+            code = None if rows is None else np.asarray(rows[span])
+            pieces.append(self._encoded(part, code, span.start))
+            advance(span.stop, count)
+        for span, (lists, packed) in zip(spans(count, BLOCK_ROWS), pieces, strict=True):
+            scan.add(self.lists, lists, packed, own_ids[span])
+        if count:
+            self.next_id = max(self.next_id, int(own_ids.max()) + 1)
+
+    def search(
+        self,
+        queries: Vectors,
+        k: int = 10,
+        *,
+        num_probes: int = NUM_PROBES,
+        num_reranked: int | None = None,
+        ef_search: int = EF_SEARCH,
+        filter: Filter | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest vectors of each query, nearest first.
+
+        Args:
+          queries: [Q, D], any real dtype.
+          k: neighbours of each, 1 to the number of vectors.
+          num_probes: inverted lists that are scanned.
+          num_reranked: codes that the network decodes, the best of the scan, at least k; `None`
+            means 20 or 2 k, 0 none: then distances are those of the additive decoder.
+          ef_search: how thoroughly the nearest of more than 4,096 lists are searched for.
+          filter: ids that may be found; `None` means all.
+
+        Returns:
+          Distances [Q, k] float32, smaller is nearer: squared L2 distances, minus inner products or
+          minus cosines, read off the codes as `reading` says. Ids [Q, k] int64; where fewer are
+          found, -1 at a distance of inf.
+
+        Raises:
+          InputError: another dimension, NaN or Inf, k out of range, or an option less than its
+            least value.
+        """
+        vectors = self._queries(queries)
+        k = checks.integer(k, "k", 1)
+        if k > len(self):
+            raise InputError(f"k = {k} exceeds the {len(self)} vectors of the index; lower it")
+        num_probes = checks.integer(num_probes, "num_probes", 1)
+        ef_search = checks.integer(ef_search, "ef_search", 1)
+        most = max(20, 2 * k) if num_reranked is None else num_reranked
+        most = checks.integer(most, "num_reranked", 0)
+        size = min(max(k, most), len(self))
+        selector = None if filter is None else _selector(filter)
+        found = np.full((len(vectors), k), np.inf, np.float32)
+        ids = np.full((len(vectors), k), -1, np.int64)
+        for span in spans(len(vectors), QUERY_BLOCK):
+            block = vectors[span]
+            shortlist = scan.search(self.lists, block, size, num_probes, ef_search, selector)
+            own = self._distances(block, *shortlist) if most else self._rough(block, *shortlist)
+            order = np.lexsort((shortlist[1], own), axis=1)[:, :k]  # ties by id
+            found[span] = np.take_along_axis(own, order, axis=1)
+            ids[span] = np.take_along_axis(shortlist[1], order, axis=1)
+        return found, ids
+
+    def remove(self, ids: Sequence[int] | np.ndarray) -> int:
+        """Removes vectors by id; returns how many of the ids were there."""
+        faiss = optional.faiss(scan.WANTED)
+        asked = _ids(ids)
+        return int(self.lists.remove_ids(faiss.IDSelectorBatch(asked))) if len(asked) else 0
+
+    def merge(self, other: "Index") -> None:
+        """Adds the vectors of another index with the same model, lists and decoder.
+
+        Raises:
+          InputError: they differ in one of these, or share an id; then nothing is added.
+        """
+        if self.fingerprint != other.fingerprint:
+            raise InputError(
+                "the indexes differ in model, lists, decoder or reading; build one with `build` "
+                "and add the parts to copies of it"
+            )
+        self._check_new(other.ids())
+        for number in range(other.lists.nlist):
+            ids, packed = scan.entries(other.lists, number)
+            if len(ids):
+                scan.add(self.lists, np.full(len(ids), number), packed, ids)
+        self.next_id = max(self.next_id, other.next_id)
+
+    def ids(self) -> np.ndarray:
+        """The ids of all vectors, [N] int64, in the order of the lists."""
+        faiss = optional.faiss(scan.WANTED)
+        found = [np.zeros(0, np.int64)]
+        for number in range(self.lists.nlist):
+            if size := self.lists.invlists.list_size(number):
+                pointer = self.lists.invlists.get_ids(number)
+                found.append(faiss.rev_swig_ptr(pointer, size).copy())
+                self.lists.invlists.release_ids(number, pointer)
+        return np.concatenate(found)
+
+    def reconstruct(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Reconstructions [n, D] float32 of vectors by id, by the network.
+
+        Raises:
+          InputError: an id that the index does not have; names the first.
+        """
+        asked = _ids(ids)
+        codes = np.zeros((len(asked), len(self.model.column_sizes)), np.int64)
+        missing = np.ones(len(asked), bool)
+        for number in range(self.lists.nlist):
+            own, packed = scan.entries(self.lists, number)
+            here = missing & np.isin(asked, own)
+            if here.any():
+                order = np.argsort(own)
+                rows = order[np.searchsorted(own, asked[here], sorter=order)]
+                found, _ = self._unpacked(packed[rows], np.full(len(rows), number))
+                codes[here], missing = found, missing & ~here
+        if missing.any():
+            raise InputError(f"the index has no vector with the id {asked[missing][0]}")
+        return np.asarray(coding.decode(self.model, codes))
+
+    def _checked_codes(self, codes: Vectors | None) -> Rows | None:
+        if codes is None:
+            return None
+        columns = len(self.model.column_sizes)
+        rows = lazily(codes)
+        if rows.ndim != 2 or rows.shape[1] != columns or rows.dtype.kind not in "iu":
+            raise InputError(
+                f"the codes are {rows.dtype} {rows.shape}; expected integers [N, {columns}], as "
+                "`encode` gives them (`unpack` reads packed ones)"
+            )
+        return rows
+
+    def _new_ids(self, ids: Sequence[int] | np.ndarray | None, count: int) -> np.ndarray:
+        if ids is None:
+            return np.arange(self.next_id, self.next_id + count, dtype=np.int64)
+        found = _ids(ids)
+        if len(found) != count:
+            raise InputError(f"got {len(found)} ids for {count} vectors; give one for each")
+        self._check_new(found)
+        return found
+
+    def _check_new(self, ids: np.ndarray) -> None:
+        sorted_ids = np.sort(ids)
+        twice = sorted_ids[1:][sorted_ids[1:] == sorted_ids[:-1]]
+        if len(ids) and sorted_ids[0] < self.next_id:
+            twice = np.concatenate([twice, np.intersect1d(ids, self.ids())])
+        if len(twice):
+            raise InputError(
+                f"the id {twice[0]} is there twice; remove that vector first or give another id"
+            )
+
+    def _encoded(
+        self, x: np.ndarray | None, codes: np.ndarray | None, begin: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lists [R] and packed codes [R, bytes] of vectors, of codes, or of both."""
+        if codes is None:
+            assert x is not None
+            codes = np.asarray(coding.encode(self.model, x))
+        codes = packing.check_range(self.model.column_sizes, codes, begin)
+        x_hat = np.asarray(coding.decode(self.model, codes))
+        target = x_hat if x is None else x
+        target = distance_space(target, self.metric)
+        if self.lists.by_residual:
+            lists, columns = codes[:, 0], codes[:, 1:]
+            rough = self.list_vectors[lists] + additive.decode(self.tables, columns)
+        else:
+            lists, columns = nearest_lists(self.list_vectors, target), codes
+            rough = additive.decode(self.tables, columns)
+        kept = distance.values(self.metric, self.reading.kind, Measured(target, x_hat, rough))
+        if x is None and self.reading.kind == "scale":  # a reconstruction would always say 1
+            middle = float(self.reading.low) + float(self.reading.step) * (distance.LEVELS // 2)
+            kept = np.full(len(codes), middle)
+        levels = distance.to_bytes(self.reading, kept)
+        return lists, scan.pack(columns, levels, self.model.codebook_size)
+
+    def _unpacked(self, packed: np.ndarray, lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes [n, columns] int32 of the model and bytes [n] of packed ones in their lists."""
+        num_columns = len(self.tables)
+        codes, levels = scan.unpack(packed, num_columns, self.model.codebook_size)
+        if self.lists.by_residual:
+            codes = np.concatenate([lists[:, None].astype(np.int32), codes], axis=1)
+        return codes, levels
+
+    def _queries(self, queries: Vectors) -> np.ndarray:
+        vectors = lazily(checks.vectors(queries, self.model.dim, "the queries"))
+        if vectors.ndim != 2:
+            raise InputError(f"the queries have shape {vectors.shape}; expected [Q, D]")
+        return distance_space(checks.finite(vectors, what="the queries"), self.metric)
+
+    def _distances(
+        self, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray, lists: np.ndarray,
+        packed: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
+        """Distances [Q, S] by the network; inf where there is no code."""
+        shape, there = ids.shape, ids >= 0
+        flat = np.where(there.ravel()[:, None], packed.reshape(-1, packed.shape[2]), 0)
+        codes, levels = self._unpacked(flat, lists.ravel())
+        size = next(size for size in QUERY_SIZES if size >= len(queries))
+        padded = np.zeros((size, queries.shape[1]), np.float32)
+        padded[: len(queries)] = queries
+        found = rerank.distances(
+            self.prepared, self.reading, padded, codes.reshape(*shape, -1), levels.reshape(shape)
+        )
+        return np.where(there, found, np.inf)
+
+    def _rough(
+        self, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray, *_: np.ndarray
+    ) -> np.ndarray:
+        """Distances [Q, S] by the additive decoder; inf where there is no code."""
+        found = distance.of_scores(self.reading, queries, np.where(ids < 0, 0, scores))
+        return np.where(ids >= 0, found, np.inf).astype(np.float32)
+
+
+def distance_space(x: np.ndarray, metric: str) -> np.ndarray:
+    """Vectors [N, D] as their distances are computed, float32: of unit length under "cosine"."""
+    x = np.asarray(x, np.float32)
+    if metric != "cosine":
+        return x
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def nearest_lists(list_vectors: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The nearest list [N] of each vector [N, D] by L2 distance."""
+    faiss = optional.faiss(scan.WANTED)
+    _, lists = faiss.knn(np.ascontiguousarray(x), list_vectors, 1)
+    return lists[:, 0]
+
+
+def _ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Ids [n] int64.
+
+    Raises:
+      InputError: not a list of integers from 0 to 2^63 - 1.
+    """
+    found = np.asarray(ids)
+    if found.size == 0:
+        return np.zeros(0, np.int64)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or found.min() < 0 or found.max() > MAX_ID:
+        low = f", the least {found.min()}" if found.dtype.kind in "iu" else ""
+        raise InputError(
+            f"the ids are {found.dtype} {found.shape}{low}; give a list of integers from 0 to "
+            "2^63 - 1"
+        )
+    return np.ascontiguousarray(found, np.int64)
+
+
+def _selector(filter: Filter) -> Any:
+    """A Faiss selector of ids, which keeps what it points to."""
+    faiss = optional.faiss(scan.WANTED)
+    if isinstance(filter, range) and filter.step == 1:
+        return faiss.IDSelectorRange(operator.index(filter.start), operator.index(filter.stop))
+    return faiss.IDSelectorBatch(_ids(np.asarray(filter)))

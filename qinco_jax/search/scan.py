@@ -1,0 +1,158 @@
+"""The scan of inverted lists: an additive decoder as a product quantizer inside Faiss.
+
+A product quantizer sums look-ups too; only its sub-vectors are disjoint. So each of C
+sub-quantizers here sees the whole query: it is repeated C times, followed by [1, 0, ...] once for
+each digit of the byte that the reading of the distance keeps. The score of a code is then
+<q, sum_m T_m[i_m]> plus what its byte adds, and behind residual lists <q, list vector>. Faiss scans
+such lists with one table a query, and brings filters, removal and files along.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from qinco_jax import optional
+from qinco_jax.quantizers import packing
+from qinco_jax.search.distance import LEVELS, Reading
+
+WANTED = "indexes"
+FLAT = 4096  # lists that a query is compared with one by one; of more a graph finds the nearest
+NEIGHBOURS = 32  # of each list in the graph
+
+
+def new(list_vectors: np.ndarray, tables: np.ndarray, reading: Reading, is_residual: bool) -> Any:
+    """An empty `faiss.IndexIVFPQ`.
+
+    Args:
+      list_vectors: [L, D], which queries are compared with.
+      tables: [C, K, D] of the additive decoder.
+      reading: what the byte beside a code adds.
+      is_residual: whether codes describe what is left over of a list's vector.
+    """
+    faiss = optional.faiss(WANTED)
+    num_columns, codebook_size, dim = tables.shape
+    bits = bits_of(codebook_size)
+    parts = num_columns + num_digits(bits)
+    quantizer = _quantizer(list_vectors, parts * dim, reading.metric)
+    index = faiss.IndexIVFPQ(
+        quantizer, parts * dim, len(list_vectors), parts, bits, faiss.METRIC_INNER_PRODUCT
+    )
+    index.by_residual = is_residual
+    centroids = np.zeros((parts, 2**bits, dim), np.float32)
+    centroids[:num_columns, :codebook_size] = tables
+    digit = np.arange(2**bits, dtype=np.float32)
+    for place in range(parts - num_columns):
+        centroids[num_columns + place, :, 0] = float(reading.slope) * 2.0 ** (bits * place) * digit
+    centroids[num_columns, :, 0] += float(reading.offset)
+    faiss.copy_array_to_vector(centroids.ravel(), index.pq.centroids)
+    index.is_trained = True
+    return index
+
+
+def _quantizer(list_vectors: np.ndarray, width: int, metric: str) -> Any:
+    """What finds a query's nearest lists: by the first D of its `width` numbers."""
+    faiss = optional.faiss(WANTED)
+    num_lists, dim = list_vectors.shape
+    kind = faiss.METRIC_INNER_PRODUCT if metric == "ip" else faiss.METRIC_L2
+    if num_lists > FLAT:
+        lists = faiss.IndexHNSWFlat(dim, NEIGHBOURS, kind)
+    else:
+        lists = faiss.IndexFlat(dim, kind)
+    lists.add(np.ascontiguousarray(list_vectors, np.float32))
+    first = faiss.RemapDimensionsTransform(width, dim, False)
+    quantizer = faiss.IndexPreTransform(first, lists)
+    quantizer.metric_type = faiss.METRIC_INNER_PRODUCT
+    return quantizer
+
+
+def bits_of(codebook_size: int) -> int:
+    """Bits of a column, also where K is no power of two."""
+    return max(1, (codebook_size - 1).bit_length())
+
+
+def num_digits(bits: int) -> int:
+    """Columns of `bits` bits that hold a byte."""
+    return -(-(LEVELS - 1).bit_length() // bits)
+
+
+def pack(codes: np.ndarray, levels: np.ndarray, codebook_size: int) -> np.ndarray:
+    """Codes [N, C] and bytes [N] as the lists keep them, [N, bytes] uint8."""
+    bits = bits_of(codebook_size)
+    places = bits * np.arange(num_digits(bits))
+    digits = (levels.astype(np.int64)[:, None] >> places) % 2**bits
+    columns = np.concatenate([codes.astype(np.int64), digits], axis=1)
+    return packing.pack(columns, 2**bits)
+
+
+def unpack(
+    packed: np.ndarray, num_columns: int, codebook_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The codes [N, C] int32 and bytes [N] int32 that `pack` was given."""
+    bits = bits_of(codebook_size)
+    columns = packing.unpack(packed, num_columns + num_digits(bits), 2**bits).astype(np.int32)
+    places = bits * np.arange(num_digits(bits), dtype=np.int32)
+    return columns[:, :num_columns], (columns[:, num_columns:] << places).sum(
+        axis=1, dtype=np.int32
+    )
+
+
+def add(index: Any, lists: np.ndarray, packed: np.ndarray, ids: np.ndarray) -> None:
+    """Appends packed codes [N, bytes] with ids [N] to their lists [N]."""
+    faiss = optional.faiss(WANTED)
+    order = np.argsort(lists, kind="stable")
+    numbers, begins = np.unique(lists[order], return_index=True)
+    for number, rows in zip(numbers, np.split(order, begins[1:]), strict=True):
+        own_ids = np.ascontiguousarray(ids[rows], np.int64)  # kept in names: Faiss takes pointers
+        own_codes = np.ascontiguousarray(packed[rows])
+        index.invlists.add_entries(
+            int(number), len(rows), faiss.swig_ptr(own_ids), faiss.swig_ptr(own_codes)
+        )
+    index.ntotal += len(ids)
+
+
+def entries(index: Any, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [n] and packed codes [n, bytes] of a list, copied."""
+    faiss = optional.faiss(WANTED)
+    lists = index.invlists
+    size = lists.list_size(number)
+    if size == 0:
+        return np.zeros(0, np.int64), np.zeros((0, lists.code_size), np.uint8)
+    ids, codes = lists.get_ids(number), lists.get_codes(number)
+    try:
+        return (
+            faiss.rev_swig_ptr(ids, size).copy(),
+            faiss.rev_swig_ptr(codes, size * lists.code_size).reshape(size, -1).copy(),
+        )
+    finally:
+        lists.release_ids(number, ids)
+        lists.release_codes(number, codes)
+
+
+def search(
+    index: Any, queries: np.ndarray, count: int, num_probes: int, ef_search: int, selector: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The best codes of each query [Q, D] in its nearest lists.
+
+    Returns:
+      Scores [Q, S] float32, the greatest first; ids [Q, S] int64, -1 where there are fewer; lists
+      [Q, S] int64; packed codes [Q, S, bytes] uint8.
+    """
+    faiss = optional.faiss(WANTED)
+    parts, (rows, dim) = index.pq.M, queries.shape
+    num_columns = parts - num_digits(index.pq.nbits)
+    wide = np.zeros((rows, parts, dim), np.float32)
+    wide[:, :num_columns] = queries[:, None]
+    wide[:, num_columns:, 0] = 1
+    graph = faiss.SearchParametersHNSW(efSearch=ef_search) if index.nlist > FLAT else None
+    inside = faiss.SearchParametersPreTransform(index_params=graph) if graph else None
+    params = faiss.SearchParametersIVF(
+        nprobe=min(num_probes, index.nlist), sel=selector, quantizer_params=inside
+    )
+    scores, ids, found = index.search_and_return_codes(
+        wide.reshape(rows, -1), count, params=params, include_listnos=True
+    )
+    size = index.coarse_code_size()
+    lists = np.zeros(found.shape[:2], np.int64)
+    for place in range(size):
+        lists |= found[:, :, place].astype(np.int64) << (8 * place)
+    return scores, ids, np.where(ids < 0, 0, lists), found[:, :, size:]
