@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -474,17 +473,3 @@ def test_given_codes_are_measured_as_they_are(folder: Path, tmp_path: Path) -> N
     ):
         ran = qinco(*command)
         assert ran.exit_code == 2 and "codes of another model" in ran.output
-
-
-def test_serve_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        ran = qinco("serve", "nowhere", "--port", taken.getsockname()[1])
-    assert ran.exit_code == 2 and "cannot listen at 127.0.0.1, port" in ran.output
-    assert "nowhere is not an index" in qinco("serve", "nowhere", "--port", 0).output
-    ran = qinco("serve", "nowhere", "--max-queue", 5)
-    assert "a queue of 5 vectors cannot take a request of 1024" in ran.output
-    monkeypatch.delitem(sys.modules, "qinco_jax.serve.server")
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    ran = qinco("serve", "nowhere")
-    assert ran.exit_code == 2
-    assert ran.output == "qinco: qinco serve needs uvicorn; pip install 'qinco_jax[serve]'\n"
