@@ -117,15 +117,14 @@ class Service:
     async def _body(self, request: Request) -> bytes:
         """The body; what is over the limit is not kept."""
         told = request.headers.get("content-length", "0")
-        size, parts = 0, []
+        body = bytearray()
         if int(told) <= self.limits.max_bytes:
             async for part in request.stream():
-                size += len(part)
-                parts.append(part)
-                if size > self.limits.max_bytes:
+                body += part
+                if len(body) > self.limits.max_bytes:
                     break
             else:
-                return b"".join(parts)
+                return bytes(body)
         raise Refused(
             413,
             f"the body has more than {self.limits.max_bytes} bytes; send several requests, or "
@@ -145,7 +144,7 @@ async def _no_such_place(request: Request, error: Exception) -> Response:
         f"there is no {request.method} {request.url.path}; use POST /search, GET /health or "
         "GET /metrics"
     )
-    return _refusal(error.status_code, text)
+    return JSONResponse({"error": text}, error.status_code, error.headers)
 
 
 def _refusal(status: int, text: str) -> Response:

@@ -119,7 +119,7 @@ def test_requests_are_searched_together_and_each_gets_its_own(server: Server, in
         assert_found(response, index, x, **options)
     after = server.metrics()
     changed = {name: after[name] - before.get(name, 0) for name in after}
-    assert changed["qinco_batch_requests_sum"] == 24 > 2 * changed["qinco_batch_requests_count"]
+    assert changed["qinco_batch_requests_sum"] == 24 > changed["qinco_batch_requests_count"]
     assert changed["qinco_rows_total"] == changed["qinco_batch_rows_sum"] == 48
     assert changed['qinco_requests_total{status="200"}'] == 24
     assert changed["qinco_request_seconds_count"] == 24 and after["qinco_queue_rows"] == 0
@@ -218,7 +218,7 @@ def test_health_tells_what_is_served(server: Server) -> None:
 def test_requests_in_flight_are_answered_when_the_server_is_stopped(
     folder: Path, index: Index
 ) -> None:
-    server = Server(folder, "--wait-ms", 1000, "--mmap", "--host", "0.0.0.0")
+    server = Server(folder, "--wait-ms", 2000, "--mmap", "--host", "0.0.0.0")
     url, x = server.url.replace("0.0.0.0", "127.0.0.1"), queries(1)
 
     async def ask() -> tuple[list[httpx.Response], tuple[int, str]]:
