@@ -198,5 +198,5 @@ def _filter(ids: Any) -> bytes:
     if found.shape == (0,):
         return b""
     if found.ndim != 1 or found.dtype.kind not in "iu" or found.min() < 0 or found.max() > MAX_ID:
-        raise InputError("filter must be a list of ids, integers from 0 to 2^63 - 1")
+        raise InputError(f"filter must be a list of ids, integers from 0 to {MAX_ID}")
     return found.astype(np.int64).tobytes()

@@ -30,7 +30,7 @@ class Asked:
 INDEX = cast(Index, Asked())
 
 
-@pytest.mark.parametrize("allowed", [[7, 2**63 - 1], []])
+@pytest.mark.parametrize("allowed", [[7, 2**62], []])
 def test_both_forms_ask_for_the_same(allowed: list[int]) -> None:
     fields = {"k": 4, "num_probes": 2, "num_reranked": 0, "filter": allowed}
     body = json.dumps({"vectors": X.tolist(), **fields}).encode()
