@@ -1,4 +1,4 @@
-"""The adapter for big-ann-benchmarks (github.com/harsha-simhadri/big-ann-benchmarks).
+"""The adapter for big-ann-benchmarks (big-ann-benchmarks.com).
 
 It is for track T1: everything in memory, so billions of vectors only as codes. Copy this folder to
 `benchmark/algorithms/qinco_jax` there, then

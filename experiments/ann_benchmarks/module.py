@@ -1,4 +1,4 @@
-"""The adapter for ann-benchmarks (github.com/erikbern/ann-benchmarks).
+"""The adapter for ann-benchmarks (ann-benchmarks.com).
 
 Copy this folder to `ann_benchmarks/algorithms/qinco_jax` there, then
 

@@ -23,7 +23,7 @@ class Searching:
     def __init__(self, metric, params):
         settings = dict(params)
         self.metric, self.count = named(METRICS, metric, "metric"), settings.pop("count")
-        self.name = "-".join(["QincoJax", *(str(value) for value in settings.values())])
+        self.name = "-".join(["QincoJax", *(f"{name}={value}" for name, value in settings.items())])
         self.lists, self.path = settings.pop("lists", None), settings.pop("model", None)
         if self.path is None:
             preset, num_bytes = settings.pop("preset"), settings.pop("bytes")
