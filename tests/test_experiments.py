@@ -2,23 +2,32 @@
 
 import importlib
 import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import h5py
+import jax
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 
+import qinco_jax as qj
 from qinco_jax.codecs.unq import unq
 from qinco_jax.codecs.unq.train import train as train_unq
 from qinco_jax.evaluate.metrics import measure
-from qinco_jax.evaluate.neighbours import queries_of
+from qinco_jax.evaluate.neighbours import nearest_neighbours, queries_of
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = (
     "table1", "multi_rate", "k_m_tradeoff", "parts", "ablations", "blocks", "candidates_beam",
     "times", "variants", "costs", "unq_search",
 )  # fmt: skip
+FEW = {"codebook_size": 16, "hidden_dim": 4, "num_candidates": 4, "beam_size": 4, "num_blocks": 1}
 TINY = ["hidden_dim=4", "embed_dim=4", "num_blocks=1", "epoch_rows=512"]
 
 
@@ -133,3 +142,115 @@ def test_costs_are_measured_once_for_each_size(
         own = [row["mse"] for row in rows if row["codec"] == name and row["axis"] == "K"]
         assert own == sorted(own, reverse=True)
     assert (tmp_path / "growth.svg").exists()
+
+
+def nearest_of_codes(model: qj.Qinco, x: np.ndarray, queries: np.ndarray, metric: str) -> float:
+    """Recall of the 10 nearest by exhaustive search over the codes."""
+    x_hat = np.asarray(qj.decode(model, qj.encode(model, x)))
+    found, known = (nearest_neighbours(rows, queries, 10, metric) for rows in (x_hat, x))
+    return float(np.mean([np.isin(*pair).mean() for pair in zip(found, known, strict=True)]))
+
+
+@pytest.mark.parametrize("distance, metric", [("euclidean", "l2"), ("angular", "cosine")])
+def test_ann_benchmarks_finds_what_exhaustive_search_over_the_codes_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, distance: str, metric: str
+) -> None:
+    pytest.importorskip("faiss")
+    module = script("ann_benchmarks.run", monkeypatch)
+    x, queries = (np.load(folder / f"{name}.npy") for name in ("train", "queries"))
+    config = qj.QincoConfig(num_steps=4, unit_norm=metric == "cosine", **FEW)
+    model = qj.train(x, config, num_epochs=0)
+    qj.save(model, folder / "model")
+    with h5py.File(folder / "set.hdf5", "w") as file:
+        rows = nearest_neighbours(x, queries, 10, metric)
+        near = x[rows]
+        apart = np.linalg.norm(near - queries[:, None], axis=2)
+        if distance == "angular":
+            lengths = np.linalg.norm(near, axis=2) * np.linalg.norm(queries, axis=1)[:, None]
+            apart = 1 - np.einsum("qkd,qd->qk", near, queries) / lengths
+        file.update({"train": x, "test": queries, "neighbors": rows, "distances": apart})
+        file.attrs["distance"] = distance
+    settings = yaml.safe_load((module.FOLDER / "config.yml").read_text())
+    (group,) = settings["float"][distance][0]["run_groups"].values()
+    group["args"] = {"model": str(folder / "model"), "lists": 8, "count": "@count"}
+    group["query_args"] = [[1, 8], [0, 100]]
+    (folder / "config.yml").write_text(yaml.safe_dump(settings))
+    given = ["--config", folder / "config.yml", "--out", folder / "out.jsonl"]
+    run(module, folder / "set.hdf5", *given)
+    found = read(folder / "out.jsonl")
+    assert len(found) == 8 and len({row["algorithm"] for row in found}) == 4
+    assert all(a["recall"] == b["recall"] for a, b in zip(found[::2], found[1::2], strict=True))
+    recalls = [row["recall"] for row in found[::2]]
+    assert recalls[-1] >= nearest_of_codes(model, x, queries, metric) > 0.2
+    assert recalls[-1] > max(recalls[:2])
+
+
+def test_the_settings_for_ann_benchmarks_are_valid_and_no_query_waits_for_the_compiler(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("faiss")
+    module = script("ann_benchmarks.run", monkeypatch)
+    module.stand_in("ann_benchmarks")
+    shipped = [*module.algorithms(module.FOLDER / "config.yml", "angular")]
+    assert [len(groups) for _, groups in shipped] == [40, 40, 40]
+    adapter = type(shipped[0][0])
+    params = {"preset": "small", "bytes": 2, "count": 10, "num_epochs": 0, **FEW}
+    algorithm = adapter("angular", params)
+    algorithm.fit(np.load(folder / "train.npy"))
+    assert algorithm.index.model.config.unit_norm
+    queries = np.load(folder / "queries.npy")
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        algorithm.set_query_arguments(2, 30)
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        single = [algorithm.query(query, 10) for query in queries]
+        for count in (3, 20, 300):
+            algorithm.batch_query(np.resize(queries, (count, 8)), 10)
+        assert "Compiling" not in caplog.text
+    np.testing.assert_array_equal(algorithm.get_batch_results()[:20], single)
+
+
+def test_big_ann_benchmarks_builds_stores_and_searches_an_index(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    module = script("ann_benchmarks.run", monkeypatch)
+    module.stand_in("benchmark")
+    x, queries = (np.load(folder / f"{name}.npy") for name in ("train", "queries"))
+
+    class Small:
+        def short_name(self) -> str:
+            return "Small-2000"
+
+        def get_dataset_iterator(self, bs: int) -> Iterator[np.ndarray]:
+            return (x[begin : begin + bs] for begin in range(0, len(x), bs))
+
+    datasets = ModuleType("benchmark.datasets")
+    datasets.DATASETS = {"small": Small}
+    monkeypatch.setitem(sys.modules, "benchmark.datasets", datasets)
+    monkeypatch.chdir(folder)
+    adapter = importlib.import_module("benchmark.algorithms.qinco_jax.big_ann")
+    monkeypatch.setattr(adapter, "BLOCK_ROWS", 700)
+    for content in yaml.safe_load((module.FOLDER / "big_ann.yaml").read_text()).values():
+        (group,) = content["qinco_jax"]["run-groups"].values()
+        (params,) = json.loads(group["args"])
+        adapter.QincoJax("euclidean", params)
+    params |= {"bytes": 2, "num_epochs": 0, "count": 10, "lists": 8, "train_rows": 1500, **FEW}
+    first = adapter.QincoJax("euclidean", params)
+    assert not first.load_index("small") and first.track() == "T1"
+    first.fit("small")
+    first.set_query_arguments(8, 100)
+    first.query(queries, 10)
+    known = nearest_neighbours(x, queries, 10)
+    pairs = zip(first.get_results(), known, strict=True)
+    recall = np.mean([np.isin(*pair).mean() for pair in pairs])
+    assert recall >= nearest_of_codes(first.index.model, x, queries, "l2") > 0.2
+    place, name, endings = first.index_files_to_store("small")
+    (archive,) = [Path(place) / f"{name}{ending}" for ending in endings]
+    assert archive.is_file()
+    shutil.rmtree(Path(place) / name)
+    second = adapter.QincoJax("euclidean", params)
+    assert second.load_index("small")
+    second.set_query_arguments(8, 100)
+    second.query(queries, 10)
+    np.testing.assert_array_equal(second.get_results(), first.get_results())

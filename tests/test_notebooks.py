@@ -136,7 +136,8 @@ def test_every_address_of_the_repository_is_that_of_setup_cfg() -> None:
     files = [path for path in ROOT.iterdir() if path.suffix in (".md", ".cfg", ".toml")]
     for folder in ("experiments", "notebooks", "qinco_jax", "tests"):
         inside = (ROOT / folder).rglob("*")
-        files += [path for path in inside if path.suffix in (".md", ".py", ".ipynb")]
+        kinds = ".md", ".py", ".ipynb"
+        files += [path for path in inside if path.suffix in kinds or path.name == "Dockerfile"]
     found = {name for path in files for name in re.findall(ADDRESS, path.read_text())}
     assert found - OTHERS == {REPOSITORY}
     moving = f"git grep -l {REPOSITORY} | xargs sed -i 's,{REPOSITORY},OWNER/NAME,g'"
