@@ -7,6 +7,7 @@ each digit of the byte that the reading of the distance keeps. The score of a co
 such lists with one table a query, and brings filters, removal and files along.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,23 @@ def entries(index: Any, number: int) -> tuple[np.ndarray, np.ndarray]:
         lists.release_codes(number, codes)
 
 
+def find(index: Any, ids: np.ndarray, numbers: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Where ids [n] lie in the lists of some numbers, and their codes there.
+
+    Returns:
+      Lists [n] int64, -1 where there is no such id; packed codes [n, bytes] uint8.
+    """
+    wanted, places = np.unique(ids, return_inverse=True)
+    lists = np.full(len(wanted), -1)
+    packed = np.zeros((len(wanted), index.invlists.code_size), np.uint8)
+    for number in numbers if len(wanted) else ():
+        own, codes = entries(index, number)
+        rows = np.searchsorted(wanted[:-1], own)  # at most the last
+        here = wanted[rows] == own
+        lists[rows[here]], packed[rows[here]] = number, codes[here]
+    return lists[places], packed[places]
+
+
 def search(
     index: Any, queries: np.ndarray, count: int, num_probes: int, ef_search: int, selector: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -145,11 +163,15 @@ def search(
     wide[:, num_columns:, 0] = 1
     graph = faiss.SearchParametersHNSW(efSearch=ef_search) if index.nlist > FLAT else None
     inside = faiss.SearchParametersPreTransform(index_params=graph) if graph else None
-    params = faiss.SearchParametersIVF(
-        nprobe=min(num_probes, index.nlist), sel=selector, quantizer_params=inside
-    )
+    wide, num_probes = wide.reshape(rows, -1), min(num_probes, index.nlist)
+    params = faiss.SearchParametersIVF(nprobe=num_probes, sel=selector, quantizer_params=inside)
+    if selector is not None:  # Faiss returns no codes of what it selects
+        _, probed = index.quantizer.search(wide, num_probes, params=inside)
+        scores, ids = index.search(wide, count, params=params)
+        lists, packed = find(index, ids.ravel(), np.unique(probed[probed >= 0]).tolist())
+        return scores, ids, np.maximum(lists, 0).reshape(ids.shape), packed.reshape(*ids.shape, -1)
     scores, ids, found = index.search_and_return_codes(
-        wide.reshape(rows, -1), count, params=params, include_listnos=True
+        wide, count, params=params, include_listnos=True
     )
     size = index.coarse_code_size()
     lists = np.zeros(found.shape[:2], np.int64)
