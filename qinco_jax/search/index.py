@@ -96,6 +96,7 @@ class Index:
           InputError: neither x nor codes, shapes that do not match, NaN or Inf, codes out of range,
             ids that are negative or not new; then nothing is added.
         """
+        self._require_memory()
         x = None if x is None else lazily(checks.vectors(x, self.model.dim))
         rows = self._checked_codes(codes)
         given = [part for part in (x, rows) if part is not None]
@@ -170,6 +171,7 @@ class Index:
 
     def remove(self, ids: Sequence[int] | np.ndarray) -> int:
         """Removes vectors by id; returns how many of the ids were there."""
+        self._require_memory()
         faiss = optional.faiss(scan.WANTED)
         asked = _ids(ids)
         return int(self.lists.remove_ids(faiss.IDSelectorBatch(asked))) if len(asked) else 0
@@ -180,6 +182,7 @@ class Index:
         Raises:
           InputError: they differ in one of these, or share an id; then nothing is added.
         """
+        self._require_memory()
         if self.fingerprint != other.fingerprint:
             raise InputError(
                 "the indexes differ in model, lists, decoder or reading; build one with `build` "
@@ -217,6 +220,14 @@ class Index:
             )
         codes, _ = self._unpacked(packed, lists)
         return np.asarray(coding.decode(self.model, codes))
+
+    def _require_memory(self) -> None:
+        """Refuses to change lists that lie in a file."""
+        if scan.is_mapped(self.lists):
+            raise InputError(
+                "the index is read from its file as it is searched, so it cannot be changed; load "
+                "it without mmap"
+            )
 
     def _checked_codes(self, codes: Vectors | None) -> Rows | None:
         if codes is None:

@@ -111,6 +111,13 @@ def add(index: Any, lists: np.ndarray, packed: np.ndarray, ids: np.ndarray) -> N
     index.ntotal += len(ids)
 
 
+def is_mapped(index: Any) -> bool:
+    """Whether the lists lie in a file that is read as they are searched."""
+    faiss = optional.faiss(WANTED)
+    lists = faiss.downcast_InvertedLists(index.invlists)
+    return isinstance(lists, faiss.OnDiskInvertedLists)
+
+
 def entries(index: Any, number: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids [n] and packed codes [n, bytes] of a list, copied."""
     faiss = optional.faiss(WANTED)

@@ -1,6 +1,6 @@
 """What an index finds is what brute force over its codes finds, however it was filled."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
@@ -101,7 +101,7 @@ def contents(index: qj.search.Index) -> dict[int, tuple[int, bytes]]:
     found = {}
     for number in range(index.lists.nlist):
         ids, packed = scan.entries(index.lists, number)
-        found |= {own: (number, code.tobytes()) for own, code in zip(ids.tolist(), packed)}
+        found |= {own: (number, code.tobytes()) for own, code in zip(ids.tolist(), packed, strict=True)}
     assert len(found) == len(index)
     return found
 
