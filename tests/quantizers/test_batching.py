@@ -15,7 +15,7 @@ from qinco_jax.quantizers import batching
 CONFIG = qj.QincoConfig(
     dim=8, num_steps=4, codebook_size=16, hidden_dim=8, num_blocks=1, num_candidates=4, beam_size=3
 )
-X = oracle.random_vectors(3000, 8)
+X = oracle.random_vectors(1100, 8)
 MODELS = {
     "plain": oracle.random_model(CONFIG),
     "behind centroids": oracle.random_model(dataclasses.replace(CONFIG, num_centroids=20)),
@@ -27,11 +27,11 @@ MODELS = {
 def test_codes_do_not_depend_on_the_number_of_rows(model: qj.Qinco | qj.Product) -> None:
     codes = np.asarray(qj.encode(model, X))
     x_hat = np.asarray(qj.decode(model, codes))
-    for count in (0, 1, 7, 8, 9, 63, 64, 65, 511, 512, 513, 2049):
+    for count in (0, 1, 7, 9, 65, 513):
         np.testing.assert_array_equal(qj.encode(model, X[:count]), codes[:count])
         few = qj.decode(model, codes[:count])
         np.testing.assert_allclose(few, x_hat[:count], rtol=1e-5, atol=1e-5)
-    for row in range(100):
+    for row in range(30):
         np.testing.assert_array_equal(qj.encode(model, X[row]), codes[row])
 
 
@@ -84,6 +84,6 @@ def test_threads_may_call_at_once() -> None:
     for _ in range(3):
         model = oracle.random_model(CONFIG)
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda n: qj.encode(model, X[:n]), [64, 5, 64, 64, 1, 64, 9, 64]))
-        for codes in found:
+            calls = [pool.submit(qj.encode, model, X[:n]) for n in (64, 5, 64, 64, 1, 64, 9, 64)]
+        for codes in [np.asarray(call.result()) for call in calls]:
             np.testing.assert_array_equal(codes, expected[: len(codes)])

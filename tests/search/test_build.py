@@ -48,7 +48,7 @@ def test_vectors_with_little_to_say_can_be_searched(name: str, x: np.ndarray) ->
 
 
 BAD = {
-    "metric": (X, {"metric": "L2"}, "unknown metric 'L2'; did you mean 'l2'"),
+    "metric": (X, {"metric": "L2"}, "unknown metric 'L2'; known: l2, ip, cosine"),
     "too few": (X[:19], {}, r"x_train has shape \(19, 8\); give at least 20 vectors"),
     "one vector": (X[0], {}, r"x_train has shape \(8,\)"),
     "dimensions": (X[:, :4], {}, "x_train has 4 dimensions a vector, but the model has 8"),
@@ -56,7 +56,11 @@ BAD = {
     "no lists": (X, {"num_lists": 0}, "num_lists must be at least 1, got 0"),
     "half a list": (X, {"num_lists": 2.5}, "num_lists must be an integer, got 2.5"),
     "few rows": (X, {"max_rows": 19}, "max_rows must be at least 20, got 19"),
-    "NaN": (np.where(X[5] == X, np.nan, X), {}, "row 5 of x_train holds NaN or Inf"),
+    "NaN": (
+        np.where(X[5] == X, np.nan, X),
+        {},
+        "row 5 of the sampled training vectors holds NaN or Inf",
+    ),
 }
 
 

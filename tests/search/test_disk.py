@@ -85,7 +85,7 @@ def test_what_exists_is_left_alone(saved: Path, tmp_path: Path) -> None:
     for target in (saved, tmp_path, tmp_path / "file", tmp_path / "link"):
         with pytest.raises(qj.InputError, match="exists; choose another place"):
             qj.search.save(indexes.empty(), target)
-    with pytest.raises(qj.InputError, match="cannot write .*; make sure that its directory"):
+    with pytest.raises(qj.InputError, match=r"cannot write .*; make sure that its directory"):
         qj.search.save(indexes.empty(), tmp_path / "file" / "index")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise RuntimeError("Error in fwrite: No space left on device\n at io.cpp")
 
     monkeypatch.setattr(faiss, "write_index", write)
-    with pytest.raises(qj.InputError, match="No space left on device.; make sure") as raised:
+    with pytest.raises(qj.InputError, match=r"No space left on device.; make sure") as raised:
         qj.search.save(indexes.empty(), tmp_path / "index")
     assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from indexes import CONFIGS, QUERIES, ROWS, X
 
 import qinco_jax as qj
+from qinco_jax.search import scan
 
 pytest.importorskip("faiss")
 EVERYTHING = {"num_probes": 1000, "num_reranked": ROWS}
@@ -96,12 +97,11 @@ def test_search_is_brute_force_over_the_lists_that_are_probed(
 
 def contents(index: qj.search.Index) -> dict[int, tuple[int, bytes]]:
     """The list and the packed code of every id."""
-    from qinco_jax.search import scan
-
     found = {}
     for number in range(index.lists.nlist):
         ids, packed = scan.entries(index.lists, number)
-        found |= {own: (number, code.tobytes()) for own, code in zip(ids.tolist(), packed, strict=True)}
+        codes = [(number, code.tobytes()) for code in packed]
+        found |= dict(zip(ids.tolist(), codes, strict=True))
     assert len(found) == len(index)
     return found
 
