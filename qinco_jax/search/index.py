@@ -355,10 +355,10 @@ def _ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
     if found.size == 0:
         return np.zeros(0, np.int64)
     if found.ndim != 1 or found.dtype.kind not in "iu" or found.min() < 0 or found.max() > MAX_ID:
-        low = f", the least {found.min()}" if found.dtype.kind in "iu" else ""
+        span = f", from {found.min()} to {found.max()}" if found.dtype.kind in "iu" else ""
         raise InputError(
-            f"the ids are {found.dtype} {found.shape}{low}; give a list of integers from 0 to "
-            "2^63 - 1"
+            f"the ids are {found.dtype} {found.shape}{span}; give a list of integers from 0 to "
+            "2^63 - 2"
         )
     return np.ascontiguousarray(found, np.int64)
 

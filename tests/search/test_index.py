@@ -228,7 +228,7 @@ BAD: dict[str, tuple[Call, str]] = {
     "one vector": (lambda i: i.add(X[0]), r"got \(8,\); give vectors \[N, D\]"),
     "twice": (lambda i: i.add(X[:2], [900, 900]), "the id 900 is there twice"),
     "there already": (lambda i: i.add(X[:2], [900, 7]), "the id 7 is there twice"),
-    "negative": (lambda i: i.add(X[:2], [900, -7]), "the least -7; give a list of integers"),
+    "negative": (lambda i: i.add(X[:2], [900, -7]), "from -7 to 900; give a list of integers"),
     "float": (lambda i: i.add(X[:2], [900.0, 7.0]), "the ids are float64"),  # type: ignore[list-item]
     "too large": (lambda i: i.add(X[:2], [900, 2**63 - 1]), "integers from 0 to 2\\^63 - 2"),
     "far too large": (lambda i: i.add(X[:2], [900, 2**70]), "integers from 0 to 2\\^63 - 2"),
