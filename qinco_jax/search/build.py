@@ -24,6 +24,7 @@ PULLS = 0.0, 0.5, 1.0
 BLOCK_ROWS = 16384
 MOST_LISTS, ROWS_PER_LIST = 4096, 39
 RANKS = 1, 10
+FEWEST_ROWS = 2 * RANKS[-1]
 
 
 def build(
@@ -55,6 +56,8 @@ def build(
       InputError: invalid vectors, too few of them, an unknown metric, a model with `unit_norm` and
         another metric than cosine, or a model with codebooks too large for an additive decoder.
     """
+    if not isinstance(model, Model):
+        raise InputError(f"a {type(model).__name__} is not a model; call build(model, x_train)")
     x_train = lazily(checks.vectors(x_train, model.dim, "x_train"))
     named({name: name for name in METRICS}, metric, "metric")
     if model.config.unit_norm and metric != "cosine":
@@ -62,11 +65,15 @@ def build(
             f"the model keeps angles, not lengths (unit_norm), so {metric} cannot be read off its "
             'codes; build the index with metric="cosine"'
         )
-    if x_train.ndim != 2 or len(x_train) < 2 * RANKS[-1]:
-        raise InputError(f"x_train has shape {x_train.shape}; give at least 20 vectors [N, D]")
+    if x_train.ndim != 2 or len(x_train) < FEWEST_ROWS:
+        raise InputError(
+            f"x_train has shape {x_train.shape}; give at least {FEWEST_ROWS} vectors [N, D]"
+        )
+    max_rows = checks.integer(max_rows, "max_rows", FEWEST_ROWS)
     is_residual = model.config.num_centroids is not None
     list_vectors = _list_vectors(model, x_train, num_lists, metric, seed)
     x = checks.finite(sample_rows(x_train, max_rows, seed), what="x_train")
+    x = np.random.default_rng(seed).permutation(x)  # the last ones try the readings
     codes = np.asarray(coding.encode(model, x))
     rows = codes[:, 1:] if is_residual else codes
 

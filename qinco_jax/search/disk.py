@@ -13,7 +13,8 @@ import numpy as np
 from qinco_jax import optional
 from qinco_jax.errors import InputError
 from qinco_jax.files import path_of
-from qinco_jax.models import disk
+from qinco_jax.models import digest, disk
+from qinco_jax.models.codes import model_fingerprint
 from qinco_jax.search import distance, scan
 from qinco_jax.search.index import Index
 from qinco_jax.version import __version__
@@ -26,11 +27,14 @@ def save(index: Index, path: str | os.PathLike[str]) -> None:
     """Saves an index as the new folder `path`, written beside it and renamed.
 
     Raises:
-      InputError: `path` exists or cannot be written; then nothing is left behind.
+      InputError: `path` exists or cannot be written; then nothing is left behind. Or the index is
+        mapped, so that its folder can be copied instead.
     """
     faiss = optional.faiss(scan.WANTED)
     target = path_of(path)
-    if target.exists():
+    if scan.is_mapped(index.lists):  # Faiss would write where its file lies
+        raise InputError("the index is mapped from its file; copy its folder instead of saving it")
+    if target.exists() or target.is_symlink():
         raise InputError(f"{target} exists; choose another place or remove it first")
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -40,6 +44,8 @@ def save(index: Index, path: str | os.PathLike[str]) -> None:
         faiss.write_index(index.lists, str(partial / LISTS))
         files = {name: _facts(partial / name) for name in (LISTS, ARRAYS)}
         content = {**describe(index), "next_id": index.next_id, "files": files}
+        content["model_sha256"] = model_fingerprint(index.model)
+        content["sha256"] = digest.sha256(content, {})
         (partial / DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n")
         partial.rename(target)
     except (OSError, RuntimeError) as error:  # Faiss raises the latter
@@ -68,7 +74,7 @@ def describe(index: Index) -> dict[str, Any]:
 
 
 def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Index:
-    """Loads an index that `Index.save` wrote.
+    """Loads an index that `save` wrote.
 
     Args:
       path: its folder.
@@ -84,6 +90,10 @@ def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Index:
     for name, facts in content["files"].items():
         _check(folder / name, facts, whole=not mmap or name != LISTS)
     model = disk.load(folder / MODEL)
+    if model_fingerprint(model) != content["model_sha256"]:
+        raise InputError(
+            f"the model in {folder} is not the one that the codes were made with; {REMEDY}"
+        )
     flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mmap else 0
     try:
         with np.load(folder / ARRAYS) as arrays:
@@ -101,9 +111,9 @@ def _description(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} is not an index: {file} is missing")
     try:
         content = json.loads(file.read_bytes())
-        if not {"reading", "next_id", "files"} <= content.keys():
-            raise ValueError("it lacks fields")
-    except (ValueError, AttributeError) as error:
+        if content.pop("sha256") != digest.sha256(content, {}):
+            raise ValueError("its text does not match its sha256")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is damaged ({error}); {REMEDY}") from error
     return dict(content)
 

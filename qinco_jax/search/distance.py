@@ -106,35 +106,38 @@ def distances(
     Queries are of unit length under "cosine". `levels` [N] are the bytes. Smaller is nearer: the
     squared L2 distance, minus the inner product, minus the cosine.
     """
-    products = jnp.sum(queries * x_hat, axis=1)
-    return _from_products(reading, queries, products, x_hat, levels)
+    factor, rest = _readings(reading, x_hat, levels)
+    near = factor[:, None] * x_hat
+    if reading.metric != "l2":
+        return -jnp.sum(queries * near, axis=1)
+    return jnp.maximum(jnp.sum(jnp.square(queries - near), axis=1) + rest, 0)
 
 
+@jax.jit
 def all_distances(
     reading: Reading, queries: jax.Array, x_hat: jax.Array, levels: jax.Array
 ) -> jax.Array:
     """Distances [Q, N] of queries [Q, D] to all reconstructions [N, D], as `distances`."""
-    products = matmul(queries, x_hat.T)
-    return _from_products(reading, queries[:, None], products, x_hat[None], levels[None])
+    factor, rest = _readings(reading, x_hat, levels)
+    near = factor[:, None] * x_hat
+    products = matmul(queries, near.T)
+    if reading.metric != "l2":
+        return -products
+    own = jnp.sum(jnp.square(near), axis=1) + rest
+    return jnp.maximum(jnp.sum(jnp.square(queries), axis=1)[:, None] + own[None] - 2 * products, 0)
 
 
-def _from_products(
-    reading: Reading, queries: jax.Array, products: jax.Array, x_hat: jax.Array, levels: jax.Array
-) -> jax.Array:
-    squares = jnp.sum(jnp.square(x_hat), axis=-1)
+def _readings(reading: Reading, x_hat: jax.Array, levels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What stretches reconstructions, [N], and what to add to |q - stretched|^2, [N]."""
+    squares = jnp.maximum(jnp.sum(jnp.square(x_hat), axis=1), 1e-30)
     value = reading.low + reading.step * levels.astype(jnp.float32)
     if reading.kind == "scale":
-        near = value * products
-    elif reading.metric == "cosine":
-        near = products * jax.lax.rsqrt(jnp.maximum(squares, 1e-30))
-    elif reading.kind == "length":
-        near = products * jnp.sqrt(jnp.maximum(value, 0) / jnp.maximum(squares, 1e-30))
-    else:
-        near = products
-    if reading.metric != "l2":
-        return -near
-    own = {"scale": reading.squared_length, "length": value}.get(reading.kind, squares)
-    return jnp.maximum(jnp.sum(jnp.square(queries), axis=-1) + own - 2 * near, 0)
+        return value, reading.squared_length - jnp.square(value) * squares
+    if reading.metric == "cosine":
+        return jax.lax.rsqrt(squares), jnp.zeros_like(squares)
+    if reading.kind == "length":
+        return jnp.sqrt(jnp.maximum(value, 0) / squares), jnp.zeros_like(squares)
+    return jnp.ones_like(squares), jnp.zeros_like(squares)
 
 
 def of_scores(reading: Reading, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.models.codes import model_fingerprint
 from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.coding import Model
+from qinco_jax.quantizers.transform import approximated
 from qinco_jax.search import additive, distance, rerank, scan
 from qinco_jax.search.distance import Measured, Reading
 from qinco_jax.vectors import checks
@@ -24,7 +24,7 @@ QUERY_BLOCK = 256  # searched at once; fewer are filled up to one of `QUERY_SIZE
 QUERY_SIZES = 1, 16, QUERY_BLOCK
 NUM_PROBES = 16
 EF_SEARCH = 64
-MAX_ID = 2**63 - 1
+MAX_ID = 2**63 - 2  # Faiss's ranges end before a number of 63 bits
 
 Filter = Sequence[int] | np.ndarray | range
 
@@ -73,7 +73,7 @@ class Index:
     @functools.cached_property
     def prepared(self) -> Any:
         """What decoding needs of the model, computed once."""
-        return jax.jit(lambda model: model.prepare())(self.model)
+        return _prepared(self.model)
 
     def add(
         self,
@@ -88,7 +88,7 @@ class Index:
         Args:
           x: [N, D], any real dtype, read block by block. Without it the codes stand for the
             vectors: lists are chosen and distances read off by their reconstructions.
-          ids: [N] integers from 0 to 2^63 - 1, each new; `None` counts on from the greatest so far.
+          ids: [N] integers from 0 to 2^63 - 2, each new; `None` counts on from the greatest so far.
           codes: [N, columns] of x by the index's model, as `encode` gives them; `None` encodes x.
           advance: called with the vectors done and their number.
 
@@ -96,6 +96,7 @@ class Index:
           InputError: neither x nor codes, shapes that do not match, NaN or Inf, codes out of range,
             ids that are negative or not new; then nothing is added.
         """
+        self._require_memory()
         x = None if x is None else lazily(checks.vectors(x, self.model.dim))
         rows = self._checked_codes(codes)
         given = [part for part in (x, rows) if part is not None]
@@ -145,6 +146,8 @@ class Index:
           InputError: another dimension, NaN or Inf, k out of range, or an option less than its
             least value.
         """
+        if not len(self):
+            raise InputError("the index has no vectors; add some before searching")
         vectors = self._queries(queries)
         k = checks.integer(k, "k", 1)
         if k > len(self):
@@ -168,6 +171,7 @@ class Index:
 
     def remove(self, ids: Sequence[int] | np.ndarray) -> int:
         """Removes vectors by id; returns how many of the ids were there."""
+        self._require_memory()
         faiss = optional.faiss(scan.WANTED)
         asked = _ids(ids)
         return int(self.lists.remove_ids(faiss.IDSelectorBatch(asked))) if len(asked) else 0
@@ -178,6 +182,7 @@ class Index:
         Raises:
           InputError: they differ in one of these, or share an id; then nothing is added.
         """
+        self._require_memory()
         if self.fingerprint != other.fingerprint:
             raise InputError(
                 "the indexes differ in model, lists, decoder or reading; build one with `build` "
@@ -208,19 +213,21 @@ class Index:
           InputError: an id that the index does not have; names the first.
         """
         asked = _ids(ids)
-        codes = np.zeros((len(asked), len(self.model.column_sizes)), np.int64)
-        missing = np.ones(len(asked), bool)
-        for number in range(self.lists.nlist):
-            own, packed = scan.entries(self.lists, number)
-            here = missing & np.isin(asked, own)
-            if here.any():
-                order = np.argsort(own)
-                rows = order[np.searchsorted(own, asked[here], sorter=order)]
-                found, _ = self._unpacked(packed[rows], np.full(len(rows), number))
-                codes[here], missing = found, missing & ~here
-        if missing.any():
-            raise InputError(f"the index has no vector with the id {asked[missing][0]}")
+        lists, packed = scan.find(self.lists, asked, range(self.lists.nlist))
+        if (lists < 0).any():
+            raise InputError(
+                f"the index has no vector with the id {asked[lists < 0][0]}; `Index.ids` lists all"
+            )
+        codes, _ = self._unpacked(packed, lists)
         return np.asarray(coding.decode(self.model, codes))
+
+    def _require_memory(self) -> None:
+        """Refuses to change lists that lie in a file."""
+        if scan.is_mapped(self.lists):
+            raise InputError(
+                "the index is read from its file as it is searched, so it cannot be changed; load "
+                "it without mmap"
+            )
 
     def _checked_codes(self, codes: Vectors | None) -> Rows | None:
         if codes is None:
@@ -236,6 +243,11 @@ class Index:
 
     def _new_ids(self, ids: Sequence[int] | np.ndarray | None, count: int) -> np.ndarray:
         if ids is None:
+            if self.next_id + count > MAX_ID + 1:
+                raise InputError(
+                    f"{MAX_ID + 1 - self.next_id} ids are left after {self.next_id - 1}, and there "
+                    f"are {count} vectors; give ids"
+                )
             return np.arange(self.next_id, self.next_id + count, dtype=np.int64)
         found = _ids(ids)
         if len(found) != count:
@@ -289,7 +301,8 @@ class Index:
         vectors = lazily(checks.vectors(queries, self.model.dim, "the queries"))
         if vectors.ndim != 2:
             raise InputError(f"the queries have shape {vectors.shape}; expected [Q, D]")
-        return distance_space(checks.finite(vectors, what="the queries"), self.metric)
+        limit = checks.FLOAT32_MAX if self.metric == "cosine" else coding.LARGEST
+        return distance_space(checks.finite(vectors, 0, "the queries", limit), self.metric)
 
     def _distances(
         self, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray, lists: np.ndarray,
@@ -315,28 +328,30 @@ class Index:
         return np.where(ids >= 0, found, np.inf).astype(np.float32)
 
 
+@jax.jit
+def _prepared(model: Model) -> Any:
+    return model.prepare()
+
+
 def distance_space(x: np.ndarray, metric: str) -> np.ndarray:
     """Vectors [N, D] as their distances are computed, float32: of unit length under "cosine"."""
-    x = np.asarray(x, np.float32)
-    if metric != "cosine":
-        return x
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return approximated(x, metric == "cosine")
 
 
 def _ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """Ids [n] int64.
 
     Raises:
-      InputError: not a list of integers from 0 to 2^63 - 1.
+      InputError: not a list of integers from 0 to 2^63 - 2.
     """
     found = np.asarray(ids)
     if found.size == 0:
         return np.zeros(0, np.int64)
     if found.ndim != 1 or found.dtype.kind not in "iu" or found.min() < 0 or found.max() > MAX_ID:
-        low = f", the least {found.min()}" if found.dtype.kind in "iu" else ""
+        span = f", from {found.min()} to {found.max()}" if found.dtype.kind in "iu" else ""
         raise InputError(
-            f"the ids are {found.dtype} {found.shape}{low}; give a list of integers from 0 to "
-            "2^63 - 1"
+            f"the ids are {found.dtype} {found.shape}{span}; give a list of integers from 0 to "
+            "2^63 - 2"
         )
     return np.ascontiguousarray(found, np.int64)
 
@@ -345,5 +360,6 @@ def _selector(filter: Filter) -> Any:
     """A Faiss selector of ids, which keeps what it points to."""
     faiss = optional.faiss(scan.WANTED)
     if isinstance(filter, range) and filter.step == 1:
-        return faiss.IDSelectorRange(operator.index(filter.start), operator.index(filter.stop))
+        first, last = np.clip([filter.start, filter.stop], 0, MAX_ID + 1).tolist()
+        return faiss.IDSelectorRange(first, last)
     return faiss.IDSelectorBatch(_ids(np.asarray(filter)))

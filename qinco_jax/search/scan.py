@@ -7,6 +7,7 @@ each digit of the byte that the reading of the distance keeps. The score of a co
 such lists with one table a query, and brings filters, removal and files along.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,13 @@ def add(index: Any, lists: np.ndarray, packed: np.ndarray, ids: np.ndarray) -> N
     index.ntotal += len(ids)
 
 
+def is_mapped(index: Any) -> bool:
+    """Whether the lists lie in a file that is read as they are searched."""
+    faiss = optional.faiss(WANTED)
+    lists = faiss.downcast_InvertedLists(index.invlists)
+    return isinstance(lists, faiss.OnDiskInvertedLists)
+
+
 def entries(index: Any, number: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids [n] and packed codes [n, bytes] of a list, copied."""
     faiss = optional.faiss(WANTED)
@@ -136,6 +144,23 @@ def entries(index: Any, number: int) -> tuple[np.ndarray, np.ndarray]:
     finally:
         lists.release_ids(number, ids)
         lists.release_codes(number, codes)
+
+
+def find(index: Any, ids: np.ndarray, numbers: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Where ids [n] lie in the lists of some numbers, and their codes there.
+
+    Returns:
+      Lists [n] int64, -1 where there is no such id; packed codes [n, bytes] uint8.
+    """
+    wanted, places = np.unique(ids, return_inverse=True)
+    lists = np.full(len(wanted), -1)
+    packed = np.zeros((len(wanted), index.invlists.code_size), np.uint8)
+    for number in numbers if len(wanted) else ():
+        own, codes = entries(index, number)
+        rows = np.searchsorted(wanted[:-1], own)  # at most the last
+        here = wanted[rows] == own
+        lists[rows[here]], packed[rows[here]] = number, codes[here]
+    return lists[places], packed[places]
 
 
 def search(
@@ -155,11 +180,15 @@ def search(
     wide[:, num_columns:, 0] = 1
     graph = faiss.SearchParametersHNSW(efSearch=ef_search) if index.nlist > FLAT else None
     inside = faiss.SearchParametersPreTransform(index_params=graph) if graph else None
-    params = faiss.SearchParametersIVF(
-        nprobe=min(num_probes, index.nlist), sel=selector, quantizer_params=inside
-    )
+    wide, num_probes = wide.reshape(rows, -1), min(num_probes, index.nlist)
+    params = faiss.SearchParametersIVF(nprobe=num_probes, sel=selector, quantizer_params=inside)
+    if selector is not None:  # Faiss returns no codes of what it selects
+        _, probed = index.quantizer.search(wide, num_probes, params=inside)
+        scores, ids = index.search(wide, count, params=params)
+        lists, packed = find(index, ids.ravel(), np.unique(probed[probed >= 0]).tolist())
+        return scores, ids, np.maximum(lists, 0).reshape(ids.shape), packed.reshape(*ids.shape, -1)
     scores, ids, found = index.search_and_return_codes(
-        wide.reshape(rows, -1), count, params=params, include_listnos=True
+        wide, count, params=params, include_listnos=True
     )
     size = index.coarse_code_size()
     lists = np.zeros(found.shape[:2], np.int64)
