@@ -6,7 +6,7 @@ reconstructions of the best. Needs Faiss (the extra `search`).
 """
 
 from qinco_jax.search.build import build
-from qinco_jax.search.disk import load
+from qinco_jax.search.disk import load, save
 from qinco_jax.search.index import Index
 
-__all__ = ["Index", "build", "load"]
+__all__ = ["Index", "build", "load", "save"]
