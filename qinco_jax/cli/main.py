@@ -32,8 +32,8 @@ class Commands(click.Group):
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             text, code = (
-                "interrupted; train, encode, compare and data resume when run again, others start "
-                "anew",
+                "interrupted; train, encode, index build, index add, compare and data resume when run "
+                "again, others start anew",
                 INTERRUPTED,
             )
         except click.UsageError as error:

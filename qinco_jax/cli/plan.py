@@ -21,7 +21,7 @@ from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.search import scan
 from qinco_jax.search.build import FITTED_ROWS, MOST_LISTS, ROWS_PER_LIST, build
-from qinco_jax.search.index import Index, nearest_lists
+from qinco_jax.search.index import Index
 from qinco_jax.training.logs import stage_bar
 from qinco_jax.training.train import train
 
@@ -82,7 +82,7 @@ def plan(rows: float, dim: int, num_bytes: float, preset: str, num_lists: int | 
         index, speeds = _measured(config, dim)
     click.echo(f"{rows:,.0f} vectors of {dim} dimensions at {num_bytes:g} bytes, {lists:,} lists:")
     for what, figure, assumed in _lines(index, speeds, int(rows), lists):
-        begin = f"  {what:17} {figure:>12}   "
+        begin = f"  {what:17} {figure:>11}   "
         click.echo(textwrap.fill(
             assumed, 100, initial_indent=begin, subsequent_indent=" " * len(begin)
         ))  # fmt: skip
@@ -96,7 +96,7 @@ def _lines(index: Index, speeds: Speeds, rows: int, lists: int) -> list[tuple[st
     fitted = min(rows, FITTED_ROWS) * speeds.encode
     fitted += speeds.fit * ITERATIONS * min(rows, ROWS_PER_CENTROID * lists) * lists * dim
     encoding = rows * speeds.encode
-    adding = speeds.add.at(rows) + rows * lists * speeds.lists
+    adding = speeds.add.at(rows) + rows * speeds.lists * min(lists, scan.FLAT)
     scanned = rows * min(PROBES, lists) / lists
     query = speeds.query.at(scanned) + speeds.lists * min(lists, scan.FLAT)
     point = f"{PROBES} probes, {RERANKED} re-ranked, {NEIGHBOURS} neighbours"
@@ -129,7 +129,7 @@ def _measured(config: QincoConfig, dim: int) -> tuple[Index, Speeds]:
     _, clustering = _timed(lambda: train_centroids(x, LISTS, num_iters=ITERATIONS))
     index = build(model, x, LISTS, max_rows=ENCODED)
     add, query = _grown(index, codes, x[:QUERIES], rng)
-    _, comparing = _timed(lambda: nearest_lists(x, x[:QUERIES]))
+    _, comparing = _timed(lambda: scan.nearest_lists(index.lists, x, x[:QUERIES]))
     fit = clustering / (ITERATIONS * len(x) * LISTS * dim)
     return index, Speeds(encoding / ENCODED, fit, add, query, comparing / (QUERIES * len(x)))
 

@@ -298,7 +298,7 @@ class Index:
             lists, columns = codes[:, 0], codes[:, 1:]
             rough = self.list_vectors[lists] + additive.decode(self.tables, columns)
         else:
-            lists, columns = nearest_lists(self.list_vectors, target), codes
+            lists, columns = scan.nearest_lists(self.lists, self.list_vectors, target), codes
             rough = additive.decode(self.tables, columns)
         kept = distance.values(self.metric, self.reading.kind, Measured(target, x_hat, rough))
         if x is None and self.reading.kind == "scale":  # a reconstruction would always say 1
@@ -351,10 +351,3 @@ def distance_space(x: np.ndarray, metric: str) -> np.ndarray:
     if metric != "cosine":
         return x
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-
-
-def nearest_lists(list_vectors: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """The nearest list [N] of each vector [N, D] by L2 distance."""
-    faiss = optional.faiss(scan.WANTED)
-    _, lists = faiss.knn(np.ascontiguousarray(x), list_vectors, 1)
-    return lists[:, 0]

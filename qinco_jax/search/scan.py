@@ -65,6 +65,16 @@ def _quantizer(list_vectors: np.ndarray, width: int, metric: str) -> Any:
     return quantizer
 
 
+def nearest_lists(index: Any, list_vectors: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The list [N] of each vector [N, D]: the nearest, or among many nearly always the nearest."""
+    faiss = optional.faiss(WANTED)
+    x = np.ascontiguousarray(x, np.float32)
+    lists = faiss.downcast_index(faiss.downcast_index(index.quantizer).index)
+    if len(list_vectors) > FLAT and lists.metric_type == faiss.METRIC_L2:
+        return lists.search(x, 1)[1][:, 0]
+    return faiss.knn(x, list_vectors, 1)[1][:, 0]
+
+
 def bits_of(codebook_size: int) -> int:
     """Bits of a column, also where K is no power of two."""
     return max(1, (codebook_size - 1).bit_length())
