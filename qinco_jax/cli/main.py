@@ -32,7 +32,7 @@ class Commands(click.Group):
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             text, code = (
-                "interrupted; train, encode, index build, index add, compare and data resume when run "
+                "interrupted; train, encode, index build and add, compare and data resume when run "
                 "again, others start anew",
                 INTERRUPTED,
             )

@@ -13,9 +13,9 @@ from qinco_jax.vectors.stored import Vectors
 
 SETTINGS = "num_probes", "num_reranked", "ef_search"
 SPEED = "queries_per_second"
-GAIN = 0.002  # of a recall: what gains less is not tried further
+GAIN = 0.002  # of a recall: what gains less is not tried further, nor kept
 REPEATS, SECONDS = 3, 1.0  # of a timing, whichever ends first
-WARMED, ALONE = 256, 200  # queries that compile, and that are timed one by one
+WARMED, ALONE = 256, 200  # queries that compile, and that are timed one by one at most
 LEAST_EF = 16
 
 Point = dict[str, Any]
@@ -43,7 +43,7 @@ def recalls(k: int) -> tuple[str, ...]:
 
 
 def tune(index: Searched, queries: Vectors, neighbours: np.ndarray, k: int = 10) -> list[Point]:
-    """Measures settings of a search and keeps the best: more of one recall for less of the speed.
+    """Measures settings of a search and keeps the best: more of a recall for less of the speed.
 
     Settings grow in powers of two, each until no recall gains by it. Times are this machine's: of
     all queries in one call, the fastest of up to three, and of queries one by one.
@@ -57,7 +57,7 @@ def tune(index: Searched, queries: Vectors, neighbours: np.ndarray, k: int = 10)
       k: neighbours of each query.
 
     Returns:
-      The Pareto front of the three recalls against queries a second, the fastest first. recall@1
+      The Pareto front of the three recalls against queries a second, as of `front`. recall@1
       and recall@k are the shares of queries whose true nearest is the first, or among the k found;
       k-recall@k is the share of the k true nearest that are among the k found. `ef_search` is
       `None` where no graph finds the lists.
@@ -69,8 +69,13 @@ def tune(index: Searched, queries: Vectors, neighbours: np.ndarray, k: int = 10)
     x = checks.finite(np.asarray(checks.vectors(queries, what="the queries")), what="the queries")
     truth = _checked(np.asarray(neighbours), index, len(x), k)
 
+    compiled: set[int] = set()
+
     def measured(num_probes: int, ef_search: int | None, num_reranked: int) -> Point:
         point = dict(zip(SETTINGS, (num_probes, num_reranked, ef_search), strict=True))
+        if num_reranked not in compiled:
+            _search(index, x[:WARMED], k, point)
+            compiled.add(num_reranked)
         return {"k": k, **point, **_measured(index, x, truth, k, point)}
 
     graph = len(index.list_vectors) > scan.FLAT
@@ -91,13 +96,14 @@ def tune(index: Searched, queries: Vectors, neighbours: np.ndarray, k: int = 10)
 
 
 def front(points: Sequence[Point], k: int) -> list[Point]:
-    """The points that no other equals or beats in all recalls and speed, the fastest first."""
-    values = np.array([[point[name] for name in (*recalls(k), SPEED)] for point in points])
-    beaten = [
-        bool(((values >= own).all(axis=1) & (values > own).any(axis=1)).any()) for own in values
-    ]
-    kept = [point for point, worse in zip(points, beaten, strict=True) if not worse]
-    return sorted(kept, key=lambda point: -point[SPEED])
+    """The points that add `GAIN` or more to a recall of every faster one kept, the fastest first."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: -point[SPEED]):
+        own = [point[name] - GAIN for name in recalls(k)]
+        faster = [[other[name] for name in recalls(k)] for other in kept]
+        if not any(np.greater(other, own).all() for other in faster):
+            kept.append(point)
+    return kept
 
 
 def cheapest(points: Sequence[Point], recall: float, k: int) -> Point:
@@ -189,7 +195,6 @@ def _search(index: Searched, queries: np.ndarray, k: int, point: Point) -> tuple
 def _measured(
     index: Searched, queries: np.ndarray, truth: np.ndarray, k: int, point: Point
 ) -> Point:
-    _search(index, queries[:WARMED], k, point)
     begin, seconds = time.perf_counter(), list[float]()
     while not seconds or (len(seconds) < REPEATS and time.perf_counter() - begin < SECONDS):
         ids, taken = _search(index, queries, k, point)
@@ -204,6 +209,10 @@ def _measured(
 def _latency(index: Searched, queries: np.ndarray, k: int, point: Point) -> dict[str, float]:
     """How long queries take that come one at a time."""
     _search(index, queries[:1], k, point)
-    taken = [_search(index, query[None], k, point)[1] for query in queries[:ALONE]]
+    taken = list[float]()
+    for query in queries[:ALONE]:
+        taken.append(_search(index, query[None], k, point)[1])
+        if sum(taken) > SECONDS:
+            break
     p50, p99 = 1000 * np.percentile(taken, (50, 99))
     return {"p50_ms": float(p50), "p99_ms": float(p99)}
