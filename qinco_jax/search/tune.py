@@ -96,7 +96,7 @@ def tune(index: Searched, queries: Vectors, neighbours: np.ndarray, k: int = 10)
 
 
 def front(points: Sequence[Point], k: int) -> list[Point]:
-    """The points that add `GAIN` or more to a recall of every faster one kept, the fastest first."""
+    """The points that add `GAIN` or more to a recall of every faster one, the fastest first."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda point: -point[SPEED]):
         own = [point[name] - GAIN for name in recalls(k)]
