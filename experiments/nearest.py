@@ -97,6 +97,20 @@ def codes_of(model, x, folder):
     return packing.from_rows(np.asarray(code_files.read(path, model)), model.config)
 
 
+def index_of(model, data, x, codes, lists, metric, folder):
+    """The index, built once and kept."""
+    path = Path(folder) / f"index-{lists}-{metric}"
+    if not path.exists():
+        begin = time.perf_counter()
+        index = qj.search.build(model, data.train, lists, metric)
+        built = time.perf_counter()
+        index.add(x, codes=codes)
+        added = time.perf_counter() - built
+        print(f"fitted in {built - begin:.0f} s, {len(x):,} vectors added in {added:.0f} s")
+        qj.search.disk.save(index, path)
+    return qj.search.load(path)
+
+
 def contenders(index, published, faiss_indexes, queries):
     """(system, bytes, settings, search) of all points."""
     points = []
@@ -193,12 +207,7 @@ def main(model, dataset, extra, lists, metric, num_queries, rounds, work, out):
     truth = data.groundtruth[:num_queries] if known else nearest_neighbours(x, queries, K, metric)
     codes = codes_of(model, x, work)
     residual = model.config.num_centroids is not None
-    begin = time.perf_counter()
-    index = qj.search.build(model, data.train, None if residual else lists, metric)
-    built = time.perf_counter()
-    index.add(x, codes=codes)
-    added = time.perf_counter()
-    print(f"fitted in {built - begin:.0f} s, {len(x):,} vectors added in {added - built:.0f} s")
+    index = index_of(model, data, x, codes, None if residual else lists, metric, work)
     print(f"distances are read off by {index.reading.kind}", flush=True)
     published = None if residual or metric != "l2" else Published(index, x, codes)
     num_bytes = sum(size.bit_length() - 1 for size in model.column_sizes[residual:]) // 8

@@ -29,6 +29,7 @@ FLOORS = [
     {"search"},
     {"codecs"},
     {"evaluate"},
+    {"serve"},
     {"cli"},
 ]
 """The packages and the modules beside them, lowest first: imports point down."""
