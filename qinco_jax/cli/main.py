@@ -8,7 +8,7 @@ from typing import Any
 import click
 import jax
 
-from qinco_jax.cli import codes, compare, data, models, serve, settings, train
+from qinco_jax.cli import codes, compare, data, index, models, plan, serve, settings, train
 from qinco_jax.errors import InputError
 from qinco_jax.interrupts import Interrupted
 from qinco_jax.training.loop import Diverged
@@ -32,8 +32,8 @@ class Commands(click.Group):
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             text, code = (
-                "interrupted; train, encode, compare and data resume when run again, others start "
-                "anew",
+                "interrupted; train, encode, index build and add, compare and data resume when run "
+                "again, others start anew",
                 INTERRUPTED,
             )
         except click.UsageError as error:
@@ -73,7 +73,8 @@ def main() -> None:
 
 for command in (
     train.train, train.centroids, codes.encode, codes.decode, compare.evaluate, compare.compare,
-    models.convert, models.export, serve.serve, data.data, settings.settings,
+    index.index, plan.plan, models.convert, models.export, serve.serve, data.data,
+    settings.settings,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -91,7 +91,8 @@ def build(
     x_hat = np.asarray(coding.decode(model, codes[some]))
     reading = choose(metric, Measured(distance_space(x[some], metric), x_hat, rough))
     lists = scan.new(list_vectors, tables, reading, is_residual)
-    return Index(model, list_vectors, tables, reading, lists)
+    made = {"train_vectors": len(x_train), "fitted_vectors": len(x), "seed": seed}
+    return Index(model, list_vectors, tables, reading, lists, made=made)
 
 
 def _list_vectors(

@@ -12,7 +12,7 @@ import numpy as np
 
 from qinco_jax import optional
 from qinco_jax.errors import InputError
-from qinco_jax.files import path_of
+from qinco_jax.files import path_of, replacing
 from qinco_jax.models import digest, disk
 from qinco_jax.models.codes import model_fingerprint
 from qinco_jax.search import distance, scan
@@ -44,9 +44,8 @@ def save(index: Index, path: str | os.PathLike[str]) -> None:
         faiss.write_index(index.lists, str(partial / LISTS))
         files = {name: _facts(partial / name) for name in (LISTS, ARRAYS)}
         content = {**describe(index), "next_id": index.next_id, "files": files}
-        content["model_sha256"] = model_fingerprint(index.model)
-        content["sha256"] = digest.sha256(content, {})
-        (partial / DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n")
+        content |= {"model_sha256": model_fingerprint(index.model), "points": index.points}
+        (partial / DESCRIPTION).write_text(_text(content))
         partial.rename(target)
     except (OSError, RuntimeError) as error:  # Faiss raises the latter
         raise InputError(
@@ -57,10 +56,27 @@ def save(index: Index, path: str | os.PathLike[str]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def save_points(index: Index, path: str | os.PathLike[str]) -> None:
+    """Writes an index's operating points into its folder; nothing else of it changes.
+
+    Raises:
+      InputError: there is no index, or its description is damaged.
+    """
+    content = {**description(path), "points": index.points}
+    with replacing(path_of(path) / DESCRIPTION) as partial:
+        partial.write_text(_text(content))
+
+
+def _text(content: dict[str, Any]) -> str:
+    """The description as text, with a digest of itself."""
+    return json.dumps({**content, "sha256": digest.sha256(content, {})}, indent=2) + "\n"
+
+
 def describe(index: Index) -> dict[str, Any]:
     """How an index was built and what it takes, as json."""
     return {
         "version": __version__,
+        "made": index.made,
         "vectors": len(index),
         "dim": index.model.dim,
         "metric": index.metric,
@@ -86,7 +102,7 @@ def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Index:
     """
     faiss = optional.faiss(scan.WANTED)
     folder = path_of(path)
-    content = _description(folder)
+    content = description(folder)
     for name, facts in content["files"].items():
         _check(folder / name, facts, whole=not mmap or name != LISTS)
     model = disk.load(folder / MODEL)
@@ -102,10 +118,17 @@ def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Index:
         reading = distance.from_settings(content["reading"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} is damaged ({str(error)[:200]}); {REMEDY}") from error
-    return Index(model, list_vectors, tables, reading, lists, content["next_id"])
+    facts = content["next_id"], content["made"], content["points"]
+    return Index(model, list_vectors, tables, reading, lists, *facts)
 
 
-def _description(folder: Path) -> dict[str, Any]:
+def description(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What stands beside an index: how it was built, its size, and its operating points.
+
+    Raises:
+      InputError: there is no index, or the description is damaged.
+    """
+    folder = path_of(path)
     file = folder / DESCRIPTION
     if not file.is_file():
         raise InputError(f"{folder} is not an index: {file} is missing")

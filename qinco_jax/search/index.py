@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +15,10 @@ from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.transform import approximated
 from qinco_jax.search import additive, distance, rerank, scan
+from qinco_jax.search import ids as vector_ids
+from qinco_jax.search import tune as tuning
 from qinco_jax.search.distance import Measured, Reading
+from qinco_jax.search.ids import Filter, Ids
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
 
@@ -24,9 +27,6 @@ QUERY_BLOCK = 256  # searched at once; fewer are filled up to one of `QUERY_SIZE
 QUERY_SIZES = 1, 16, QUERY_BLOCK
 NUM_PROBES = 16
 EF_SEARCH = 64
-MAX_ID = 2**63 - 2  # Faiss's ranges end before a number of 63 bits
-
-Filter = Sequence[int] | np.ndarray | range
 
 
 @dataclasses.dataclass
@@ -41,6 +41,8 @@ class Index:
       reading: of the distances.
       lists: the inverted lists, a `faiss.IndexIVFPQ` of its own kind (`search.scan`).
       next_id: the id that the next vector without one gets.
+      made: how it was built, for people to read.
+      points: what it reached at which settings, as `tune` measured.
     """
 
     model: Model
@@ -49,6 +51,8 @@ class Index:
     reading: Reading
     lists: Any
     next_id: int = 0
+    made: dict[str, Any] = dataclasses.field(default_factory=dict)
+    points: list[tuning.Point] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         """The number of vectors."""
@@ -78,7 +82,7 @@ class Index:
     def add(
         self,
         x: Vectors | None = None,
-        ids: Sequence[int] | np.ndarray | None = None,
+        ids: Ids | None = None,
         *,
         codes: Vectors | None = None,
         advance: Callable[[int, int], Any] = lambda done, total: None,
@@ -104,7 +108,7 @@ class Index:
             shapes = " and ".join(str(part.shape) for part in given) or "nothing"
             raise InputError(f"got {shapes}; give vectors [N, D], codes [N, columns], or both of N")
         count = len(given[0])
-        own_ids = self._new_ids(ids, count)
+        own_ids = self.new_ids(ids, count)
         pieces = []
         for span in spans(count, BLOCK_ROWS):
             part = None if x is None else checks.finite(np.asarray(x[span]), span.start)
@@ -124,6 +128,7 @@ class Index:
         num_probes: int = NUM_PROBES,
         num_reranked: int | None = None,
         ef_search: int = EF_SEARCH,
+        recall: float | None = None,
         filter: Filter | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The nearest vectors of each query, nearest first.
@@ -135,6 +140,7 @@ class Index:
           num_reranked: codes that the network decodes, the best of the scan, at least k; `None`
             means 20 or 2 k, 0 none: then distances are those of the additive decoder.
           ef_search: how thoroughly the nearest of more than 4,096 lists are searched for.
+          recall: k-recall@k to reach: takes these three settings from `point_for`.
           filter: ids that may be found; `None` means all.
 
         Returns:
@@ -144,10 +150,15 @@ class Index:
 
         Raises:
           InputError: another dimension, NaN or Inf, k out of range, or an option less than its
-            least value.
+            least value, or a recall that no point reached.
         """
         if not len(self):
             raise InputError("the index has no vectors; add some before searching")
+        if recall is not None:
+            if (num_probes, num_reranked, ef_search) != (NUM_PROBES, None, EF_SEARCH):
+                raise InputError("recall chooses the settings of a search; give it or them")
+            chosen = tuning.settings(self.point_for(recall, k))
+            return self.search(queries, k, filter=filter, **chosen)
         vectors = self._queries(queries)
         k = checks.integer(k, "k", 1)
         if k > len(self):
@@ -157,7 +168,7 @@ class Index:
         most = max(20, 2 * k) if num_reranked is None else num_reranked
         most = checks.integer(most, "num_reranked", 0)
         size = min(max(k, most), len(self))
-        selector = None if filter is None else _selector(filter)
+        selector = None if filter is None else vector_ids.selector(filter)
         found = np.full((len(vectors), k), np.inf, np.float32)
         ids = np.full((len(vectors), k), -1, np.int64)
         for span in spans(len(vectors), QUERY_BLOCK):
@@ -169,11 +180,30 @@ class Index:
             ids[span] = np.take_along_axis(shortlist[1], order, axis=1)
         return found, ids
 
-    def remove(self, ids: Sequence[int] | np.ndarray) -> int:
+    def tune(self, queries: Vectors, neighbours: np.ndarray, k: int = 10) -> list[tuning.Point]:
+        """Measures settings of a search, as `search.tune.tune` says, and keeps the best.
+
+        They replace earlier ones of the same k, and `save` saves them. Measure again once other
+        vectors are in the index, or on another machine.
+
+        Args:
+          queries: [Q, D].
+          neighbours: [Q, k or more], the ids of the vectors truly nearest to each.
+          k: neighbours of each query.
+        """
+        found = tuning.tune(self, queries, neighbours, k)
+        self.points = [point for point in self.points if point["k"] != k] + found
+        return found
+
+    def point_for(self, recall: float, k: int = 10) -> tuning.Point:
+        """The fastest point whose k-recall@k reached `recall`; raises `InputError` without."""
+        return tuning.cheapest(self.points, recall, k)
+
+    def remove(self, ids: Ids) -> int:
         """Removes vectors by id; returns how many of the ids were there."""
         self._require_memory()
         faiss = optional.faiss(scan.WANTED)
-        asked = _ids(ids)
+        asked = vector_ids.checked(ids)
         return int(self.lists.remove_ids(faiss.IDSelectorBatch(asked))) if len(asked) else 0
 
     def merge(self, other: "Index") -> None:
@@ -206,13 +236,13 @@ class Index:
                 self.lists.invlists.release_ids(number, pointer)
         return np.concatenate(found)
 
-    def reconstruct(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    def reconstruct(self, ids: Ids) -> np.ndarray:
         """Reconstructions [n, D] float32 of vectors by id, by the network.
 
         Raises:
           InputError: an id that the index does not have; names the first.
         """
-        asked = _ids(ids)
+        asked = vector_ids.checked(ids)
         lists, packed = scan.find(self.lists, asked, range(self.lists.nlist))
         if (lists < 0).any():
             raise InputError(
@@ -241,15 +271,17 @@ class Index:
             )
         return rows
 
-    def _new_ids(self, ids: Sequence[int] | np.ndarray | None, count: int) -> np.ndarray:
+    def new_ids(self, ids: Ids | None, count: int) -> np.ndarray:
+        """The ids [N] int64 that `add` gives N vectors; raises `InputError` if one is taken."""
         if ids is None:
-            if self.next_id + count > MAX_ID + 1:
+            left = vector_ids.MAX_ID + 1 - self.next_id
+            if count > left:
                 raise InputError(
-                    f"{MAX_ID + 1 - self.next_id} ids are left after {self.next_id - 1}, and there "
-                    f"are {count} vectors; give ids"
+                    f"{left} ids are left after {self.next_id - 1}, and there are {count} vectors; "
+                    "give ids"
                 )
             return np.arange(self.next_id, self.next_id + count, dtype=np.int64)
-        found = _ids(ids)
+        found = vector_ids.checked(ids)
         if len(found) != count:
             raise InputError(f"got {len(found)} ids for {count} vectors; give one for each")
         self._check_new(found)
@@ -336,30 +368,3 @@ def _prepared(model: Model) -> Any:
 def distance_space(x: np.ndarray, metric: str) -> np.ndarray:
     """Vectors [N, D] as their distances are computed, float32: of unit length under "cosine"."""
     return approximated(x, metric == "cosine")
-
-
-def _ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Ids [n] int64.
-
-    Raises:
-      InputError: not a list of integers from 0 to 2^63 - 2.
-    """
-    found = np.asarray(ids)
-    if found.size == 0:
-        return np.zeros(0, np.int64)
-    if found.ndim != 1 or found.dtype.kind not in "iu" or found.min() < 0 or found.max() > MAX_ID:
-        span = f", from {found.min()} to {found.max()}" if found.dtype.kind in "iu" else ""
-        raise InputError(
-            f"the ids are {found.dtype} {found.shape}{span}; give a list of integers from 0 to "
-            "2^63 - 2"
-        )
-    return np.ascontiguousarray(found, np.int64)
-
-
-def _selector(filter: Filter) -> Any:
-    """A Faiss selector of ids, which keeps what it points to."""
-    faiss = optional.faiss(scan.WANTED)
-    if isinstance(filter, range) and filter.step == 1:
-        first, last = np.clip([filter.start, filter.stop], 0, MAX_ID + 1).tolist()
-        return faiss.IDSelectorRange(first, last)
-    return faiss.IDSelectorBatch(_ids(np.asarray(filter)))

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from qinco_jax.errors import InputError, unknown
-from qinco_jax.search.index import MAX_ID, NUM_PROBES, Index
+from qinco_jax.search.ids import MAX_ID
+from qinco_jax.search.index import NUM_PROBES, Index
 from qinco_jax.vectors import checks
 
 JSON, BINARY = "application/json", "application/octet-stream"

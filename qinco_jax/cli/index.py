@@ -1,0 +1,225 @@
+"""`qinco index`: indexes of codes, built, extended, searched, tuned and merged."""
+
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+
+from qinco_jax import datasets
+from qinco_jax.cli import indexing
+from qinco_jax.datasets.official import format_size
+from qinco_jax.errors import InputError
+from qinco_jax.evaluate import points as operating_points
+from qinco_jax.evaluate import results
+from qinco_jax.evaluate.neighbours import nearest_neighbours, queries_of
+from qinco_jax.files import path_of, replacing
+from qinco_jax.models import disk as models
+from qinco_jax.search import disk, tune
+from qinco_jax.search.build import FITTED_ROWS, METRICS
+from qinco_jax.search.index import Index
+from qinco_jax.training.logs import stage_bar
+from qinco_jax.vectors import checks, formats
+from qinco_jax.vectors.shards import read_rows
+from qinco_jax.vectors.stored import Rows
+
+POINTS, PLOT = "points.jsonl", "points.png"
+COUNT = click.IntRange(min=1)
+
+
+@click.group()
+def index() -> None:
+    """Indexes of codes: build, add, search, tune, info, merge.
+
+    An INDEX is a folder. build and add go on after a kill when the same command runs again.
+    """
+
+
+@index.command()
+@click.argument("model")
+@click.argument("dataset")
+@click.argument("index")
+@click.option("--num-lists", type=COUNT, help="L, inverted lists [default: by the number of "
+              "training vectors; a model with centroids has its own]")  # fmt: skip
+@click.option("--metric", type=click.Choice(METRICS),
+              help="[default: the set's own, or l2]")  # fmt: skip
+@click.option("--codes", metavar="FILE", help="codes of the database, by `qinco encode`")
+@click.option("--rows-to-fit", default=FITTED_ROWS, show_default=True, metavar="N",
+              type=COUNT, help="training vectors that the decoders are fitted on")  # fmt: skip
+def build(
+    model: str, dataset: str, index: str, num_lists: int | None, metric: str | None,
+    codes: str | None, rows_to_fit: int,
+) -> None:  # fmt: skip
+    """Builds the new INDEX of a DATASET's database, as codes of MODEL.
+
+    Without a database, of its training vectors.
+    """
+    codec, data = models.load(model), datasets.load(dataset)
+    x = data.train if data.database is None else data.database
+    if data.database is None:
+        click.echo(f"no database: the index is of the {len(x):,} training vectors")
+    own = "cosine" if codec.config.unit_norm else data.metric or "l2"
+    indexing.build(
+        path_of(index), codec, data.train, x, codes, {"model": model, "dataset": data.name},
+        num_lists=num_lists, metric=metric or own, max_rows=rows_to_fit,
+    )  # fmt: skip
+    click.echo(_summary(index))
+
+
+@index.command()
+@click.argument("index")
+@click.argument("vectors")
+@click.option("--ids", metavar="FILE", help="of the vectors, .npy [default: counted on]")
+@click.option("--codes", metavar="FILE", help="of the vectors, by `qinco encode`")
+def add(index: str, vectors: str, ids: str | None, codes: str | None) -> None:
+    """Adds the file VECTORS to INDEX."""
+    own_ids = None if ids is None else _ids(ids)
+    indexing.extend(path_of(index), read_rows(vectors), own_ids, codes)
+    click.echo(_summary(index))
+
+
+@index.command()
+@click.argument("index")
+@click.argument("queries")
+@click.argument("out")
+@click.option("-k", default=10, show_default=True, type=COUNT, help="neighbours of each query")
+@click.option("--num-probes", type=COUNT, help="inverted lists that are scanned")
+@click.option("--num-reranked", type=click.IntRange(min=0),
+              help="codes that the network decodes; 0: none")  # fmt: skip
+@click.option("--recall", type=float,
+              help="k-recall@k to reach, 0 to 1, by the points of `tune`")  # fmt: skip
+@click.option("--filter", "kept", metavar="FILE", help="ids that may be found, .npy")
+def search(
+    index: str, queries: str, out: str, k: int, recall: float | None, kept: str | None,
+    **settings: int | None,
+) -> None:  # fmt: skip
+    """Searches INDEX for the neighbours of the file QUERIES, into the new file OUT.
+
+    OUT.npz holds `ids` and `distances`, OUT.npy the ids alone.
+    """
+    target, filter = path_of(out), None if kept is None else _ids(kept)
+    formats.check_new(target, (".npz", ".npy"))
+    x, found = read_rows(queries), disk.load(index)
+    given = {name: value for name, value in settings.items() if value is not None}
+    begin = time.perf_counter()
+    distances, ids = found.search(x, k, recall=recall, filter=filter, **given)
+    seconds = time.perf_counter() - begin
+    with replacing(target) as partial:
+        if target.suffix == ".npz":
+            np.savez(partial, ids=ids, distances=distances)
+        else:
+            np.save(partial, ids)
+    chosen = "" if recall is None else f" with {tune.text(found.point_for(recall, k))}"
+    click.echo(f"{target}: {k} neighbours of {len(ids):,} queries in {seconds:.2f} s{chosen}")
+
+
+@index.command("tune")
+@click.argument("index")
+@click.option("--queries", required=True, help="file of queries")
+@click.option("--database", required=True,
+              help="the vectors of the index, in the order of their ids")  # fmt: skip
+@click.option("--groundtruth", help="file of the queries' true neighbours [default: computed]")
+@click.option("-k", default=10, show_default=True, type=COUNT, help="neighbours of each query")
+def tune_index(index: str, queries: str, database: str, groundtruth: str | None, k: int) -> None:
+    """Measures recall and speed of INDEX at many settings, and keeps the best.
+
+    `search --recall` chooses among them. INDEX gets points.jsonl and points.png.
+    """
+    found, x, rows = disk.load(index), read_rows(queries), read_rows(database)
+    checks.vectors(x, found.model.dim, "the queries")
+    checks.vectors(rows, found.model.dim, "the database")
+    _check_ids(found, len(rows), database)
+    folder = path_of(index)
+    truth = _neighbours(found, x, rows, groundtruth, k)
+    with stage_bar("measuring operating points"):
+        points = found.tune(x, truth, k)
+    disk.save_points(found, index)
+    results.write(found.points, folder / POINTS)
+    operating_points.plot(points, folder / PLOT, f"{folder.name}, {len(found):,} vectors")
+    click.echo(operating_points.markdown(points))
+    click.echo(f"points: {folder / POINTS}   plot: {folder / PLOT}")
+
+
+def _check_ids(index: Index, count: int, name: str) -> None:
+    if len(index) != count or not np.array_equal(np.sort(index.ids()), np.arange(count)):
+        raise InputError(
+            f"the {len(index):,} ids of the index are not 0 to {count - 1:,}, the rows of {name}; "
+            "give the vectors of the index in order, or tune in Python, where neighbours are ids"
+        )
+
+
+def _neighbours(index: Index, x: Rows, database: Rows, truth: str | None, k: int) -> np.ndarray:
+    """The ids [Q, k] truly nearest to queries [Q, D]; a given ground truth is checked."""
+    metric = index.metric
+    if truth is not None:
+        known = np.asarray(read_rows(truth))
+        queries_of(x, database, metric, known)
+        return known
+    if k > len(database):
+        raise InputError(f"k = {k} exceeds the {len(database)} vectors of the index; lower it")
+    with stage_bar(f"exact neighbours of {len(x):,} queries"):
+        ready = checks.finite(np.asarray(x), what="the queries")
+        return nearest_neighbours(database, ready, k, metric)
+
+
+@index.command()
+@click.argument("index")
+def info(index: str) -> None:
+    """Shows how INDEX was built, its size, and its operating points."""
+    click.echo(_summary(index))
+    content = disk.description(index)
+    made = ", ".join(f"{name} {value}" for name, value in content["made"].items())
+    lists = "the model's centroids" if content["residual"] else "k-means"
+    for title, text in (
+        ("made", made),
+        ("lists", f"{content['num_lists']:,}, {lists}"),
+        ("metric", f"{content['metric']}, read off by {content['reading']['kind']}"),
+        ("model", ", ".join(f"{name}={value}" for name, value in content["model"].items())),
+        ("version", content["version"]),
+    ):
+        click.echo(f"  {title:8} {text}")
+    for k in sorted({point["k"] for point in content["points"]}):
+        own = [point for point in content["points"] if point["k"] == k]
+        click.echo(f"\nk = {k}, measured on {own[0]['vectors']:,} vectors:\n")
+        click.echo(operating_points.markdown(own))
+
+
+@index.command()
+@click.argument("index")
+@click.argument("others", nargs=-1, required=True)
+@click.argument("out")
+def merge(index: str, others: tuple[str, ...], out: str) -> None:
+    """Writes the vectors of INDEX and OTHERS as the new index OUT.
+
+    They must have the same model, lists and decoders, and no id in common.
+    """
+    if path_of(out).exists():
+        raise InputError(f"{out} exists; choose another place or remove it first")
+    found = disk.load(index)
+    for other in others:
+        found.merge(disk.load(other))
+    disk.save(found, out)
+    click.echo(_summary(out))
+
+
+def _summary(index: str) -> str:
+    """An index in a line."""
+    content = disk.description(index)
+    folder, size = path_of(index), format_size(content["bytes_in_memory"])
+    files = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return (
+        f"{folder}: {content['vectors']:,} vectors of {content['dim']} dimensions at "
+        f"{content['code_bytes']} bytes and an id of 8, {size} in memory, {format_size(files)} "
+        "in files"
+    )
+
+
+def _ids(path: str) -> np.ndarray:
+    """The ids [n] in a file."""
+    try:
+        found = np.load(Path(path_of(path)), allow_pickle=False)
+    except (ValueError, EOFError):
+        found = None
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu":
+        raise InputError(f"{path} holds no ids; write integers with numpy.save")
+    return found.ravel()
