@@ -14,8 +14,9 @@ from qinco_jax.errors import InputError
 from qinco_jax.models.codes import model_fingerprint
 from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.coding import Model
-from qinco_jax.search import additive, distance, rerank, scan
+from qinco_jax.search import additive, distance, pairwise, rerank, scan
 from qinco_jax.search.distance import Measured, Reading
+from qinco_jax.search.pairwise import Pairs
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
 
@@ -41,6 +42,8 @@ class Index:
       reading: of the distances.
       lists: the inverted lists, a `faiss.IndexIVFPQ` of its own kind (`search.scan`).
       next_id: the id that the next vector without one gets.
+      pairs: the pairwise decoder, which picks those of the scan's codes that the network decodes;
+        `None` where it would not find more.
     """
 
     model: Model
@@ -49,6 +52,7 @@ class Index:
     reading: Reading
     lists: Any
     next_id: int = 0
+    pairs: Pairs | None = None
 
     def __len__(self) -> int:
         """The number of vectors."""
@@ -67,7 +71,8 @@ class Index:
     @property
     def fingerprint(self) -> tuple[Any, ...]:
         """What two indexes must have in common to be merged."""
-        arrays = self.list_vectors.tobytes(), self.tables.tobytes()
+        further = (array.tobytes() for array in pairwise.arrays(self.pairs).values())
+        arrays = self.list_vectors.tobytes(), self.tables.tobytes(), *further
         return (model_fingerprint(self.model), *arrays, str(distance.settings(self.reading)))
 
     @functools.cached_property
@@ -131,8 +136,9 @@ class Index:
           queries: [Q, D], any real dtype.
           k: neighbours of each, 1 to the number of vectors.
           num_probes: inverted lists that are scanned.
-          num_reranked: codes that the network decodes, the best of the scan, at least k; `None`
-            means 20 or 2 k, 0 none: then distances are those of the additive decoder.
+          num_reranked: codes that the network decodes, the best of the scan or, with `pairs`, of
+            four times as many by the pairwise decoder, at least k; `None` means 20 or 2 k, 0 none:
+            then distances are those of the pairwise or the additive decoder.
           ef_search: how thoroughly the nearest of more than 4,096 lists are searched for.
           filter: ids that may be found; `None` means all.
 
@@ -153,17 +159,18 @@ class Index:
         ef_search = checks.integer(ef_search, "ef_search", 1)
         most = max(20, 2 * k) if num_reranked is None else num_reranked
         most = checks.integer(most, "num_reranked", 0)
-        size = min(max(k, most), len(self))
+        size = max(k, most)
+        scanned = min(len(self), size if self.pairs is None else pairwise.WIDER * size)
         selector = None if filter is None else _selector(filter)
         found = np.full((len(vectors), k), np.inf, np.float32)
         ids = np.full((len(vectors), k), -1, np.int64)
         for span in spans(len(vectors), QUERY_BLOCK):
             block = vectors[span]
-            shortlist = scan.search(self.lists, block, size, num_probes, ef_search, selector)
-            own = self._distances(block, *shortlist) if most else self._rough(block, *shortlist)
-            order = np.lexsort((shortlist[1], own), axis=1)[:, :k]  # ties by id
-            found[span] = np.take_along_axis(own, order, axis=1)
-            ids[span] = np.take_along_axis(shortlist[1], order, axis=1)
+            best = scan.search(self.lists, block, scanned, num_probes, ef_search, selector)
+            own, *shortlist = _first(size, self._rough(block, *best), *best)
+            if most:
+                own = self._distances(self.prepared, block, *shortlist)
+            found[span], _, ids[span], *_ = _first(k, own, *shortlist)
         return found, ids
 
     def remove(self, ids: Sequence[int] | np.ndarray) -> int:
@@ -216,7 +223,9 @@ class Index:
             if here.any():
                 order = np.argsort(own)
                 rows = order[np.searchsorted(own, asked[here], sorter=order)]
-                found, _ = self._unpacked(packed[rows], np.full(len(rows), number))
+                found, _ = self._unpacked(
+                    packed[rows], np.full(len(rows), number), self.lists.by_residual
+                )
                 codes[here], missing = found, missing & ~here
         if missing.any():
             raise InputError(f"the index has no vector with the id {asked[missing][0]}")
@@ -277,11 +286,12 @@ class Index:
         levels = distance.to_bytes(self.reading, kept)
         return lists, scan.pack(columns, levels, self.model.codebook_size)
 
-    def _unpacked(self, packed: np.ndarray, lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Codes [n, columns] int32 of the model and bytes [n] of packed ones in their lists."""
-        num_columns = len(self.tables)
-        codes, levels = scan.unpack(packed, num_columns, self.model.codebook_size)
-        if self.lists.by_residual:
+    def _unpacked(
+        self, packed: np.ndarray, lists: np.ndarray, with_lists: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Codes [n, columns] int32 and bytes [n] of packed ones; `with_lists` the list is first."""
+        codes, levels = scan.unpack(packed, len(self.tables), self.model.codebook_size)
+        if with_lists:
             codes = np.concatenate([lists[:, None].astype(np.int32), codes], axis=1)
         return codes, levels
 
@@ -292,27 +302,38 @@ class Index:
         return distance_space(checks.finite(vectors, what="the queries"), self.metric)
 
     def _distances(
-        self, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray, lists: np.ndarray,
-        packed: np.ndarray,
+        self, decoder: Any, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray,
+        lists: np.ndarray, packed: np.ndarray,
     ) -> np.ndarray:  # fmt: skip
-        """Distances [Q, S] by the network; inf where there is no code."""
+        """Distances [Q, S] by the network or by pairs; inf where there is no code."""
         shape, there = ids.shape, ids >= 0
         flat = np.where(there.ravel()[:, None], packed.reshape(-1, packed.shape[2]), 0)
-        codes, levels = self._unpacked(flat, lists.ravel())
+        with_lists = self.lists.by_residual or decoder is self.pairs
+        codes, levels = self._unpacked(flat, lists.ravel(), with_lists)
         size = next(size for size in QUERY_SIZES if size >= len(queries))
         padded = np.zeros((size, queries.shape[1]), np.float32)
         padded[: len(queries)] = queries
         found = rerank.distances(
-            self.prepared, self.reading, padded, codes.reshape(*shape, -1), levels.reshape(shape)
+            decoder, self.reading, padded, codes.reshape(*shape, -1), levels.reshape(shape)
         )
         return np.where(there, found, np.inf)
 
-    def _rough(
-        self, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray, *_: np.ndarray
-    ) -> np.ndarray:
-        """Distances [Q, S] by the additive decoder; inf where there is no code."""
+    def _rough(self, queries: np.ndarray, *shortlist: np.ndarray) -> np.ndarray:
+        """Distances [Q, S] by pairs or by the additive decoder; inf where there is no code."""
+        if self.pairs is not None:
+            return self._distances(self.pairs, queries, *shortlist)
+        scores, ids, *_ = shortlist
         found = distance.of_scores(self.reading, queries, np.where(ids < 0, 0, scores))
         return np.where(ids >= 0, found, np.inf).astype(np.float32)
+
+
+def _first(
+    count: int, own: np.ndarray, scores: np.ndarray, ids: np.ndarray, *parts: np.ndarray
+) -> list[np.ndarray]:
+    """The `count` nearest of each query, as distances, scores, ids and so on; ties by id."""
+    order = np.lexsort((ids, own), axis=1)[:, :count]
+    rows = np.arange(len(own))[:, None]
+    return [part[rows, order] for part in (own, scores, ids, *parts)]
 
 
 def distance_space(x: np.ndarray, metric: str) -> np.ndarray:
