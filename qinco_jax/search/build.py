@@ -44,7 +44,8 @@ def build(
     describe what is left over of them; of other models they are k-means centroids, which only say
     where to look. The additive decoder is fitted by least squares on the model's codes (QINCo2,
     Sec. 3.4), and how distances are read off a code is chosen by trial on rows held back. Tables
-    for pairs of codes are fitted if there are more than K * K rows, and kept if they find more.
+    for pairs of codes are fitted where rows are many for their K * K cells, and kept if they find
+    more.
 
     Args:
       model: any `Qinco` or `Product`.
@@ -69,6 +70,8 @@ def build(
         )
     if x_train.ndim != 2 or len(x_train) < 2 * RANKS[-1]:
         raise InputError(f"x_train has shape {x_train.shape}; give at least 20 vectors [N, D]")
+    if pairs is not None:
+        pairwise.check_fits(pairs, model, metric)
     is_residual = model.config.num_centroids is not None
     list_vectors = _list_vectors(model, x_train, num_lists, metric, seed)
     x = checks.finite(sample_rows(x_train, max_rows, seed), what="x_train")
@@ -95,7 +98,7 @@ def build(
         lists_of_rows = codes[:, 0] if is_residual else None
         index.pairs = _pairs(index, len(x), blocks(), lists_of_rows, measured, seed)
     else:
-        index.pairs = pairwise.imported(pairs, list_vectors, rows.shape[1], metric, is_residual)
+        index.pairs = pairwise.alone(pairs, list_vectors)
     return index
 
 
@@ -110,7 +113,7 @@ def _pairs(
     """Pairs above the additive decoder, if they find more of the rows held back than it does."""
     columns, size, dim = index.tables.shape
     num_held = min(TRIED_ROWS, num_rows // 5)
-    if num_rows - num_held < size**2:  # not a row for each cell of a table
+    if num_rows - num_held < pairwise.LEAST_ROWS * size**2:
         return None
     codes, left = np.empty((num_rows, 1 + columns), np.int32), np.empty((num_rows, dim), np.float32)
     for span, (part, targets) in zip(spans(num_rows, BLOCK_ROWS), blocks, strict=True):

@@ -16,6 +16,7 @@ import numpy as np
 
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers import pairwise_decoder, rq
+from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.pairwise_decoder import PairwiseDecoder
 from qinco_jax.vectors.stored import spans
 
@@ -23,7 +24,7 @@ WIDER = 4  # times as many codes come from the scan
 STRENGTHS = 1.0, 4.0, 16.0, 64.0  # rows by which a cell is drawn to the additive decoder
 MIN_GAIN = 0.01  # of the error that is left, for which a table is kept
 MAX_TABLES, MAX_BYTES = 8, 2**28
-CHOICE_ROWS = 64  # for each cell, by which pairs are compared
+LEAST_ROWS, CHOICE_ROWS = 4, 64  # for each cell: to fit tables at all, to compare pairs by
 COARSE_STEPS = 3
 BLOCK_ROWS = 65536
 NAMES = "singles", "coarse_codes", "pairs", "pair_tables"
@@ -169,33 +170,34 @@ def _errors(
     return [float(total + (share * (share * squares - 2 * products)).sum()) for share in shares]
 
 
-def imported(
-    decoder: PairwiseDecoder,
-    list_vectors: np.ndarray,
-    num_columns: int,
-    metric: str,
-    is_residual: bool,
-) -> Pairs:
-    """A published decoder, which says all that a code adds to its coarse centroid.
+def check_fits(decoder: PairwiseDecoder, model: Model, metric: str) -> None:
+    """Refuses a published decoder that says nothing about the distances of a model's codes.
 
     Raises:
-      InputError: it is of other codes than those behind these lists, or the metric is "cosine".
+      InputError: it is of other codes, or the metric is "cosine".
     """
     if metric == "cosine":
         raise InputError(
             "the pairwise decoder approximates vectors, not angles; leave it out, or build the "
             'index with metric="l2" or "ip"'
         )
-    size, dim = decoder.codebook_size, decoder.tables.shape[2]
-    theirs = len(decoder.coarse_codes), decoder.num_steps, dim
-    ours = len(list_vectors), num_columns, list_vectors.shape[1]
-    if not is_residual or theirs != ours:
+    num_centroids = model.config.num_centroids
+    ours = num_centroids, len(model.column_sizes) - 1, model.codebook_size, model.dim
+    theirs = (
+        len(decoder.coarse_codes), decoder.num_steps, decoder.codebook_size,
+        decoder.tables.shape[2],
+    )  # fmt: skip
+    if ours != theirs:
         raise InputError(
-            f"the pairwise decoder is of {theirs[0]} centroids, {theirs[1]} steps and {dim} "
-            f"dimensions, the model of {ours[0] if is_residual else 'no'} centroids, {ours[1]} and "
-            f"{ours[2]}; give the decoder that was fitted to the model's codes"
+            f"the pairwise decoder is of (K_ivf, M, K, D) = {theirs} and the model of {ours}; give "
+            "the decoder that was fitted to the model's codes"
         )
-    singles = jnp.zeros((num_columns, size, dim), jnp.float32)
+
+
+def alone(decoder: PairwiseDecoder, list_vectors: np.ndarray) -> Pairs:
+    """A published decoder, which says all that a code adds to its coarse centroid."""
+    size, dim = decoder.codebook_size, decoder.tables.shape[2]
+    singles = jnp.zeros((decoder.num_steps, size, dim), jnp.float32)
     return Pairs(singles, decoder, jnp.asarray(list_vectors))
 
 
