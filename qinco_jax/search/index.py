@@ -223,9 +223,7 @@ class Index:
             if here.any():
                 order = np.argsort(own)
                 rows = order[np.searchsorted(own, asked[here], sorter=order)]
-                found, _ = self._unpacked(
-                    packed[rows], np.full(len(rows), number), self.lists.by_residual
-                )
+                found, _ = self._unpacked(packed[rows], np.full(len(rows), number))
                 codes[here], missing = found, missing & ~here
         if missing.any():
             raise InputError(f"the index has no vector with the id {asked[missing][0]}")
@@ -286,12 +284,11 @@ class Index:
         levels = distance.to_bytes(self.reading, kept)
         return lists, scan.pack(columns, levels, self.model.codebook_size)
 
-    def _unpacked(
-        self, packed: np.ndarray, lists: np.ndarray, with_lists: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Codes [n, columns] int32 and bytes [n] of packed ones; `with_lists` the list is first."""
-        codes, levels = scan.unpack(packed, len(self.tables), self.model.codebook_size)
-        if with_lists:
+    def _unpacked(self, packed: np.ndarray, lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes [n, columns] int32 of the model and bytes [n] of packed ones in their lists."""
+        num_columns = len(self.tables)
+        codes, levels = scan.unpack(packed, num_columns, self.model.codebook_size)
+        if self.lists.by_residual:
             codes = np.concatenate([lists[:, None].astype(np.int32), codes], axis=1)
         return codes, levels
 
@@ -308,8 +305,9 @@ class Index:
         """Distances [Q, S] by the network or by pairs; inf where there is no code."""
         shape, there = ids.shape, ids >= 0
         flat = np.where(there.ravel()[:, None], packed.reshape(-1, packed.shape[2]), 0)
-        with_lists = self.lists.by_residual or decoder is self.pairs
-        codes, levels = self._unpacked(flat, lists.ravel(), with_lists)
+        codes, levels = self._unpacked(flat, lists.ravel())
+        if decoder is self.pairs and not self.lists.by_residual:
+            codes = np.concatenate([lists.reshape(-1, 1).astype(np.int32), codes], axis=1)
         size = next(size for size in QUERY_SIZES if size >= len(queries))
         padded = np.zeros((size, queries.shape[1]), np.float32)
         padded[: len(queries)] = queries
