@@ -102,18 +102,21 @@ def decode(decoder: PairwiseDecoder, codes: Array) -> jax.Array:
     sizes = (len(decoder.coarse_codes), *(decoder.codebook_size,) * decoder.num_steps)
     check = functools.partial(packing.check_range, sizes)
     rows = block_rows(decoder.pairs.shape[1])
-    return map_rows(_decode_rows, decoder, codes, rows=rows, check=check)
+    return map_rows(decode_rows, decoder, codes, rows=rows, check=check)
 
 
-def _decode_rows(decoder: PairwiseDecoder, codes: jax.Array) -> jax.Array:
+def decode_rows(decoder: PairwiseDecoder, codes: jax.Array) -> jax.Array:
+    """`decode` of codes [R, 1 + M] that are right, inside of a program."""
     codes = codes.astype(jnp.int32)
     pool = jnp.concatenate([codes[:, 1:], decoder.coarse_codes[codes[:, 0]]], axis=1).T
 
     def add(x_hat: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        pair, table = inputs
+        place, pair = inputs
         first, second = pool[pair]
-        return x_hat + table[first * decoder.codebook_size + second], None
+        # Not a scan over the tables, which would copy each of them whole.
+        return x_hat + decoder.tables[place, first * decoder.codebook_size + second], None
 
     zeros = jnp.zeros((codes.shape[0], decoder.tables.shape[-1]))
-    x_hat, _ = jax.lax.scan(add, zeros, (decoder.pairs.T, decoder.tables))
+    places = jnp.arange(len(decoder.tables))
+    x_hat, _ = jax.lax.scan(add, zeros, (places, decoder.pairs.T))
     return x_hat

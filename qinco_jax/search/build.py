@@ -10,10 +10,12 @@ from qinco_jax.errors import InputError
 from qinco_jax.quantizers import coding
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
+from qinco_jax.quantizers.pairwise_decoder import PairwiseDecoder
 from qinco_jax.quantizers.rq import sample_rows
-from qinco_jax.search import additive, distance, scan
+from qinco_jax.search import additive, distance, pairwise, scan
 from qinco_jax.search.distance import Measured, Reading
 from qinco_jax.search.index import Index, distance_space
+from qinco_jax.search.pairwise import Pairs
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
 
@@ -35,13 +37,16 @@ def build(
     *,
     seed: int = 0,
     max_rows: int = FITTED_ROWS,
+    pairs: PairwiseDecoder | None = None,
 ) -> Index:
     """An index without vectors, whose lists and decoders are fitted; `Index.add` fills it.
 
     The lists of a model with a coarse codebook (IVF-QINCo) are its centroids, and its codes
     describe what is left over of them; of other models they are k-means centroids, which only say
     where to look. The additive decoder is fitted by least squares on the model's codes (QINCo2,
-    Sec. 3.4), and how distances are read off a code is chosen by trial on rows held back.
+    Sec. 3.4), and how distances are read off a code is chosen by trial on rows held back. Tables
+    for pairs of codes are fitted where rows are many for their K * K cells, and kept if they find
+    more.
 
     Args:
       model: any `Qinco` or `Product`.
@@ -50,7 +55,8 @@ def build(
         coarse codebook.
       metric: "l2", "ip" (inner product) or "cosine".
       seed: of the sample and the k-means.
-      max_rows: rows that are encoded to fit the decoder, drawn at random.
+      max_rows: rows that are encoded to fit the decoders, drawn at random.
+      pairs: a published decoder of the model's codes (`load_pytorch`); `None` fits one.
 
     Raises:
       InputError: invalid vectors, too few of them, an unknown metric, a model with `unit_norm` and
@@ -70,6 +76,8 @@ def build(
             f"x_train has shape {x_train.shape}; give at least {FEWEST_ROWS} vectors [N, D]"
         )
     max_rows = checks.integer(max_rows, "max_rows", FEWEST_ROWS)
+    if pairs is not None:
+        pairwise.check_fits(pairs, model, metric)
     is_residual = model.config.num_centroids is not None
     list_vectors = _list_vectors(model, x_train, num_lists, metric, seed)
     x = checks.finite(sample_rows(x_train, max_rows, seed), what="x_train")
@@ -89,10 +97,51 @@ def build(
     if is_residual:
         rough += list_vectors[codes[some, 0]]
     x_hat = np.asarray(coding.decode(model, codes[some]))
-    reading = choose(metric, Measured(distance_space(x[some], metric), x_hat, rough))
+    measured = Measured(distance_space(x[some], metric), x_hat, rough)
+    reading = choose(metric, measured)
     lists = scan.new(list_vectors, tables, reading, is_residual)
     made = {"train_vectors": len(x_train), "fitted_vectors": len(x), "seed": seed}
-    return Index(model, list_vectors, tables, reading, lists, made=made)
+    index = Index(model, list_vectors, tables, reading, lists, made=made)
+    if pairs is None:
+        lists_of_rows = codes[:, 0] if is_residual else None
+        index.pairs = _pairs(index, len(x), blocks(), lists_of_rows, measured, seed)
+    else:
+        index.pairs = pairwise.alone(pairs, list_vectors)
+    return index
+
+
+def _pairs(
+    index: Index,
+    num_rows: int,
+    blocks: Iterator[tuple[np.ndarray, np.ndarray]],
+    lists: np.ndarray | None,
+    measured: Measured,
+    seed: int,
+) -> Pairs | None:
+    """Pairs above the additive decoder, if they find more of the rows held back than it does."""
+    columns, size, dim = index.tables.shape
+    num_held = min(TRIED_ROWS, num_rows // 5)
+    if num_rows - num_held < pairwise.LEAST_ROWS * size**2:
+        return None
+    codes, left = np.empty((num_rows, 1 + columns), np.int32), np.empty((num_rows, dim), np.float32)
+    for span, (part, targets) in zip(spans(num_rows, BLOCK_ROWS), blocks, strict=True):
+        codes[span, 0] = (
+            scan.nearest_lists(index.lists, index.list_vectors, targets)
+            if lists is None
+            else lists[span]
+        )
+        codes[span, 1:] = part
+        left[span] = targets - additive.decode(index.tables, part)
+    is_residual = lists is not None
+    found = pairwise.fit(
+        codes, left, index.tables, index.list_vectors, is_residual, num_held=num_held, seed=seed
+    )
+    if found is None:
+        return None
+    held = Measured(*(part[-num_held:] for part in measured))
+    x_hat = np.asarray(found.decode(jnp.asarray(codes[-num_held:])))
+    before = _recall(index.reading, index.metric, held)
+    return found if _recall(index.reading, index.metric, held, x_hat) > before else None
 
 
 def _list_vectors(
@@ -130,15 +179,20 @@ def choose(metric: str, rows: Measured) -> Reading:
     """
     kinds = distance.kinds(metric, rows.x)
     found = {kind: distance.fit(metric, kind, rows) for kind in kinds}
-    best = max(kinds, key=lambda kind: _recall(found[kind], metric, rows, rough=False))
+    best = max(kinds, key=lambda kind: _recall(found[kind], metric, rows, rows.x_hat))
     if best != "scale":
         return found[best]
     pulled = [distance.fit(metric, best, rows, pull) for pull in PULLS]
-    return max(pulled, key=lambda reading: _recall(reading, metric, rows, rough=True))
+    return max(pulled, key=lambda reading: _recall(reading, metric, rows))
 
 
-def _recall(reading: Reading, metric: str, rows: Measured, rough: bool) -> float:
-    """Mean of recall@1 and @10 of the rows' last queries among the others."""
+def _recall(
+    reading: Reading, metric: str, rows: Measured, x_hat: np.ndarray | None = None
+) -> float:
+    """Mean of recall@1 and @10 of the rows' last queries among the others.
+
+    By the distances to reconstructions [N, D]; without any, by the scan's scores.
+    """
     count = len(rows.x) - max(1, min(TRIED_QUERIES, len(rows.x) // 10))
     queries, x = rows.x[count:], rows.x[:count]
     products = queries @ x.T
@@ -146,13 +200,13 @@ def _recall(reading: Reading, metric: str, rows: Measured, rough: bool) -> float
     best = exact.argmax(axis=1)
     kept = Measured(x, rows.x_hat[:count], rows.rough[:count])
     levels = distance.to_bytes(reading, distance.values(metric, reading.kind, kept))
-    if rough:
+    if x_hat is None:
         weights = float(reading.offset) + float(reading.slope) * levels
         scores = -(queries @ kept.rough.T + weights)
     else:
         scores = np.asarray(
             distance.all_distances(
-                reading, jnp.asarray(queries), jnp.asarray(kept.x_hat), jnp.asarray(levels)
+                reading, jnp.asarray(queries), jnp.asarray(x_hat[:count]), jnp.asarray(levels)
             )
         )
     rank = (scores < np.take_along_axis(scores, best[:, None], axis=1)).sum(axis=1)

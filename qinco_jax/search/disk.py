@@ -15,7 +15,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.files import path_of, replacing
 from qinco_jax.models import digest, disk
 from qinco_jax.models.codes import model_fingerprint
-from qinco_jax.search import distance, scan
+from qinco_jax.search import distance, pairwise, scan
 from qinco_jax.search.index import Index
 from qinco_jax.version import __version__
 
@@ -40,7 +40,8 @@ def save(index: Index, path: str | os.PathLike[str]) -> None:
     try:
         partial.mkdir(parents=True)
         disk.save(index.model, partial / MODEL)
-        np.savez(partial / ARRAYS, list_vectors=index.list_vectors, tables=index.tables)
+        arrays: dict[str, Any] = {"list_vectors": index.list_vectors, "tables": index.tables}
+        np.savez(partial / ARRAYS, **arrays | pairwise.arrays(index.pairs))
         faiss.write_index(index.lists, str(partial / LISTS))
         files = {name: _facts(partial / name) for name in (LISTS, ARRAYS)}
         content = {**describe(index), "next_id": index.next_id, "files": files}
@@ -85,6 +86,7 @@ def describe(index: Index) -> dict[str, Any]:
         "code_bytes": index.code_bytes,
         "bytes_in_memory": len(index) * (index.code_bytes + 8),
         "reading": distance.settings(index.reading),
+        "pairs": 0 if index.pairs is None else len(index.pairs.decoder.tables),
         "model": index.model.config.settings,
     }
 
@@ -112,14 +114,15 @@ def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Index:
         )
     flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mmap else 0
     try:
+        lists = faiss.read_index(str(folder / LISTS), flags)
         with np.load(folder / ARRAYS) as arrays:
             list_vectors, tables = arrays["list_vectors"], arrays["tables"]
-        lists = faiss.read_index(str(folder / LISTS), flags)
+            pairs = pairwise.of_arrays(arrays, list_vectors, lists.by_residual)
         reading = distance.from_settings(content["reading"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} is damaged ({str(error)[:200]}); {REMEDY}") from error
     facts = content["next_id"], content["made"], content["points"]
-    return Index(model, list_vectors, tables, reading, lists, *facts)
+    return Index(model, list_vectors, tables, reading, lists, *facts, pairs)
 
 
 def description(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from qinco_jax.models.codes import model_fingerprint
 from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.transform import approximated
-from qinco_jax.search import additive, distance, rerank, scan
+from qinco_jax.search import additive, distance, pairwise, rerank, scan
 from qinco_jax.search import ids as vector_ids
 from qinco_jax.search import tune as tuning
 from qinco_jax.search.distance import Measured, Reading
 from qinco_jax.search.ids import Filter, Ids
+from qinco_jax.search.pairwise import Pairs
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
 
@@ -43,6 +44,8 @@ class Index:
       next_id: the id that the next vector without one gets.
       made: how it was built, for people to read.
       points: what it reached at which settings, as `tune` measured.
+      pairs: the pairwise decoder, which picks those of the scan's codes that the network decodes;
+        `None` where it would not find more.
     """
 
     model: Model
@@ -53,6 +56,7 @@ class Index:
     next_id: int = 0
     made: dict[str, Any] = dataclasses.field(default_factory=dict)
     points: list[tuning.Point] = dataclasses.field(default_factory=list)
+    pairs: Pairs | None = None
 
     def __len__(self) -> int:
         """The number of vectors."""
@@ -71,7 +75,8 @@ class Index:
     @property
     def fingerprint(self) -> tuple[Any, ...]:
         """What two indexes must have in common to be merged."""
-        arrays = self.list_vectors.tobytes(), self.tables.tobytes()
+        further = (array.tobytes() for array in pairwise.arrays(self.pairs).values())
+        arrays = self.list_vectors.tobytes(), self.tables.tobytes(), *further
         return (model_fingerprint(self.model), *arrays, str(distance.settings(self.reading)))
 
     @functools.cached_property
@@ -137,8 +142,9 @@ class Index:
           queries: [Q, D], any real dtype.
           k: neighbours of each, 1 to the number of vectors.
           num_probes: inverted lists that are scanned.
-          num_reranked: codes that the network decodes, the best of the scan, at least k; `None`
-            means 20 or 2 k, 0 none: then distances are those of the additive decoder.
+          num_reranked: codes that the network decodes, the best of the scan or, with `pairs`, of
+            four times as many by the pairwise decoder, at least k; `None` means 20 or 2 k, 0 none:
+            then distances are those of the pairwise or the additive decoder.
           ef_search: how thoroughly the nearest of more than 4,096 lists are searched for.
           recall: k-recall@k to reach: takes these three settings from `point_for`.
           filter: ids that may be found; `None` means all.
@@ -167,17 +173,18 @@ class Index:
         ef_search = checks.integer(ef_search, "ef_search", 1)
         most = max(20, 2 * k) if num_reranked is None else num_reranked
         most = checks.integer(most, "num_reranked", 0)
-        size = min(max(k, most), len(self))
+        size = max(k, most)
+        scanned = min(len(self), size if self.pairs is None else pairwise.WIDER * size)
         selector = None if filter is None else vector_ids.selector(filter)
         found = np.full((len(vectors), k), np.inf, np.float32)
         ids = np.full((len(vectors), k), -1, np.int64)
         for span in spans(len(vectors), QUERY_BLOCK):
             block = vectors[span]
-            shortlist = scan.search(self.lists, block, size, num_probes, ef_search, selector)
-            own = self._distances(block, *shortlist) if most else self._rough(block, *shortlist)
-            order = np.lexsort((shortlist[1], own), axis=1)[:, :k]  # ties by id
-            found[span] = np.take_along_axis(own, order, axis=1)
-            ids[span] = np.take_along_axis(shortlist[1], order, axis=1)
+            best = scan.search(self.lists, block, scanned, num_probes, ef_search, selector)
+            own, *shortlist = _first(size, self._rough(block, *best), *best)
+            if most:
+                own = self._distances(self.prepared, block, *shortlist)
+            found[span], _, ids[span], *_ = _first(k, own, *shortlist)
         return found, ids
 
     def tune(self, queries: Vectors, neighbours: np.ndarray, k: int = 10) -> list[tuning.Point]:
@@ -337,25 +344,28 @@ class Index:
         return distance_space(checks.finite(vectors, 0, "the queries", limit), self.metric)
 
     def _distances(
-        self, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray, lists: np.ndarray,
-        packed: np.ndarray,
+        self, decoder: Any, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray,
+        lists: np.ndarray, packed: np.ndarray,
     ) -> np.ndarray:  # fmt: skip
-        """Distances [Q, S] by the network; inf where there is no code."""
+        """Distances [Q, S] by the network or by pairs; inf where there is no code."""
         shape, there = ids.shape, ids >= 0
         flat = np.where(there.ravel()[:, None], packed.reshape(-1, packed.shape[2]), 0)
         codes, levels = self._unpacked(flat, lists.ravel())
+        if decoder is self.pairs and not self.lists.by_residual:
+            codes = np.concatenate([lists.reshape(-1, 1).astype(np.int32), codes], axis=1)
         size = next(size for size in QUERY_SIZES if size >= len(queries))
         padded = np.zeros((size, queries.shape[1]), np.float32)
         padded[: len(queries)] = queries
         found = rerank.distances(
-            self.prepared, self.reading, padded, codes.reshape(*shape, -1), levels.reshape(shape)
+            decoder, self.reading, padded, codes.reshape(*shape, -1), levels.reshape(shape)
         )
         return np.where(there, found, np.inf)
 
-    def _rough(
-        self, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray, *_: np.ndarray
-    ) -> np.ndarray:
-        """Distances [Q, S] by the additive decoder; inf where there is no code."""
+    def _rough(self, queries: np.ndarray, *shortlist: np.ndarray) -> np.ndarray:
+        """Distances [Q, S] by pairs or by the additive decoder; inf where there is no code."""
+        if self.pairs is not None:
+            return self._distances(self.pairs, queries, *shortlist)
+        scores, ids, *_ = shortlist
         found = distance.of_scores(self.reading, queries, np.where(ids < 0, 0, scores))
         return np.where(ids >= 0, found, np.inf).astype(np.float32)
 
@@ -363,6 +373,15 @@ class Index:
 @jax.jit
 def _prepared(model: Model) -> Any:
     return model.prepare()
+
+
+def _first(
+    count: int, own: np.ndarray, scores: np.ndarray, ids: np.ndarray, *parts: np.ndarray
+) -> list[np.ndarray]:
+    """The `count` nearest of each query, as distances, scores, ids and so on; ties by id."""
+    order = np.lexsort((ids, own), axis=1)[:, :count]
+    rows = np.arange(len(own))[:, None]
+    return [part[rows, order] for part in (own, scores, ids, *parts)]
 
 
 def distance_space(x: np.ndarray, metric: str) -> np.ndarray:
