@@ -111,9 +111,9 @@ def test_requests_are_searched_together_and_each_gets_its_own(server: Server, in
     before = server.metrics()
     settings: list[dict[str, Any]] = [
         {"k": 3}, {"k": 5, "num_probes": 1}, {"k": 3, "num_reranked": 0},
-        {"k": 150, "num_probes": 1},
+        {"k": 150, "num_probes": 1}, {"k": 4, "num_probes": 4, "filter": [7, 3, 399]},
     ]  # fmt: skip
-    asked = [(queries(1 + n % 3, n), settings[n % 4]) for n in range(24)]
+    asked = [(queries(1 + n % 3, n), settings[n % 5]) for n in range(24)]
     answers = server.together(*({"vectors": x, **options} for x, options in asked))
     for response, (x, options) in zip(answers, asked, strict=True):
         assert_found(response, index, x, **options)
