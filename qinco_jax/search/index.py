@@ -120,6 +120,10 @@ class Index:
             code = None if rows is None else np.asarray(rows[span])
             pieces.append(self._encoded(part, code, span.start))
             advance(span.stop, count)
+        counts = np.zeros(self.lists.nlist, np.int64)
+        for lists, _ in pieces:
+            counts += np.bincount(lists, minlength=len(counts))
+        scan.reserve(self.lists, counts)
         for span, (lists, packed) in zip(spans(count, BLOCK_ROWS), pieces, strict=True):
             scan.add(self.lists, lists, packed, own_ids[span])
         if count:

@@ -121,6 +121,14 @@ def add(index: Any, lists: np.ndarray, packed: np.ndarray, ids: np.ndarray) -> N
     index.ntotal += len(ids)
 
 
+def reserve(index: Any, counts: np.ndarray) -> None:
+    """Makes room for some more codes [L] in each list; else lists double."""
+    for number in np.flatnonzero(counts).tolist():
+        size = index.invlists.list_size(number)
+        index.invlists.resize(number, size + int(counts[number]))
+        index.invlists.resize(number, size)
+
+
 def is_mapped(index: Any) -> bool:
     """Whether the lists lie in a file that is read as they are searched."""
     faiss = optional.faiss(WANTED)
