@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from qinco_jax.errors import InputError, unknown
+from qinco_jax.search import ids as vector_ids
 from qinco_jax.search.ids import MAX_ID
 from qinco_jax.search.index import NUM_PROBES, Index
 from qinco_jax.vectors import checks
@@ -193,11 +194,6 @@ def _settings(given: dict[str, Any], index: Index, limits: Limits) -> Settings:
 
 def _filter(ids: Any) -> bytes:
     try:
-        found = np.asarray(ids)
-    except (ValueError, OverflowError):
-        found = np.asarray(None)
-    if found.shape == (0,):
-        return b""
-    if found.ndim != 1 or found.dtype.kind not in "iu" or found.min() < 0 or found.max() > MAX_ID:
-        raise InputError(f"filter must be a list of ids, integers from 0 to {MAX_ID}")
-    return found.astype(np.int64).tobytes()
+        return vector_ids.checked(ids).tobytes()
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"filter must be a list of ids, integers from 0 to {MAX_ID}") from error

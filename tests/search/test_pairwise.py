@@ -14,7 +14,6 @@ import pytest
 import qinco_jax as qj
 from qinco_jax.quantizers import pairwise_decoder, qinco, rq
 from qinco_jax.search import additive, disk, pairwise, scan
-from qinco_jax.search.index import nearest_lists
 
 pytest.importorskip("faiss")
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
@@ -189,7 +188,7 @@ def test_distances_without_the_network_are_those_of_the_pairs() -> None:
     index.add(x[:500])
     assert index.pairs is not None and index.reading.kind == "reconstruction"
     distances, ids = index.search(x[500:510], 500, num_probes=10, num_reranked=0)
-    lists = nearest_lists(index.list_vectors, x[:500])
+    lists = scan.nearest_lists(index.lists, index.list_vectors, x[:500])
     codes = np.concatenate([lists[:, None], qj.encode(model, x[:500])], axis=1).astype(np.int32)
     x_hat = np.asarray(index.pairs.decode(jnp.asarray(codes)))
     expected = np.square(x[500:510, None] - x_hat).sum(axis=-1)
