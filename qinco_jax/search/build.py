@@ -12,9 +12,10 @@ from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.pairwise_decoder import PairwiseDecoder
 from qinco_jax.quantizers.rq import sample_rows
+from qinco_jax.quantizers.transform import approximated
 from qinco_jax.search import additive, distance, pairwise, scan
-from qinco_jax.search.distance import Measured, Reading
-from qinco_jax.search.index import Index, distance_space
+from qinco_jax.search.distance import Measured, Reading, in_space
+from qinco_jax.search.index import Index
 from qinco_jax.search.pairwise import Pairs
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
@@ -79,15 +80,16 @@ def build(
     if pairs is not None:
         pairwise.check_fits(pairs, model, metric)
     is_residual = model.config.num_centroids is not None
-    list_vectors = _list_vectors(model, x_train, num_lists, metric, seed)
     x = checks.finite(sample_rows(x_train, max_rows, seed), what="x_train")
+    origin = distance.origin_of(metric, x)
+    list_vectors = in_space(_list_vectors(model, x_train, num_lists, metric, seed), metric, origin)
     x = np.random.default_rng(seed).permutation(x)  # the last ones try the readings
     codes = np.asarray(coding.encode(model, x))
     rows = codes[:, 1:] if is_residual else codes
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for span in spans(len(x), BLOCK_ROWS):
-            targets = distance_space(x[span], metric)
+            targets = in_space(x[span], metric, origin)
             base = list_vectors[codes[span, 0]] if is_residual else np.float32(0)
             yield rows[span], targets - base
 
@@ -97,8 +99,10 @@ def build(
     if is_residual:
         rough += list_vectors[codes[some, 0]]
     x_hat = np.asarray(coding.decode(model, codes[some]))
-    measured = Measured(distance_space(x[some], metric), x_hat, rough)
-    reading = choose(metric, measured)
+    if metric == "l2":
+        x_hat = x_hat - origin
+    measured = Measured(in_space(x[some], metric, origin), x_hat, rough)
+    reading = choose(metric, measured, origin)
     lists = scan.new(list_vectors, tables, reading, is_residual)
     made = {"train_vectors": len(x_train), "fitted_vectors": len(x), "seed": seed}
     index = Index(model, list_vectors, tables, reading, lists, made=made)
@@ -147,7 +151,7 @@ def _pairs(
 def _list_vectors(
     model: Model, x_train: Rows, num_lists: int | None, metric: str, seed: int
 ) -> np.ndarray:
-    """What queries are compared with [L, D] float32: the model's centroids, or new ones."""
+    """The vectors of the lists [L, D] float32: the model's centroids, or new ones."""
     own = model.config.num_centroids
     if own is not None:
         if num_lists not in (None, own):
@@ -155,7 +159,7 @@ def _list_vectors(
                 f"the lists are the model's {own} centroids; leave out num_lists = {num_lists}"
             )
         numbers = np.arange(own)[:, None]
-        return distance_space(np.asarray(coding.decode(model, numbers)), metric)
+        return np.asarray(coding.decode(model, numbers))
     if num_lists is None:
         num_lists = max(1, min(MOST_LISTS, len(x_train) // ROWS_PER_LIST))
     num_lists = checks.integer(num_lists, "num_lists", 1)
@@ -167,22 +171,22 @@ def _list_vectors(
     rows = x_train
     if metric == "cosine":
         sampled = sample_rows(x_train, 256 * num_lists, seed)
-        rows = distance_space(checks.finite(sampled, what="x_train"), metric)
-    return distance_space(train_centroids(rows, num_lists, seed=seed), metric)
+        rows = approximated(checks.finite(sampled, what="x_train"), unit_norm=True)
+    return train_centroids(rows, num_lists, seed=seed)
 
 
-def choose(metric: str, rows: Measured) -> Reading:
+def choose(metric: str, rows: Measured, origin: np.ndarray) -> Reading:
     """The reading that finds most on rows of which the last ones ask for the others.
 
     First by the network's reconstructions, where recall@1 and @10 count the same; then how much the
     scan's look-ups should heed the byte.
     """
     kinds = distance.kinds(metric, rows.x)
-    found = {kind: distance.fit(metric, kind, rows) for kind in kinds}
+    found = {kind: distance.fit(metric, kind, rows, origin) for kind in kinds}
     best = max(kinds, key=lambda kind: _recall(found[kind], metric, rows, rows.x_hat))
     if best != "scale":
         return found[best]
-    pulled = [distance.fit(metric, best, rows, pull) for pull in PULLS]
+    pulled = [distance.fit(metric, best, rows, origin, pull) for pull in PULLS]
     return max(pulled, key=lambda reading: _recall(reading, metric, rows))
 
 
@@ -201,8 +205,7 @@ def _recall(
     kept = Measured(x, rows.x_hat[:count], rows.rough[:count])
     levels = distance.to_bytes(reading, distance.values(metric, reading.kind, kept))
     if x_hat is None:
-        weights = float(reading.offset) + float(reading.slope) * levels
-        scores = -(queries @ kept.rough.T + weights)
+        scores = -(queries @ kept.rough.T + distance.scan_adds(reading, levels))
     else:
         scores = np.asarray(
             distance.all_distances(

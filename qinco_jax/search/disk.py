@@ -41,7 +41,9 @@ def save(index: Index, path: str | os.PathLike[str]) -> None:
         partial.mkdir(parents=True)
         disk.save(index.model, partial / MODEL)
         arrays: dict[str, Any] = {"list_vectors": index.list_vectors, "tables": index.tables}
-        np.savez(partial / ARRAYS, **arrays | pairwise.arrays(index.pairs))
+        np.savez(
+            partial / ARRAYS, origin=index.reading.origin, **arrays | pairwise.arrays(index.pairs)
+        )
         faiss.write_index(index.lists, str(partial / LISTS))
         files = {name: _facts(partial / name) for name in (LISTS, ARRAYS)}
         content = {**describe(index), "next_id": index.next_id, "files": files}
@@ -116,9 +118,11 @@ def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Index:
     try:
         lists = faiss.read_index(str(folder / LISTS), flags)
         with np.load(folder / ARRAYS) as arrays:
-            list_vectors, tables = arrays["list_vectors"], arrays["tables"]
+            list_vectors, tables, origin = (
+                arrays[name] for name in ("list_vectors", "tables", "origin")
+            )
             pairs = pairwise.of_arrays(arrays, list_vectors, lists.by_residual)
-        reading = distance.from_settings(content["reading"])
+        reading = distance.from_settings(content["reading"], origin)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} is damaged ({str(error)[:200]}); {REMEDY}") from error
     facts = content["next_id"], content["made"], content["points"]

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.quantizers.distances import matmul
+from qinco_jax.quantizers.transform import approximated
 
 KINDS = ("reconstruction", "length", "scale")
-LEVELS = 256  # of the byte
-SAME_LENGTH = 0.01  # relative spread of lengths that count as one
+LEVELS = 256  # of a byte
+SAME_LENGTH = 0.01  # spread of squared lengths that count as one, as a share of the variance
 
 
 @flax.struct.dataclass
@@ -25,13 +26,16 @@ class Reading:
     """How distances of one metric are read off.
 
     Attributes:
-      low: [] float32, the value of byte 0.
-      step: [] float32, what each further level adds.
+      low: [V] float32, the value that level 0 of each byte stands for.
+      step: [V] float32, what each further level adds.
       squared_length: [] float32, mean |x|^2, which all vectors share where `kind` is "scale".
-      slope: what the scan adds for a level, in addition to <q, x_hat>; `offset` for byte 0.
-      offset: see `slope`.
+      origin: [D] float32, which is subtracted from all vectors under "l2", so that float32 keeps
+        the digits of distances; 0 for other metrics, and where all lengths are the same.
+      slope: [V] float32, what the scan adds for a level, in addition to <q, x_hat>.
+      offset: [] float32, what it adds for level 0 of all bytes.
       metric: "l2", "ip" or "cosine", static.
-      kind: one of `KINDS`, static. The byte holds |x_hat|^2 of the additive decoder, |x|^2, or s.
+      kind: one of `KINDS`, static. The first byte holds |x_hat|^2 of the additive decoder, |x|^2,
+        or s. Of "scale" under "l2" a second one holds |x_hat|^2, which the scan cannot do without.
     """
 
     low: jax.Array
@@ -39,12 +43,13 @@ class Reading:
     squared_length: jax.Array
     slope: jax.Array
     offset: jax.Array
+    origin: jax.Array
     metric: str = flax.struct.field(pytree_node=False)
     kind: str = flax.struct.field(pytree_node=False)
 
 
 class Measured(NamedTuple):
-    """Rows to choose a reading by: vectors, both reconstructions, all [N, D]."""
+    """Rows to choose a reading by: vectors, both reconstructions, all [N, D] and `in_space`."""
 
     x: np.ndarray
     x_hat: np.ndarray
@@ -55,46 +60,64 @@ def kinds(metric: str, x: np.ndarray) -> tuple[str, ...]:
     """The readings that a metric has for vectors [N, D]."""
     if metric == "cosine":  # of a unit vector the length says nothing
         return "reconstruction", "scale"
-    lengths = np.linalg.norm(x, axis=1)
-    if metric == "ip" or lengths.std() <= SAME_LENGTH * lengths.mean():
-        return KINDS
-    return "reconstruction", "length"
+    return KINDS if metric == "ip" or have_one_length(x) else KINDS[:2]
 
 
-def fit(metric: str, kind: str, rows: Measured, pull: float = 0.0) -> Reading:
+def have_one_length(x: np.ndarray) -> bool:
+    """Whether the lengths of vectors [N, D] differ too little to tell them apart."""
+    squares = np.square(x, dtype=np.float64).sum(axis=1)
+    return bool(squares.std() <= SAME_LENGTH * x.var(axis=0, dtype=np.float64).sum())
+
+
+def origin_of(metric: str, x: np.ndarray) -> np.ndarray:
+    """The `origin` of a reading for vectors like these, [D] float32."""
+    if metric != "l2" or have_one_length(x):
+        return np.zeros(x.shape[1], np.float32)
+    return x.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def in_space(x: np.ndarray, metric: str, origin: np.ndarray) -> np.ndarray:
+    """Vectors [N, D] as distances are computed, float32: less the origin, or of unit length."""
+    x = approximated(x, metric == "cosine")
+    return x - origin if metric == "l2" else x
+
+
+def fit(metric: str, kind: str, rows: Measured, origin: np.ndarray, pull: float = 0.0) -> Reading:
     """A reading whose byte spans the values of these rows.
 
     `pull` is how much of a vector's scale the scan takes into account, 0 to 1.
     """
     found = values(metric, kind, rows)
-    low, high = np.quantile(found, (0.001, 0.999))
-    step = max(float(high - low), 1e-12 + 1e-6 * abs(float(high))) / (LEVELS - 1)
-    middle = float(np.square(rows.x_hat, dtype=np.float64).sum(axis=1).mean())
-    slope = {"reconstruction": -0.5, "length": -0.5, "scale": pull * middle}[kind]
-    if metric != "l2" and kind != "scale":
-        slope = 0.0
-    center = float(found.mean()) if kind == "scale" else 0.0
-    squared = float(np.square(rows.x, dtype=np.float64).sum(axis=1).mean())
-    low, step, squared, slope, offset = map(
-        jnp.float32, (low, step, squared, slope * step, slope * (low - center))
-    )
-    return Reading(low, step, squared, slope, offset, metric, kind)
+    low, high = np.quantile(found, (0.001, 0.999), axis=0)
+    step = np.maximum(high - low, 1e-12 + 1e-6 * np.abs(high)) / (LEVELS - 1)
+    heeded, center = np.zeros(len(low)), np.zeros(len(low))
+    if kind == "scale":
+        middle = np.square(rows.x_hat, dtype=np.float64).sum(axis=1).mean()
+        heeded[0], center[0] = pull * middle, found[:, 0].mean()
+    if metric == "l2":
+        heeded[-1] = -0.5
+    squared = np.square(rows.x, dtype=np.float64).sum(axis=1).mean()
+    numbers = low, step, squared, heeded * step, heeded @ (low - center), origin
+    low, step, mean, slope, offset, zero = (jnp.asarray(number, jnp.float32) for number in numbers)
+    return Reading(low, step, mean, slope, offset, zero, metric, kind)
 
 
 def values(metric: str, kind: str, rows: Measured) -> np.ndarray:
-    """What a reading keeps of each row, [N] float64."""
+    """What a reading keeps of each row, [N, V] float64."""
+    norms = np.square(rows.rough, dtype=np.float64).sum(axis=1)
     if kind == "reconstruction":
-        return np.square(rows.rough, dtype=np.float64).sum(axis=1)
+        return norms[:, None]
     if kind == "length":
-        return np.square(rows.x, dtype=np.float64).sum(axis=1)
+        return np.square(rows.x, dtype=np.float64).sum(axis=1)[:, None]
     squares = np.square(rows.x_hat, dtype=np.float64).sum(axis=1)
     products = (rows.x.astype(np.float64) * rows.x_hat).sum(axis=1)
-    return np.where(squares > 0, products / np.maximum(squares, 1e-30), 1.0)
+    scales = np.where(squares > 0, products / np.maximum(squares, 1e-30), 1.0)
+    return np.stack([scales, norms] if metric == "l2" else [scales], axis=1)
 
 
 def to_bytes(reading: Reading, found: np.ndarray) -> np.ndarray:
-    """Values [N] as the nearest of 256 levels, uint8."""
-    levels = np.rint((found - float(reading.low)) / float(reading.step))
+    """Values [N, V] as the nearest of 256 levels each, uint8."""
+    levels = np.rint((found - np.asarray(reading.low)) / np.asarray(reading.step))
     return np.clip(levels, 0, LEVELS - 1).astype(np.uint8)
 
 
@@ -103,8 +126,8 @@ def distances(
 ) -> jax.Array:
     """Distances [N] of queries [N, D] to reconstructions [N, D], a pair a row.
 
-    Queries are of unit length under "cosine". `levels` [N] are the bytes. Smaller is nearer: the
-    squared L2 distance, minus the inner product, minus the cosine.
+    Both are `in_space`. `levels` [N, V] are the bytes. Smaller is nearer: the squared L2 distance,
+    minus the inner product, minus the cosine.
     """
     factor, rest = _readings(reading, x_hat, levels)
     near = factor[:, None] * x_hat
@@ -130,7 +153,7 @@ def all_distances(
 def _readings(reading: Reading, x_hat: jax.Array, levels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What stretches reconstructions, [N], and what to add to |q - stretched|^2, [N]."""
     squares = jnp.maximum(jnp.sum(jnp.square(x_hat), axis=1), 1e-30)
-    value = reading.low + reading.step * levels.astype(jnp.float32)
+    value = reading.low[0] + reading.step[0] * levels[:, 0].astype(jnp.float32)
     if reading.kind == "scale":
         return value, reading.squared_length - jnp.square(value) * squares
     if reading.metric == "cosine":
@@ -138,6 +161,11 @@ def _readings(reading: Reading, x_hat: jax.Array, levels: jax.Array) -> tuple[ja
     if reading.kind == "length":
         return jnp.sqrt(jnp.maximum(value, 0) / squares), jnp.zeros_like(squares)
     return jnp.ones_like(squares), jnp.zeros_like(squares)
+
+
+def scan_adds(reading: Reading, levels: np.ndarray) -> np.ndarray:
+    """What the scan adds to <q, x_hat> for bytes [N, V], [N] float64."""
+    return float(reading.offset) + levels @ np.asarray(reading.slope, np.float64)
 
 
 def of_scores(reading: Reading, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -149,13 +177,21 @@ def of_scores(reading: Reading, queries: np.ndarray, scores: np.ndarray) -> np.n
 
 
 def settings(reading: Reading) -> dict[str, Any]:
-    """The reading as json."""
+    """The reading as json, without its origin."""
     fields = {field.name: getattr(reading, field.name) for field in dataclasses.fields(reading)}
-    return {name: float(v) if isinstance(v, jax.Array) else v for name, v in fields.items()}
+    del fields["origin"]
+    return {
+        name: np.asarray(value).tolist() if isinstance(value, jax.Array) else value
+        for name, value in fields.items()
+    }
 
 
-def from_settings(found: dict[str, Any]) -> Reading:
-    """The reading that `settings` wrote."""
-    static = {name: found[name] for name in ("metric", "kind")}
-    numbers = {name: jnp.float32(found[name]) for name in found if name not in static}
-    return Reading(**numbers, **static)
+def from_settings(found: dict[str, Any], origin: np.ndarray) -> Reading:
+    """The reading that `settings` wrote, and its origin."""
+    low, step, squared, slope, offset = (
+        jnp.asarray(found[name], jnp.float32)
+        for name in ("low", "step", "squared_length", "slope", "offset")
+    )
+    return Reading(
+        low, step, squared, slope, offset, jnp.asarray(origin), found["metric"], found["kind"]
+    )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax import optional
@@ -13,7 +14,6 @@ from qinco_jax.errors import InputError
 from qinco_jax.models.codes import model_fingerprint
 from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.coding import Model
-from qinco_jax.quantizers.transform import approximated
 from qinco_jax.search import additive, distance, pairwise, rerank, scan
 from qinco_jax.search import ids as vector_ids
 from qinco_jax.search import tune as tuning
@@ -36,7 +36,8 @@ class Index:
 
     Attributes:
       model: whose codes are kept.
-      list_vectors: [L, D] float32, which queries are compared with to choose lists.
+      list_vectors: [L, D] float32, which queries are compared with to choose lists, like all below
+        in the space of the distances (`distance.in_space`).
       tables: [C, K, D] float32 of the additive decoder; behind residual lists, of x less the list's
         vector.
       reading: of the distances.
@@ -76,7 +77,8 @@ class Index:
     def fingerprint(self) -> tuple[Any, ...]:
         """What two indexes must have in common to be merged."""
         further = (array.tobytes() for array in pairwise.arrays(self.pairs).values())
-        arrays = self.list_vectors.tobytes(), self.tables.tobytes(), *further
+        origin = np.asarray(self.reading.origin).tobytes()
+        arrays = self.list_vectors.tobytes(), self.tables.tobytes(), origin, *further
         return (model_fingerprint(self.model), *arrays, str(distance.settings(self.reading)))
 
     @functools.cached_property
@@ -184,7 +186,9 @@ class Index:
         ids = np.full((len(vectors), k), -1, np.int64)
         for span in spans(len(vectors), QUERY_BLOCK):
             block = vectors[span]
-            best = scan.search(self.lists, block, scanned, num_probes, ef_search, selector)
+            best = scan.search(
+                self.lists, len(self.tables), block, scanned, num_probes, ef_search, selector
+            )
             own, *shortlist = _first(size, self._rough(block, *best), *best)
             if most:
                 own = self._distances(self.prepared, block, *shortlist)
@@ -316,9 +320,10 @@ class Index:
             assert x is not None
             codes = np.asarray(coding.encode(self.model, x))
         codes = packing.check_range(self.model.column_sizes, codes, begin)
-        x_hat = np.asarray(coding.decode(self.model, codes))
-        target = x_hat if x is None else x
-        target = distance_space(target, self.metric)
+        decoded = np.asarray(coding.decode(self.model, codes))
+        target, x_hat = self._in_space(decoded if x is None else x), decoded
+        if self.metric == "l2":
+            x_hat = self._in_space(decoded)
         if self.lists.by_residual:
             lists, columns = codes[:, 0], codes[:, 1:]
             rough = self.list_vectors[lists] + additive.decode(self.tables, columns)
@@ -327,15 +332,16 @@ class Index:
             rough = additive.decode(self.tables, columns)
         kept = distance.values(self.metric, self.reading.kind, Measured(target, x_hat, rough))
         if x is None and self.reading.kind == "scale":  # a reconstruction would always say 1
-            middle = float(self.reading.low) + float(self.reading.step) * (distance.LEVELS // 2)
-            kept = np.full(len(codes), middle)
+            low, step = float(self.reading.low[0]), float(self.reading.step[0])
+            kept[:, 0] = low + step * (distance.LEVELS // 2)
         levels = distance.to_bytes(self.reading, kept)
         return lists, scan.pack(columns, levels, self.model.codebook_size)
 
     def _unpacked(self, packed: np.ndarray, lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Codes [n, columns] int32 of the model and bytes [n] of packed ones in their lists."""
         num_columns = len(self.tables)
-        codes, levels = scan.unpack(packed, num_columns, self.model.codebook_size)
+        num_bytes = len(self.reading.low)
+        codes, levels = scan.unpack(packed, num_columns, self.model.codebook_size, num_bytes)
         if self.lists.by_residual:
             codes = np.concatenate([lists[:, None].astype(np.int32), codes], axis=1)
         return codes, levels
@@ -345,7 +351,10 @@ class Index:
         if vectors.ndim != 2:
             raise InputError(f"the queries have shape {vectors.shape}; expected [Q, D]")
         limit = checks.FLOAT32_MAX if self.metric == "cosine" else coding.LARGEST
-        return distance_space(checks.finite(vectors, 0, "the queries", limit), self.metric)
+        return self._in_space(checks.finite(vectors, 0, "the queries", limit))
+
+    def _in_space(self, x: np.ndarray) -> np.ndarray:
+        return distance.in_space(x, self.metric, np.asarray(self.reading.origin))
 
     def _distances(
         self, decoder: Any, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray,
@@ -360,8 +369,14 @@ class Index:
         size = next(size for size in QUERY_SIZES if size >= len(queries))
         padded = np.zeros((size, queries.shape[1]), np.float32)
         padded[: len(queries)] = queries
+        origin = self.reading.origin if decoder is self.prepared else jnp.zeros(self.model.dim)
         found = rerank.distances(
-            decoder, self.reading, padded, codes.reshape(*shape, -1), levels.reshape(shape)
+            decoder,
+            self.reading,
+            origin,
+            padded,
+            codes.reshape(*shape, codes.shape[1]),
+            levels.reshape(*shape, levels.shape[1]),
         )
         return np.where(there, found, np.inf)
 
@@ -386,8 +401,3 @@ def _first(
     order = np.lexsort((ids, own), axis=1)[:, :count]
     rows = np.arange(len(own))[:, None]
     return [part[rows, order] for part in (own, scores, ids, *parts)]
-
-
-def distance_space(x: np.ndarray, metric: str) -> np.ndarray:
-    """Vectors [N, D] as their distances are computed, float32: of unit length under "cosine"."""
-    return approximated(x, metric == "cosine")

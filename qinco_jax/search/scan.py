@@ -33,7 +33,7 @@ def new(list_vectors: np.ndarray, tables: np.ndarray, reading: Reading, is_resid
     faiss = optional.faiss(WANTED)
     num_columns, codebook_size, dim = tables.shape
     bits = bits_of(codebook_size)
-    parts = num_columns + num_digits(bits)
+    parts = num_columns + len(reading.slope) * num_digits(bits)
     quantizer = _quantizer(list_vectors, parts * dim, reading.metric)
     index = faiss.IndexIVFPQ(
         quantizer, parts * dim, len(list_vectors), parts, bits, faiss.METRIC_INNER_PRODUCT
@@ -41,9 +41,8 @@ def new(list_vectors: np.ndarray, tables: np.ndarray, reading: Reading, is_resid
     index.by_residual = is_residual
     centroids = np.zeros((parts, 2**bits, dim), np.float32)
     centroids[:num_columns, :codebook_size] = tables
-    digit = np.arange(2**bits, dtype=np.float32)
-    for place in range(parts - num_columns):
-        centroids[num_columns + place, :, 0] = float(reading.slope) * 2.0 ** (bits * place) * digit
+    weights = np.outer(np.asarray(reading.slope), 2.0 ** (bits * np.arange(num_digits(bits))))
+    centroids[num_columns:, :, 0] = np.outer(weights, np.arange(2**bits))
     centroids[num_columns, :, 0] += float(reading.offset)
     faiss.copy_array_to_vector(centroids.ravel(), index.pq.centroids)
     index.is_trained = True
@@ -87,24 +86,24 @@ def num_digits(bits: int) -> int:
 
 
 def pack(codes: np.ndarray, levels: np.ndarray, codebook_size: int) -> np.ndarray:
-    """Codes [N, C] and bytes [N] as the lists keep them, [N, bytes] uint8."""
+    """Codes [N, C] and bytes [N, V] as the lists keep them, [N, bytes] uint8."""
     bits = bits_of(codebook_size)
     places = bits * np.arange(num_digits(bits))
-    digits = (levels.astype(np.int64)[:, None] >> places) % 2**bits
-    columns = np.concatenate([codes.astype(np.int64), digits], axis=1)
+    digits = (levels.astype(np.int64)[:, :, None] >> places) % 2**bits
+    columns = np.concatenate([codes.astype(np.int64), digits.reshape(len(codes), -1)], axis=1)
     return packing.pack(columns, 2**bits)
 
 
 def unpack(
-    packed: np.ndarray, num_columns: int, codebook_size: int
+    packed: np.ndarray, num_columns: int, codebook_size: int, num_bytes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The codes [N, C] int32 and bytes [N] int32 that `pack` was given."""
+    """The codes [N, C] int32 and bytes [N, V] int32 that `pack` was given."""
     bits = bits_of(codebook_size)
-    columns = packing.unpack(packed, num_columns + num_digits(bits), 2**bits).astype(np.int32)
+    width = num_columns + num_bytes * num_digits(bits)
+    columns = packing.unpack(packed, width, 2**bits).astype(np.int32)
     places = bits * np.arange(num_digits(bits), dtype=np.int32)
-    return columns[:, :num_columns], (columns[:, num_columns:] << places).sum(
-        axis=1, dtype=np.int32
-    )
+    digits = columns[:, num_columns:].reshape(len(packed), num_bytes, len(places))
+    return columns[:, :num_columns], (digits << places).sum(axis=2, dtype=np.int32)
 
 
 def add(index: Any, lists: np.ndarray, packed: np.ndarray, ids: np.ndarray) -> None:
@@ -172,9 +171,15 @@ def find(index: Any, ids: np.ndarray, numbers: Iterable[int]) -> tuple[np.ndarra
 
 
 def search(
-    index: Any, queries: np.ndarray, count: int, num_probes: int, ef_search: int, selector: Any
+    index: Any,
+    num_columns: int,
+    queries: np.ndarray,
+    count: int,
+    num_probes: int,
+    ef_search: int,
+    selector: Any,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The best codes of each query [Q, D] in its nearest lists.
+    """The best codes, of `num_columns` columns, of each query [Q, D] in its nearest lists.
 
     Returns:
       Scores [Q, S] float32, the greatest first; ids [Q, S] int64, -1 where there are fewer; lists
@@ -182,7 +187,6 @@ def search(
     """
     faiss = optional.faiss(WANTED)
     parts, (rows, dim) = index.pq.M, queries.shape
-    num_columns = parts - num_digits(index.pq.nbits)
     wide = np.zeros((rows, parts, dim), np.float32)
     wide[:, :num_columns] = queries[:, None]
     wide[:, num_columns:, 0] = 1

@@ -48,7 +48,7 @@ def test_without_re_ranking_distances_are_sums_of_tables(case: tuple[str, str, s
     index = indexes.filled(*case)
     reading, queries = index.reading, indexes.in_space(index, QUERIES)
     scores = queries @ indexes.rough(index, X).T + float(reading.offset)
-    scores = scores + float(reading.slope) * indexes.levels(index, X)
+    scores = scores + indexes.levels(index, X) @ np.float64(reading.slope)
     expected = -scores
     if index.metric == "l2":
         own = float(reading.squared_length) if reading.kind == "scale" else 0.0
@@ -201,6 +201,10 @@ def test_distances_far_from_zero_keep_their_digits() -> None:
     found = index.search(QUERIES + shift, 5, **EVERYTHING)
     expected = indexes.distances(index, QUERIES + shift, X + shift)
     indexes.assert_nearest(found, expected, np.arange(ROWS), atol=1e-2)
+    near = indexes.filled("plain").search(QUERIES, 10, num_probes=6, num_reranked=0)
+    far = index.search(QUERIES + shift, 10, num_probes=6, num_reranked=0)
+    same = [len(np.intersect1d(*ids)) for ids in zip(near[1], far[1], strict=True)]
+    assert np.mean(same) > 8  # the scan's sums keep theirs, too
 
 
 Call = Callable[[qj.search.Index], object]

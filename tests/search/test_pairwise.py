@@ -188,8 +188,10 @@ def test_distances_without_the_network_are_those_of_the_pairs() -> None:
     index.add(x[:500])
     assert index.pairs is not None and index.reading.kind == "reconstruction"
     distances, ids = index.search(x[500:510], 500, num_probes=10, num_reranked=0)
+    own = np.asarray(qj.encode(model, x[:500]))
+    x = x - np.asarray(index.reading.origin)
     lists = scan.nearest_lists(index.lists, index.list_vectors, x[:500])
-    codes = np.concatenate([lists[:, None], qj.encode(model, x[:500])], axis=1).astype(np.int32)
+    codes = np.concatenate([lists[:, None], own], axis=1).astype(np.int32)
     x_hat = np.asarray(index.pairs.decode(jnp.asarray(codes)))
     expected = np.square(x[500:510, None] - x_hat).sum(axis=-1)
     np.testing.assert_allclose(distances, np.take_along_axis(expected, ids, axis=1), rtol=1e-4)

@@ -22,11 +22,13 @@ faiss = pytest.importorskip("faiss")
 )
 def test_codes_and_bytes_survive_packing(size: int, columns: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    codes, levels = rng.integers(size, size=(20, columns)), rng.integers(256, size=20)
+    codes, levels = rng.integers(size, size=(20, columns)), rng.integers(256, size=(20, 2))
     packed = scan.pack(codes, np.uint8(levels), size)
-    bits = columns * scan.bits_of(size) + scan.num_digits(scan.bits_of(size)) * scan.bits_of(size)
+    bits = columns * scan.bits_of(size) + 2 * scan.num_digits(scan.bits_of(size)) * scan.bits_of(
+        size
+    )
     assert packed.shape == (20, -(-bits // 8))
-    found = scan.unpack(packed, columns, size)
+    found = scan.unpack(packed, columns, size, 2)
     np.testing.assert_array_equal(found[0], codes)
     np.testing.assert_array_equal(found[1], levels)
 

@@ -52,8 +52,8 @@ def built(name: str, metric: str = "l2", kind: str | None = None) -> qj.search.I
     model = model_of(name)
     num_lists = None if model.config.num_centroids else 6
 
-    def choose(metric: str, rows: distance.Measured) -> distance.Reading:
-        return distance.fit(metric, str(kind), rows, pull=0.5)
+    def choose(metric: str, rows: distance.Measured, origin: np.ndarray) -> distance.Reading:
+        return distance.fit(metric, str(kind), rows, origin, pull=0.5)
 
     with mock.patch.object(BUILD, "choose", choose if kind else BUILD.choose):
         return qj.search.build(model, X, num_lists, metric)
@@ -78,7 +78,12 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def in_space(index: qj.search.Index, x: np.ndarray) -> np.ndarray:
-    return unit(np.float64(x)) if index.metric == "cosine" else np.float64(x)
+    return unit(np.float64(x)) if index.metric == "cosine" else less_origin(index, x)
+
+
+def less_origin(index: qj.search.Index, x: np.ndarray) -> np.ndarray:
+    """Vectors less the mean, where the index measures L2 distances about it."""
+    return np.float64(x) - np.asarray(index.reading.origin, np.float64)
 
 
 def lists_of(index: qj.search.Index, x: np.ndarray) -> np.ndarray:
@@ -108,23 +113,26 @@ def rough(index: qj.search.Index, x: np.ndarray) -> np.ndarray:
 
 
 def levels(index: qj.search.Index, x: np.ndarray) -> np.ndarray:
-    """The bytes [N] that the reading keeps of vectors."""
-    x_hat = np.float64(qj.decode(index.model, qj.encode(index.model, x)))
+    """The bytes [N, V] that the reading keeps of vectors."""
+    x_hat = less_origin(index, qj.decode(index.model, qj.encode(index.model, x)))
     target, reading = in_space(index, np.float32(x)), index.reading
     target = np.float64(np.float32(target))
+    norms = np.square(rough(index, x)).sum(1)
     kept = {
-        "reconstruction": np.square(rough(index, x)).sum(1),
-        "length": np.square(target).sum(1),
-        "scale": (target * x_hat).sum(1) / np.square(x_hat).sum(1),
+        "reconstruction": [norms],
+        "length": [np.square(target).sum(1)],
+        "scale": [(target * x_hat).sum(1) / np.square(x_hat).sum(1)],
     }[reading.kind]
-    return np.clip(np.rint((kept - float(reading.low)) / float(reading.step)), 0, 255)
+    kept += [norms] * (reading.kind == "scale" and index.metric == "l2")
+    found = np.stack(kept, axis=1)
+    return np.clip(np.rint((found - np.float64(reading.low)) / np.float64(reading.step)), 0, 255)
 
 
 def distances(index: qj.search.Index, queries: np.ndarray, x: np.ndarray) -> np.ndarray:
     """The distances [Q, N] that a search should give to vectors that were added."""
     reading = index.reading
-    value = float(reading.low) + float(reading.step) * levels(index, x)
-    x_hat = np.float64(qj.decode(index.model, qj.encode(index.model, x)))
+    value = float(reading.low[0]) + float(reading.step[0]) * levels(index, x)[:, 0]
+    x_hat = less_origin(index, qj.decode(index.model, qj.encode(index.model, x)))
     queries = in_space(index, queries)
     own = np.square(x_hat).sum(1)
     if reading.kind == "scale":
