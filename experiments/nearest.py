@@ -28,8 +28,8 @@ from qinco_jax.quantizers import packing
 from qinco_jax.vectors.shards import read_rows
 from qinco_jax.vectors.stored import Stored
 
-PROBES = 1, 2, 4, 8, 16, 32, 64
-RERANKED = 0, 10, 20, 50, 100
+PROBES = 4, 16, 64
+RERANKED = 0, 10, 20, 50
 K = 10
 
 
