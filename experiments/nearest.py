@@ -179,7 +179,7 @@ def plot(rows, path, title):
                 [row[name] for row in found] for name in ("recall@1", "queries_per_second")
             )
             axis.plot(recall, rates, **looks[system])
-        axis.set_yscale("log")
+        style.log_axis(axis, "y")
         axis.set_xlabel("recall@1")
         axis.set_ylabel("queries a second")
         style.finish(figure, style.lines(looks))
@@ -235,7 +235,7 @@ def main(model, dataset, extra, lists, metric, num_queries, rounds, work, out):
         rows[place] = own | rows[place] | facts
     results.write(rows, Path(f"{out}.jsonl"))
     show(rows)
-    plot(rows, f"{out}.png", f"{data.name}: {len(x):,} vectors")
+    plot(rows, f"{out}.png", f"{len(x):,} vectors of {Path(dataset).name}")
 
 
 if __name__ == "__main__":
