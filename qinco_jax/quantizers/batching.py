@@ -4,8 +4,9 @@ A function of rows is `apply(model, rows, *options)`, which maps a block of rows
 [R, ...], a pytree of arrays. `prepare(model)` may compute once what depends on the model alone, and
 `apply` takes what it gives instead of the model.
 
-Outside `jit`, rows go through the device in chunks of one fixed shape, so that another number of
-rows compiles nothing; a loop whose length is an argument visits only the blocks that are filled.
+Outside `jit`, rows go through the device in chunks of a fixed shape, smaller ones for few rows, so
+that another number of rows seldom compiles; a loop whose length is an argument visits only the
+blocks that are filled.
 Under the caller's transformations, or for rows that are sharded over a mesh, the blocks are
 scanned in one call and each device keeps its own rows.
 """
@@ -238,9 +239,8 @@ def _over_chunks(
 def _block_and_chunk(num_rows: int, rows: int) -> tuple[int, int]:
     """Rows of a block and of a chunk: few rows get small blocks, of one of a few sizes."""
     block = min(rows, FEW ** int(math.log(max(1, num_rows), FEW) + 1e-9))
-    if num_rows <= FEW * block:
-        return block, FEW * block
-    return rows, max(rows, min(CHUNK_BLOCKS * rows, CHUNK_ROWS))
+    chunk = max(rows, min(CHUNK_BLOCKS * rows, CHUNK_ROWS))
+    return (block, FEW * block) if num_rows <= min(FEW * block, chunk) else (rows, chunk)
 
 
 def _device_of(tree: Any) -> jax.Device | None:

@@ -38,7 +38,7 @@ def encode(
     The model scales, centers and rotates the vectors itself, as it was trained to.
 
     Pure; works under `jit`, `vmap` and on batches sharded over a mesh. Outside `jit` any number of
-    rows is encoded in bounded memory, without compiling again for another number.
+    rows is encoded in bounded memory, with a program for each of a few sizes.
 
     Args:
       model: of M steps and K codewords each.

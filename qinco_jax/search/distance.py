@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.quantizers.distances import matmul
-from qinco_jax.quantizers.transform import approximated
 
 KINDS = ("reconstruction", "length", "scale")
 LEVELS = 256  # of a byte
@@ -78,8 +77,13 @@ def origin_of(metric: str, x: np.ndarray) -> np.ndarray:
 
 def in_space(x: np.ndarray, metric: str, origin: np.ndarray) -> np.ndarray:
     """Vectors [N, D] as distances are computed, float32: less the origin, or of unit length."""
-    x = approximated(x, metric == "cosine")
-    return x - origin if metric == "l2" else x
+    x = np.asarray(x, np.float32)
+    if metric != "cosine":
+        return x - origin if metric == "l2" else x
+    largest = np.abs(x).max(axis=1, keepdims=True)  # as `transform.unit`, without compiling
+    x = x / np.where(largest > 0, largest, 1)
+    lengths = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(lengths > 0, lengths, 1)
 
 
 def fit(metric: str, kind: str, rows: Measured, origin: np.ndarray, pull: float = 0.0) -> Reading:

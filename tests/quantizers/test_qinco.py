@@ -226,7 +226,7 @@ def test_preselector_refuses(x: np.ndarray, num_candidates: int, message: str) -
         qj.fit_preselector(MODEL, x, num_candidates=num_candidates)
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 7, 8191, 8192, 8193])
+@pytest.mark.parametrize("num_rows", [0, 1, 7, 100, 700, 8191, 8192, 8193])
 def test_number_of_rows_changes_nothing_and_compiles_nothing(
     num_rows: int, compilations: list[str]
 ) -> None:
@@ -241,8 +241,9 @@ def test_number_of_rows_changes_nothing_and_compiles_nothing(
 
 @pytest.fixture
 def compilations() -> Iterator[list[str]]:
-    """Fills with an event per compilation, after encode and decode were called once."""
-    qj.decode(MODEL, qj.encode(MODEL, X))
+    """Fills with an event per compilation, after a call with rows of each size of block."""
+    for num_rows in (1, 8, 64, 512, 8192):
+        qj.decode(MODEL, qj.encode(MODEL, np.resize(X, (num_rows, X.shape[1]))))
     events: list[str] = []
 
     def listen(event: str, duration: float, **_: object) -> None:
