@@ -89,8 +89,9 @@ def write(
                     if interrupted.is_set() and span.stop < len(x):
                         raise Interrupted(_how_to_resume(span.stop, len(x)))
                 _write_json(_beside(target), origin)
-        except InputError:  # of other vectors, or on another disk, nothing could be resumed
-            _remove(partial, progress, lock)
+        except InputError:
+            if _done(progress, origin) == 0:  # else the blocks before are worth keeping
+                _remove(partial, progress, lock)
             raise
     _remove(progress, lock)
 
@@ -164,7 +165,7 @@ def _origin(model: Model, x: Rows, search: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": model_fingerprint(model),
         "vectors": fingerprint(x),
-        "search": dataclasses.asdict(coding.search_of(model, **search)),
+        "search": search,
         "bytes": width,
         "dtype": str(dtype),
         "version": __version__,
@@ -182,7 +183,7 @@ def _done(progress: Path, origin: Mapping[str, Any]) -> int:
 
 
 def _beside(path: Path) -> Path:
-    """Where it stands what made a file of codes."""
+    """The place of the description of a file of codes."""
     return path.with_name(f"{path.name}.json")
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -186,13 +186,15 @@ class Index:
         ids = np.full((len(vectors), k), -1, np.int64)
         for span in spans(len(vectors), QUERY_BLOCK):
             block = vectors[span]
-            best = scan.search(
+            best: Sequence[np.ndarray] = scan.search(
                 self.lists, len(self.tables), block, scanned, num_probes, ef_search, selector
             )
-            own, *shortlist = _first(size, self._rough(block, *best), *best)
-            if most:
-                own = self._distances(self.prepared, block, *shortlist)
-            found[span], _, ids[span], *_ = _first(k, own, *shortlist)
+            if self.pairs is not None and most:
+                _, *best = _first(size, self._rough(block, *best), *best)
+            own = (
+                self._distances(self.prepared, block, *best) if most else self._rough(block, *best)
+            )
+            found[span], _, ids[span], *_ = _first(k, own, *best)
         return found, ids
 
     def tune(self, queries: Vectors, neighbours: np.ndarray, k: int = 10) -> list[tuning.Point]:

@@ -146,6 +146,15 @@ def test_a_killed_encoding_resumes_and_a_second_process_is_refused(
     assert names(out) == {"codes.npy", "codes.npy.json"}
 
 
+def test_a_bad_row_costs_none_of_the_blocks_before(model: qj.Qinco, tmp_path: Path) -> None:
+    path, bad, seen = tmp_path / "codes.npy", X.copy(), []
+    bad[333] = np.nan
+    with pytest.raises(qj.InputError, match="row 333 of the vectors holds NaN"):
+        codes.write(path, model, bad, advance=lambda done, total: seen.append(done))
+    assert seen[-1] == 256 and not path.exists()
+    assert names(tmp_path) >= {".codes.npy.partial", ".codes.npy.progress"}
+
+
 def test_no_codes_over_codes(model: qj.Qinco, tmp_path: Path) -> None:
     codes.write(tmp_path / "codes.npy", model, X)
     with pytest.raises(qj.InputError, match="exists"):
