@@ -31,7 +31,8 @@ from qinco_jax.vectors.stored import Vectors, lazily
 
 BLOCK_ROWS = 8192  # at most
 CHUNK_BLOCKS, CHUNK_ROWS = 16, 4096  # at most, unless one block is larger
-FEW = 8  # rows that go one by one, and from one size of small blocks to the next
+FEW = 8  # blocks in a small chunk, and from one size of small blocks to the next
+FEW_CALLS = 4  # times as many rows fill a block: then one call is as fast as several threads
 THREADS = max(2, min(16, os.cpu_count() or 2))
 
 Prepare = Callable[[Any], Any]
@@ -237,13 +238,14 @@ def _over_chunks(
 
 
 def _block_and_chunk(num_rows: int, rows: int) -> tuple[int, int]:
-    """Rows of a block and of a chunk: few rows get small ones, of one of a few sizes.
+    """Rows of a block and of a chunk: few rows get small blocks, of one of a few sizes.
 
-    Chunks of one block keep all threads busy with few rows, larger ones cost fewer calls.
+    Rows that are soon done go in one call; chunks of one block keep all threads busy with more, and
+    larger ones cost fewer calls.
     """
-    if num_rows < FEW:
-        return 1, FEW
-    block = min(rows, FEW ** int(math.log(num_rows, FEW) + 1e-9))
+    block = min(rows, FEW ** int(math.log(max(1, num_rows), FEW) + 1e-9))
+    if FEW_CALLS * num_rows < rows:
+        return block, FEW * block
     chunk = max(rows, min(CHUNK_BLOCKS * rows, CHUNK_ROWS))
     return (block, block) if num_rows <= CHUNK_BLOCKS * block else (rows, chunk)
 
