@@ -176,8 +176,7 @@ def of_scores(reading: Reading, queries: np.ndarray, scores: np.ndarray) -> np.n
     """Distances [Q, S] of the scan's scores [Q, S], by the additive decoder alone."""
     if reading.metric != "l2":
         return -scores
-    own = float(reading.squared_length) if reading.kind == "scale" else 0.0
-    return np.square(queries).sum(axis=1, keepdims=True) + own - 2 * scores
+    return np.square(queries).sum(axis=1, keepdims=True) - 2 * scores
 
 
 def settings(reading: Reading) -> dict[str, Any]:
