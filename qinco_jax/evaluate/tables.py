@@ -16,14 +16,14 @@ ENTROPY = (
 DEAD = "codewords that no vector of the database uses, counted over all steps of a code"
 RECALL = re.compile(r"(?:(\d+)-)?recall@(\d+)")
 READING_RANKS = 1, 10  # at which tables show recall by the chosen reading
-STARRED = "by the reading of distances that found most in a trial on training vectors"
+STARRED = "by the reading of distances that found most in a trial on rows that are not measured"
 READING_BYTES = (
     "bytes of a code and of what that reading keeps beside it: nothing where it is the distance to "
     "the reconstruction, or a byte of the vector's length or of a scale for the reconstruction"
 )
 NOTE = """\
 R@k: by the distance to the reconstruction. R@k*: by the reading of distances that found most in a
-trial on training vectors; bytes that it keeps beside each code are those after the +."""
+trial on rows that are not measured; bytes that it keeps beside each code are those after the +."""
 DASH = "—"
 
 
