@@ -11,7 +11,7 @@ from qinco_jax.cli import estimates, measure
 from qinco_jax.cli.models import search_options
 from qinco_jax.codecs import named, ours
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import results, tables
+from qinco_jax.evaluate import readings, results, tables
 from qinco_jax.evaluate.compare import compare as compare_codecs
 from qinco_jax.files import path_of
 from qinco_jax.models import codes as code_files
@@ -50,6 +50,7 @@ def evaluate(
     checks.vectors(data.train, codec.dim, data.name)
     known = None if codes is None else _codes_of(data.database, codes, codec)
     _, held_back = split(data.train, data.validation, Recipe())
+    trial_rows = readings.trial_rows(data, held_back)
     data = measure.complete(data, held_back)
     if out is not None and (path_of(out).exists() or not path_of(out).parent.is_dir()):
         raise InputError(f"{out} already exists or its folder does not; choose another name")
@@ -58,7 +59,7 @@ def evaluate(
     if known is not None:
         every = [every[0]._replace(name=f"codes of {Path(str(codes)).name}")]
     questions = measure.questions(data, eval_rows, codec.config.unit_norm)
-    rows = measure.measure(every, data, eval_rows, questions, known)
+    rows = measure.measure(every, data, eval_rows, questions, trial_rows, known)
     if out is not None:
         results.write(rows, out)
     click.echo(tables.markdown(rows))
@@ -128,7 +129,7 @@ def compare(
         found = named.contenders(names, sizes, x_train.shape[1], settings)
         click.echo(estimates.comparison(found, x_train, held_back, len(_items(seeds, int))))
         return
-    data = measure.complete(data, held_back)
+    measure.complete(data, held_back)  # says what will be measured, which the comparison chooses
     rows = compare_codecs(
         data, _items(codecs, str), _items(rates, float), folder,
         seeds=_items(seeds, int), metrics=None if metrics is None else _items(metrics, str),

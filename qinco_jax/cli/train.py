@@ -12,7 +12,7 @@ from qinco_jax.codecs.codec import Codec
 from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.config import named as config_named
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import plots, results, tables
+from qinco_jax.evaluate import plots, readings, results, tables
 from qinco_jax.files import path_of
 from qinco_jax.models import disk
 from qinco_jax.quantizers.coarse import train_centroids
@@ -73,6 +73,7 @@ def train(
         )
     if len(held_back) == 0:  # the untrained model, which has seen none of them
         held_back = kept
+    trial_rows = readings.trial_rows(data, held_back)
     data = measure.complete(data, held_back)
     questions = measure.questions(data, eval_rows, config.unit_norm)  # before hours of training
     with run_log(folder) as (log, advance):
@@ -83,7 +84,8 @@ def train(
     baseline = _rq(kept, held_back, config, seed)
     if recipe.num_epochs != 0:
         click.echo(measure.two_errors(model, recipe, held_back))
-    rows = measure.measure([*baseline, *_ours(model, folder)], data, eval_rows, questions)
+    every = [*baseline, *_ours(model, folder)]
+    rows = measure.measure(every, data, eval_rows, questions, trial_rows)
     results.write(rows, folder / "results.jsonl")
     plots.plot_rates(folder / "results.jsonl", folder / "results.png", data.name)
     click.echo(tables.markdown(rows))

@@ -462,6 +462,10 @@ def test_given_codes_are_measured_as_they_are(folder: Path, tmp_path: Path) -> N
     found = qj.decode(model, unpack(np.load(codes), 4, 16))
     assert row["codec"] == "codes of codes.npy"
     assert row["mse"] == pytest.approx(qj.mse(x, found), rel=1e-5)
+    assert row["reading_bytes"] - 2 == (row["reading"] != "reconstruction")
+    assert (
+        0 < row["reading_recall@1"] <= row["reading_recall@10"] and "| R@1* | R@10* |" in ran.output
+    )
     again = ("evaluate", folder / "run", "--dataset", folder, "--codes", codes)
     ran = qinco(*again, "--database", folder / "queries.npy")
     assert ran.exit_code == 2 and "holds 300 codes, but the set has 40" in ran.output

@@ -71,7 +71,16 @@ def test_a_comparison_leaves_a_table_plots_and_a_page(folder: Path) -> None:
         paired = {name for name, it in row["other_queries"].items() if "recall@1_loss" in it}
         assert paired == {"cosine", "noise 0.5, l2"}
         for found in (row, *row["other_queries"].values()):
-            for k in ("recall@1", "10-recall@10", "recall@100", "100-recall@100"):
+            beside = found["reading"] != "reconstruction"
+            assert found["reading_bytes"] == row["bytes"] + beside
+            for k in (
+                "reading_recall@1",
+                "reading_10-recall@10",
+                "recall@1",
+                "10-recall@10",
+                "recall@100",
+                "100-recall@100",
+            ):
                 low, high = found[f"{k}_interval"]
                 assert 0 <= low <= found[k] <= high <= 1
         assert 0 < row["entropy_bits"] <= row["bits"] == 8 * row["bytes"]
