@@ -33,7 +33,16 @@ BLOCK_ROWS = 8192  # at most
 CHUNK_BLOCKS, CHUNK_ROWS = 16, 4096  # at most, unless one block is larger
 FEW = 8  # blocks in a small chunk, and from one size of small blocks to the next
 FEW_CALLS = 4  # times as many rows fill a block: then one call is as fast as several threads
-THREADS = max(2, min(16, os.cpu_count() or 2))
+
+
+def num_cores() -> int:
+    """Cores that this process may use; a container or `taskset` may allow it fewer than exist."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+THREADS = max(2, min(16, num_cores()))
 
 Prepare = Callable[[Any], Any]
 Apply = Callable[..., Any]
