@@ -71,33 +71,34 @@ def untrained():
 def measured(model, empty, num_rows, work):
     """A row: seconds a million rows, bytes a row, queries per second."""
     x, path = clustered(TRAIN_ROWS, num_rows), work / f"index-{num_rows}"
-    codes_path = work / f"codes-{num_rows}.npy"
-    encoding, _ = seconds_of(
-        lambda: code_files.write(codes_path, model, x, num_candidates=1, beam_size=1)
-    )
-    codes = code_files.read(codes_path, model)
-    index = qj.search.load(empty)
-    adding, _ = seconds_of(lambda: index.add(x, codes=codes))
-    saving, _ = seconds_of(lambda: qj.search.disk.save(index, path))
-    del index
+    row = filled(model, empty, x, work / f"codes-{num_rows}.npy", path)
     before = resident()
     loading, index = seconds_of(lambda: qj.search.load(path))
     memory = resident() - before
     queries = np.asarray(clustered(TRAIN_ROWS + num_rows, NUM_QUERIES))
-    rate = queries_per_second(index, queries)
-    del index
     mapping, mapped = seconds_of(lambda: qj.search.load(path, mmap=True))
-    million = num_rows / 1e6
-    row = {
-        "vectors": num_rows, "lists": NUM_LISTS, **SEARCH,
-        "encoding_s_per_million": encoding / million, "adding_s_per_million": adding / million,
-        "saving_s_per_million": saving / million, "loading_s": loading, "mapping_s": mapping,
+    row |= {
+        "loading_s": loading, "mapping_s": mapping,
         "memory_bytes_per_row": memory / num_rows,
         "file_bytes_per_row": sum(f.stat().st_size for f in path.rglob("*")) / num_rows,
-        "queries_per_second": rate, "queries_per_second_mapped": queries_per_second(mapped, queries),
+        "queries_per_second": queries_per_second(index, queries),
+        "queries_per_second_mapped": queries_per_second(mapped, queries),
     }  # fmt: skip
     shutil.rmtree(path)
-    return row | {name: machine.facts()[name] for name in ("cpu", "cores")}
+    return {"vectors": num_rows, "lists": NUM_LISTS, **SEARCH} | row
+
+
+def filled(model, empty, x, codes_path, path):
+    """Saves an index of rows as `path`; seconds a million rows."""
+    encoding, _ = seconds_of(
+        lambda: code_files.write(codes_path, model, x, num_candidates=1, beam_size=1)
+    )
+    index, codes = qj.search.load(empty), code_files.read(codes_path, model)
+    adding, _ = seconds_of(lambda: index.add(x, codes=codes))
+    saving, _ = seconds_of(lambda: qj.search.disk.save(index, path))
+    names = "encoding", "adding", "saving"
+    seconds = zip(names, (encoding, adding, saving), strict=True)
+    return {f"{name}_s_per_million": 1e6 * taken / len(x) for name, taken in seconds}
 
 
 @click.command()
@@ -115,7 +116,9 @@ def main(rows, work, out):
     print(f"fitted in {fitting:.0f} s on {faiss.omp_get_max_threads()} threads", flush=True)
     qj.search.disk.save(empty, work / "empty")
     for num_rows in map(int, rows.split(",")):
-        found.append(measured(model, work / "empty", num_rows, work) | {"fitting_s": fitting})
+        facts = {name: machine.facts()[name] for name in ("cpu", "cores")}
+        row = measured(model, work / "empty", num_rows, work)
+        found.append(row | {"fitting_s": fitting} | facts)
         print(" ".join(f"{name} {value}" for name, value in found[-1].items()), flush=True)
         results.write(found, Path(out))
     shutil.rmtree(work)

@@ -22,8 +22,7 @@ def resolve(compute_dtype: str | None) -> str:
 
     The default is `fastest` on accelerators, whose units for bfloat16 are several times as fast. On
     CPUs it is float32: some codes differ between the dtypes, and a set of codes should not depend
-    on which CPU made it; bfloat16 is 0.6 to 1.4 times as fast there. It is also float32 where JAX
-    is told to compute so (`jax_default_matmul_precision` is "highest" or "float32").
+    on which CPU made it; bfloat16 is 0.6 to 1.4 times as fast there.
 
     Args:
       compute_dtype: "float32", "bfloat16" or `None`.
@@ -32,9 +31,7 @@ def resolve(compute_dtype: str | None) -> str:
       InputError: another name.
     """
     if compute_dtype is None:
-        told = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009  unknown to mypy
-        exact = told in ("highest", "float32")
-        return "float32" if exact or jax.default_backend() == "cpu" else fastest()
+        return "float32" if jax.default_backend() == "cpu" else fastest()
     if compute_dtype not in COMPUTE_DTYPES:
         raise InputError(
             f"compute_dtype must be {', '.join(COMPUTE_DTYPES)} or None for this device's default, "
@@ -48,8 +45,12 @@ def fastest() -> str:
 
     bfloat16 on TPUs and on NVIDIA GPUs of compute capability 8.0 and later; on CPUs that have
     instructions for it, as Linux tells, by a measurement of some milliseconds at the first call;
-    float32 elsewhere.
+    float32 elsewhere, and where JAX is told to compute so (`jax_default_matmul_precision` is
+    "highest" or "float32").
     """
+    told = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009  unknown to mypy
+    if told in ("highest", "float32"):
+        return "float32"
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         faster = bool(CPU_FLAGS & _cpu_flags()) and _measured() > WORTH
