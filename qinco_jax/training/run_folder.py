@@ -44,11 +44,11 @@ def identity(
     if init is not None:
         leaves = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(init))
         given["init"] = hashlib.sha256(leaves).hexdigest()
+    dtype = precision.resolve(recipe.compute_dtype)  # settled as a run begins
     return {
         "seed": seed,
         "config": config.settings,
-        "recipe": dataclasses.asdict(recipe)
-        | {"compute_dtype": precision.resolve(recipe.compute_dtype)},
+        "recipe": {**dataclasses.asdict(recipe), "compute_dtype": dtype},
         "data": fingerprint(x),
         **given,
     }
