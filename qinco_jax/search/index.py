@@ -23,7 +23,7 @@ from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
 
 BLOCK_ROWS = 65536
-QUERY_BLOCK = 256  # searched at once; fewer are filled up to one of `QUERY_SIZES`
+QUERY_BLOCK = 512  # searched at once; fewer are filled up to one of `QUERY_SIZES`
 QUERY_SIZES = 1, 16, QUERY_BLOCK
 NUM_PROBES = 16
 EF_SEARCH = 64
