@@ -35,6 +35,7 @@ from qinco_jax.codecs.named import sized
 from qinco_jax.evaluate import machine, nearest, points, report
 from qinco_jax.evaluate.neighbours import nearest_neighbours, queries_of
 from qinco_jax.files import path_of
+from qinco_jax.interrupts import Interrupted
 from qinco_jax.models import codes as code_files
 from qinco_jax.models.disk import FINISHED, IDENTITY
 from qinco_jax.quantizers import packing
@@ -194,7 +195,7 @@ def fitting_lists(num_rows, num_train):
 def main(out, **given):
     try:
         search(out, **given)
-    except qj.InputError as error:
+    except (qj.InputError, Interrupted) as error:
         raise click.ClickException(str(error)) from error
 
 
