@@ -37,7 +37,7 @@ class Published:
         faiss.copy_array_to_vector(tables.ravel(), self.index.rq.codebooks)
         owner = owners(index)
         rows = np.ascontiguousarray(codes[:, is_residual:], np.int32)
-        rough = additive.decode(tables, rows) + (vectors[owner] if is_residual else 0)
+        rough = additive.decode(tables, rows)  # Faiss takes each list's vector off the query
         norms = np.ascontiguousarray(np.square(rough).sum(axis=1), np.float32)
         self.index.rq.train_norm(len(norms), faiss.swig_ptr(norms))
         self.index.rq.is_trained = self.index.is_trained = True
