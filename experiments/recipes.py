@@ -12,7 +12,6 @@ can go side by side.
 
 import dataclasses
 import json
-import os
 import platform
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 import qinco_jax as qj
 from qinco_jax.evaluate import results
 from qinco_jax.quantizers import qinco
+from qinco_jax.quantizers.batching import num_cores
 from qinco_jax.training import step
 from qinco_jax.training.train import split
 
@@ -87,7 +87,7 @@ def run(name, minutes, seed, x):
         "settings": dataclasses.asdict(recipe),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(qinco.parameters(model))),
         "device": jax.devices()[0].device_kind,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cores": num_cores(),
         "jax": jax.__version__,
         "machine": platform.processor() or platform.machine(),
     }

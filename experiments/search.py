@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import click
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
@@ -90,8 +89,8 @@ def encode_block(prepared, x, way):
 
 def encode(model, x, way):
     """Codes of `x`, and seconds without compilation; two threads, as in the library."""
-    model = qinco.network_dtype(model, jnp.dtype(way.dtype))
-    prepared = jax.jit(qinco.Qinco.prepare)(model)
+    prepare = jax.jit(qinco.Qinco.prepare, static_argnames="compute_dtype")
+    prepared = prepare(model, compute_dtype=way.dtype)
     work = max(a * b for a, b in zip(way.candidates, way.beams, strict=False))
     size = batching.block_rows(work)
     blocks = [np.resize(x[i : i + size], (size, x.shape[1])) for i in range(0, len(x), size)]

@@ -24,10 +24,9 @@ import workload
 
 import qinco_jax as qj
 from qinco_jax.evaluate import machine, results
-from qinco_jax.quantizers import coding, qinco
+from qinco_jax.quantizers import coding, precision
 from qinco_jax.training import step
 
-DTYPES = ("float32", "bfloat16")
 SEARCHES = ((1, 1), (4, 8), (8, 16), (16, 32), (32, 64))
 
 
@@ -53,8 +52,8 @@ def encode(grid, seconds):
         sizes = {name: point[name] for name in ("name", "dim", "num_steps")}
         search = {name: point[name] for name in ("num_candidates", "beam_size", "joint")}
         config, dtype = workload.sized(**sizes), point["dtype"]
-        model = qinco.network_dtype(workload.random_model(config), jnp.dtype(dtype))
-        run = functools.partial(coding.encode, model, **search)
+        model = workload.random_model(config)
+        run = functools.partial(coding.encode, model, **search, compute_dtype=dtype)
         counts, x = workload.search_counts(search), workload.vectors(config.dim)
         found = timing.measure(run, x, seconds, **counts)
         flops = workload.encode_flops(config, point["num_candidates"], point["beam_size"])
@@ -77,8 +76,8 @@ def decode(grid, seconds):
         config = workload.sized(*point)
         model, codes = workload.random_model(config), workload.codes(config)
         flops, counts = workload.decode_flops(config), workload.row_counts(4)
-        for dtype in DTYPES:
-            run = functools.partial(coding.decode, qinco.network_dtype(model, jnp.dtype(dtype)))
+        for dtype in precision.COMPUTE_DTYPES:
+            run = functools.partial(coding.decode, model, compute_dtype=dtype)
             found = timing.measure(run, codes, seconds, **counts)
             found["gflops"] = found["vectors_per_s"] * flops / 1e9
             if dtype == "bfloat16":
@@ -89,10 +88,10 @@ def decode(grid, seconds):
 def bfloat16_error(model, num_rows=1024):
     """By which part of itself the MSE of the same codes grows if decoded in bfloat16."""
     x = workload.vectors(model.mean.shape[0])[:num_rows]
-    codes = coding.encode(model, x, **workload.search(4, 1))
+    codes = coding.encode(model, x, **workload.search(4, 1), compute_dtype="float32")
     full, half = (
-        np.square(x - coding.decode(qinco.network_dtype(model, jnp.dtype(dtype)), codes)).mean()
-        for dtype in DTYPES
+        np.square(x - coding.decode(model, codes, compute_dtype=dtype)).mean()
+        for dtype in precision.COMPUTE_DTYPES
     )
     return float(half / full - 1)
 
@@ -109,7 +108,8 @@ def train(grid, seconds):
             key: getattr(config, key) if value is None else value
             for key, value in recipe.search.items()
         }
-        yield {**workload.fields(name, search=search, dtype=recipe.compute_dtype), **found}
+        dtype = precision.resolve(recipe.compute_dtype)
+        yield {**workload.fields(name, search=search, dtype=dtype), **found}
 
 
 def stepping(state, recipe):
@@ -124,7 +124,7 @@ def stepping(state, recipe):
 
 
 def peaks(seconds):
-    for dtype in DTYPES:
+    for dtype in precision.COMPUTE_DTYPES:
         yield {"dtype": dtype, **timing.peak(jnp.dtype(dtype), seconds)}
 
 

@@ -15,6 +15,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compilation is most of the time
 
+# Codes are compared with those of float32 on accelerators, too, where the default is bfloat16.
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Faiss's threads spin where workers fill the cores
 
 import strict  # noqa: F401

@@ -9,10 +9,10 @@ import numpy as np
 from tqdm import tqdm
 
 from qinco_jax.cli import estimates
-from qinco_jax.cli.models import search_options
+from qinco_jax.cli.models import compute_dtype_option, search_options
 from qinco_jax.models import codes as code_files
 from qinco_jax.models import disk
-from qinco_jax.quantizers import coding, packing
+from qinco_jax.quantizers import coding, packing, precision
 from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.shards import read_rows
 
@@ -22,6 +22,7 @@ from qinco_jax.vectors.shards import read_rows
 @click.argument("vectors")
 @click.argument("codes")
 @search_options
+@compute_dtype_option
 @click.option("--dry-run", is_flag=True, help="show what it will take, and write nothing")
 def encode(model: str, vectors: str, codes: str, dry_run: bool, **search: Any) -> None:
     """Encodes the file VECTORS with MODEL into the new file CODES (.npy, packed bytes).
@@ -42,8 +43,10 @@ def encode(model: str, vectors: str, codes: str, dry_run: bool, **search: Any) -
 @click.argument("model")
 @click.argument("codes")
 @click.argument("vectors")
-def decode(model: str, codes: str, vectors: str) -> None:
+@compute_dtype_option
+def decode(model: str, codes: str, vectors: str, compute_dtype: str | None) -> None:
     """Decodes the file CODES with MODEL into the new file VECTORS (.npy, .fvecs or .fbin)."""
+    compute_dtype = precision.resolve(compute_dtype)
     codec = disk.load(model)
     rows = code_files.read(codes, codec)
     shape = len(rows), codec.dim
@@ -51,7 +54,7 @@ def decode(model: str, codes: str, vectors: str) -> None:
         for span in code_files.read_blocks(len(rows), advance):
             found = packing.from_rows(np.asarray(rows[span]), codec.config)
             found = packing.check_range(codec.column_sizes, found, span.start)
-            out[span] = np.asarray(coding.decode(codec, found))
+            out[span] = np.asarray(coding.decode(codec, found, compute_dtype=compute_dtype))
 
 
 @contextlib.contextmanager

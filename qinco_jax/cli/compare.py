@@ -8,15 +8,15 @@ import click
 import numpy as np
 
 from qinco_jax.cli import estimates, measure
-from qinco_jax.cli.models import search_options
+from qinco_jax.cli.models import compute_dtype_option, search_options
 from qinco_jax.codecs import named, ours
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import results, tables
+from qinco_jax.evaluate import readings, results, tables
 from qinco_jax.evaluate.compare import compare as compare_codecs
 from qinco_jax.files import path_of
 from qinco_jax.models import codes as code_files
 from qinco_jax.models import disk
-from qinco_jax.quantizers import packing
+from qinco_jax.quantizers import packing, precision
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.training.logs import stage_bar
 from qinco_jax.training.recipe import Recipe
@@ -32,6 +32,7 @@ T = TypeVar("T")
 @click.argument("model")
 @measure.data_options(20_000)
 @search_options
+@compute_dtype_option
 @click.option("--codes", metavar="FILE", help="codes of the database, by `qinco encode`")
 @click.option("--out", help="new file of the results, as json lines")
 def evaluate(
@@ -39,26 +40,29 @@ def evaluate(
     num_candidates: int | None,
     beam_size: int | None,
     joint: bool | None,
+    compute_dtype: str | None,
     eval_rows: int,
     codes: str | None,
     out: str | None,
     **files: str | None,
 ) -> None:
     """Measures MODEL's error and recall on a set's database: at four rates, or of given codes."""
+    search = num_candidates, beam_size, joint, precision.resolve(compute_dtype)
     codec = disk.load(model)
     data = measure.load(files)
     checks.vectors(data.train, codec.dim, data.name)
     known = None if codes is None else _codes_of(data.database, codes, codec)
     _, held_back = split(data.train, data.validation, Recipe())
+    trial_rows = readings.trial_rows(data, held_back)
     data = measure.complete(data, held_back)
     if out is not None and (path_of(out).exists() or not path_of(out).parent.is_dir()):
         raise InputError(f"{out} already exists or its folder does not; choose another name")
     steps = ours.quarters(codec.num_steps) if known is None else [codec.num_steps]
-    every = [ours.of_qinco(codec, m, num_candidates, beam_size, joint) for m in steps]
+    every = [ours.of_qinco(codec, m, *search) for m in steps]
     if known is not None:
         every = [every[0]._replace(name=f"codes of {Path(str(codes)).name}")]
     questions = measure.questions(data, eval_rows, codec.config.unit_norm)
-    rows = measure.measure(every, data, eval_rows, questions, known)
+    rows = measure.measure(every, data, eval_rows, questions, trial_rows, known)
     if out is not None:
         results.write(rows, out)
     click.echo(tables.markdown(rows))
@@ -128,7 +132,7 @@ def compare(
         found = named.contenders(names, sizes, x_train.shape[1], settings)
         click.echo(estimates.comparison(found, x_train, held_back, len(_items(seeds, int))))
         return
-    data = measure.complete(data, held_back)
+    measure.complete(data, held_back)  # says what will be measured, which the comparison chooses
     rows = compare_codecs(
         data, _items(codecs, str), _items(rates, float), folder,
         seeds=_items(seeds, int), metrics=None if metrics is None else _items(metrics, str),

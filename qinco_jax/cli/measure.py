@@ -88,11 +88,13 @@ def measure(
     data: datasets.Dataset,
     eval_rows: int,
     questions: list[Queries],
+    trial_rows: np.ndarray,
     known_codes: np.ndarray | None = None,
 ) -> list[results.Row]:
     """Scores codecs on the first rows of a database, with a progress bar for each.
 
-    `known_codes` are the codes of those rows; `None` encodes them.
+    Readings of distances are chosen by `trial_rows` [T, D]. `known_codes` are the codes of the
+    measured rows; `None` encodes them.
     """
     assert data.database is not None
     database = data.database[:eval_rows]
@@ -101,7 +103,7 @@ def measure(
     how = f" by {METRICS[questions[0].space.metric]}" if questions else ""
     unit = "; the error is that of unit vectors" if any(codec.unit_norm for codec in every) else ""
     click.echo(f"measured on {whole}{len(data.database):,} vectors with {asked}{how}{unit}")
-    return results.score(every, database, questions, stage_bar, known_codes)
+    return results.score(every, database, questions, stage_bar, known_codes, trial_rows)
 
 
 def two_errors(model: Model, recipe: Recipe, held_back: Vectors) -> str:

@@ -33,6 +33,14 @@ def search_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+compute_dtype_option = click.option(
+    "--compute-dtype",
+    metavar="DTYPE",
+    help="of the network's products: float32, or bfloat16, the default on accelerators that "
+    "multiply it faster",
+)
+
+
 @click.command()
 @click.argument("source")
 @click.argument("target")

@@ -1,5 +1,6 @@
 """`qinco train` and `qinco centroids`."""
 
+import functools
 from pathlib import Path
 
 import click
@@ -7,14 +8,16 @@ import numpy as np
 
 from qinco_jax import datasets
 from qinco_jax.cli import estimates, measure
+from qinco_jax.cli.models import compute_dtype_option
 from qinco_jax.codecs import named, ours
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.config import named as config_named
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import plots, results, tables
+from qinco_jax.evaluate import plots, readings, results, tables
 from qinco_jax.files import path_of
 from qinco_jax.models import disk
+from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.training import run_folder
@@ -43,10 +46,12 @@ RQ_ROWS = 100_000
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
               help="another size or recipe setting, such as hidden_dim=512 or num_epochs=40; "
                    "may be given several times; `qinco settings` lists all")  # fmt: skip
+@compute_dtype_option
 @click.option("--dry-run", is_flag=True, help="show what it will take, and train nothing")
 def train(
     preset: str, num_bytes: float | None, seed: int, centroids: str | None, init: str | None,
-    out: str | None, settings: tuple[str, ...], dry_run: bool, eval_rows: int, **files: str | None,
+    out: str | None, settings: tuple[str, ...], compute_dtype: str | None, dry_run: bool,
+    eval_rows: int, **files: str | None,
 ) -> None:  # fmt: skip
     """Trains a model, then shows its error and recall next to those of RQ.
 
@@ -58,6 +63,8 @@ def train(
     if coarse is not None and not any(text.startswith("num_centroids=") for text in settings):
         settings = (*settings, f"num_centroids={len(coarse)}")
     begun = None if init is None else disk.load(init)
+    if compute_dtype is not None:
+        settings = (*settings, f"compute_dtype={precision.resolve(compute_dtype)}")
     config, recipe = _sizes(preset, num_bytes, settings, begun)
     folder = path_of(out or f"runs/{data.name}-{preset}-{config.bits / 8:g}B{'-on' * bool(init)}")
     kept, held_back = split(data.train, data.validation, recipe)
@@ -73,6 +80,7 @@ def train(
         )
     if len(held_back) == 0:  # the untrained model, which has seen none of them
         held_back = kept
+    trial_rows = readings.trial_rows(data, held_back)
     data = measure.complete(data, held_back)
     questions = measure.questions(data, eval_rows, config.unit_norm)  # before hours of training
     with run_log(folder) as (log, advance):
@@ -83,7 +91,8 @@ def train(
     baseline = _rq(kept, held_back, config, seed)
     if recipe.num_epochs != 0:
         click.echo(measure.two_errors(model, recipe, held_back))
-    rows = measure.measure([*baseline, *_ours(model, folder)], data, eval_rows, questions)
+    every = [*baseline, *_ours(model, folder, recipe.compute_dtype)]
+    rows = measure.measure(every, data, eval_rows, questions, trial_rows)
     results.write(rows, folder / "results.jsonl")
     plots.plot_rates(folder / "results.jsonl", folder / "results.png", data.name)
     click.echo(tables.markdown(rows))
@@ -119,13 +128,14 @@ def _rq(x: Rows, x_val: Rows, config: QincoConfig, seed: int) -> list[Codec]:
     return [ours.of_rq(model, width * m, config.step_bits / width, RQ_BEAM) for m in steps]
 
 
-def _ours(model: Model, folder: Path) -> list[Codec]:
+def _ours(model: Model, folder: Path, compute_dtype: str | None) -> list[Codec]:
     """The model as its training began, if the run kept that, and trained, at four rates."""
     start, num_steps = run_folder.start_of(folder, model), model.num_steps
-    before = [] if start is None else [ours.of_qinco(start, num_steps)]
+    codec = functools.partial(ours.of_qinco, compute_dtype=compute_dtype)
+    before = [] if start is None else [codec(start, num_steps)]
     return [
-        *(codec._replace(name=f"{codec.name}, before training") for codec in before),
-        *(ours.of_qinco(model, m) for m in ours.quarters(num_steps)),
+        *(each._replace(name=f"{each.name}, before training") for each in before),
+        *(codec(model, m) for m in ours.quarters(num_steps)),
     ]
 
 

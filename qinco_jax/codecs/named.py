@@ -1,8 +1,9 @@
 """Codecs by name, ready to be trained and compared: `opq`, `rq:B=32`, `unq`, `small@16:A=4:B=8`.
 
-NAME[@BYTES][:A=..][:B=..][:joint|:each]. Without @BYTES a codec is trained for every rate it is
-measured at; with it, one model of that size is cut to a prefix for each rate. A and B are the
-search's candidates and beam. NAME is a baseline, a preset, or the folder of a trained model.
+NAME[@BYTES][:A=..][:B=..][:joint|:each][:float32|:bfloat16]. Without @BYTES a codec is trained for
+every rate it is measured at; with it, one model of that size is cut to a prefix for each rate. A
+and B are the search's candidates and beam, the last is the `compute_dtype` that it is measured in.
+NAME is a baseline, a preset, or the folder of a trained model.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from qinco_jax.codecs.unq.train import train as train_unq
 from qinco_jax.config import PRESETS, QincoConfig, named
 from qinco_jax.errors import InputError, unknown
 from qinco_jax.models import disk, orbax
+from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.training.loop import Advance, Log
 from qinco_jax.training.recipe import RECIPES, Recipe
@@ -83,10 +85,15 @@ def parse(text: str) -> Spec:
         key, _, value = option.partition("=")
         if option in ("joint", "each"):
             search["joint"] = option == "joint"
+        elif option in precision.COMPUTE_DTYPES:
+            search["compute_dtype"] = option
         elif key in ("A", "B") and value.isdecimal() and int(value) > 0:
             search["num_candidates" if key == "A" else "beam_size"] = int(value)
         else:
-            raise InputError(f"{text!r} has the option {option!r}; expected A=, B=, joint or each")
+            raise InputError(
+                f"{text!r} has the option {option!r}; expected A=, B=, joint or each, float32 or "
+                "bfloat16"
+            )
     allowed = {"beam_size"} if name == "rq" else set() if _is_baseline(name) else set(search)
     if set(search) - allowed or (at and _is_baseline(name)):
         raise InputError(f"{text!r} has an option that {name} does not take; leave it out")

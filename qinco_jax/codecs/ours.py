@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from qinco_jax.codecs.codec import Codec
-from qinco_jax.quantizers import coding, rq
+from qinco_jax.quantizers import coding, precision, rq
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.qinco import Search
 from qinco_jax.quantizers.rq import RQ
@@ -31,18 +31,26 @@ def of_qinco(
     num_candidates: int | None = None,
     beam_size: int | None = None,
     joint: bool | None = None,
+    compute_dtype: str | None = None,
 ) -> Codec:
-    """The codec of a model's first `num_steps` steps; `None` takes the search of its config."""
+    """The codec of a model's first `num_steps` steps.
+
+    `None` takes the search of its config, and the `compute_dtype` of this device.
+    """
+    compute_dtype = precision.resolve(compute_dtype)
     model = coding.prefix(model, num_steps)
     config = model.config
     search = coding.search_of(model, num_candidates, beam_size, joint)
     kind = "PQ-" * (config.num_parts > 1) + "IVF-" * (config.num_centroids is not None)
     name = kind + {"qinco": "QINCo", "qinco-lr": "QINCo-LR", "qinco2": "QINCo2"}[config.form]
+    half = " bfloat16" * (compute_dtype == "bfloat16")
     return Codec(
-        f"{name} {search_text(search)}{' unit' * config.unit_norm}",
+        f"{name} {search_text(search)}{' unit' * config.unit_norm}{half}",
         config.bits,
-        functools.partial(coding.encode, model, **dataclasses.asdict(search)),
-        functools.partial(coding.decode, model),
+        functools.partial(
+            coding.encode, model, **dataclasses.asdict(search), compute_dtype=compute_dtype
+        ),
+        functools.partial(coding.decode, model, compute_dtype=compute_dtype),
         size(model),
         config.unit_norm,
         model.column_sizes,

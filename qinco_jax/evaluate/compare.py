@@ -9,7 +9,7 @@ from qinco_jax.codecs import named
 from qinco_jax.datasets.dataset import Dataset
 from qinco_jax.datasets.holdout import hold_back_queries
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import report, sweep
+from qinco_jax.evaluate import readings, report, sweep
 from qinco_jax.evaluate.neighbours import BLOCK_ROWS, Queries, queries_of
 from qinco_jax.evaluate.progress import Stage, silent
 from qinco_jax.evaluate.results import COSTS, RESULTS, Row
@@ -46,6 +46,10 @@ def compare(
     `unit_norm`, and if both kinds of error occur, no codec is marked as the best. Recall compares
     decoded vectors with the set's own queries for all codecs; "cosine" is fair to both kinds.
 
+    Recall is reported twice: by the distances to the decoded vectors, as papers do, and by the
+    reading of distances that finds most on training vectors, which may keep a byte beside each code
+    (fields "reading_..."; "reading_bytes" counts it).
+
     Args:
       data: a set from `datasets.load`; without a database, rows held back from training are used,
         and without queries, the last rows of the database, at most 1,000 or a tenth.
@@ -75,6 +79,7 @@ def compare(
     rates = [float(rate) for rate in rates]
     contenders = named.contenders(codecs, rates, data.train.shape[1], settings)
     x_train, held_back = split(data.train, data.validation, Recipe())
+    trial_rows = readings.trial_rows(data, held_back)
     whole = held_back if data.database is None else data.database
     if data.queries is None:
         whole, queries = hold_back_queries(whole)
@@ -94,7 +99,7 @@ def compare(
     }
     query_sets = _query_sets(data, database, len(whole), metrics, noise, extra)
     run_folder.claim(folder / IDENTITY, identity, (RESULTS, COSTS))
-    benchmark = sweep.Benchmark(data.name, x_train, database, query_sets)
+    benchmark = sweep.Benchmark(data.name, x_train, database, query_sets, trial_rows)
     sweep.run(contenders, benchmark, folder, seeds, stage)
     report.write_page(folder)
     return sweep.read(folder / RESULTS)

@@ -5,12 +5,13 @@ import ctypes
 import datetime
 import functools
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
 
 import jax
+
+from qinco_jax.quantizers.batching import num_cores
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 CPU_INFO = Path("/proc/cpuinfo")
@@ -26,7 +27,7 @@ def facts() -> dict[str, str | int | None]:
         "device": devices[0].device_kind,
         "num_devices": len(devices),
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cores": num_cores(),
         "revision": _revision(),
         "date": datetime.date.today().isoformat(),
     }

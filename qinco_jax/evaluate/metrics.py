@@ -2,11 +2,15 @@
 
 Ties: any database row as near to the query as its k-th neighbour is a right answer for rank k, and
 rows that are equally near after decoding come in random order, over which the mean is taken.
+
+Recall is that of distances to the reconstructions as they are and, given rows to choose it by, that
+of the reading of distances that finds most (`readings`).
 """
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +20,7 @@ import numpy as np
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.config import named
 from qinco_jax.errors import InputError
+from qinco_jax.evaluate import readings
 from qinco_jax.evaluate.neighbours import (
     BLOCK_ROWS,
     METRICS,
@@ -29,12 +34,14 @@ from qinco_jax.evaluate.neighbours import (
     padded,
     prepared,
 )
+from qinco_jax.evaluate.readings import Kept, Ranking
 from qinco_jax.quantizers.transform import approximated
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Vectors, spans
 
 Progress = Callable[[int], Any]
 
+BY_READING = "reading_"  # before the name of a measure by the chosen reading
 RESAMPLES = 1000
 PERCENTILES = (2.5, 97.5)  # ends of an interval
 _log_gamma = np.vectorize(math.lgamma, otypes=[np.float64])
@@ -48,6 +55,13 @@ class Estimate(NamedTuple):
     high: float
 
 
+class Chosen(NamedTuple):
+    """A reading of distances: its kind, and the bytes of a code and of what it keeps beside it."""
+
+    kind: str
+    bytes: float
+
+
 class Score(NamedTuple):
     """What `measure` found.
 
@@ -57,11 +71,13 @@ class Score(NamedTuple):
       relative_error: the error as a share of the variance of what is approximated.
       recall: by name of the queries, measure -> estimate with a bootstrap interval over queries.
         "recall@k" is the share of queries that find a nearest neighbour among the k nearest decoded
-        rows, "k-recall@k" the share of the k nearest neighbours that are among them.
+        rows, "k-recall@k" the share of the k nearest neighbours that are among them;
+        "reading_recall@k" and so on are those by the chosen reading.
       losses: by name of the paired queries, measure -> how much smaller it is than for the main
         ones (`recall`'s first), with a bootstrap interval of the differences query by query.
       column_entropy_bits: entropy of each of the code's columns.
       dead_codewords: values of the code's columns that no row uses, in all columns.
+      readings: by name of the queries, the reading that was chosen; empty if none was.
     """
 
     mse: Estimate
@@ -70,6 +86,7 @@ class Score(NamedTuple):
     losses: Mapping[str, Mapping[str, Estimate]]
     column_entropy_bits: tuple[float, ...]
     dead_codewords: int
+    readings: Mapping[str, Chosen] = MappingProxyType({})
 
     @property
     def entropy_bits(self) -> float:
@@ -146,6 +163,7 @@ def measure(
     query_sets: Sequence[Queries] = (),
     progress: Progress | None = None,
     known_codes: np.ndarray | None = None,
+    trial_rows: np.ndarray | None = None,
 ) -> Score:
     """Encodes and decodes a database and searches the decoded rows exhaustively.
 
@@ -155,13 +173,23 @@ def measure(
       query_sets: queries of this database, the main set first; queries are not compressed.
       progress: called with the number of rows done after each block.
       known_codes: [N, ...], the codes of the database; `None` encodes it.
+      trial_rows: [T, D], other vectors, encoded to choose a reading of distances by; without them,
+        or with less than 20, only the plain one is measured.
     """
     codes, errors, moments = [], [], np.zeros(1 + database.shape[1])
+    kept: dict[str, Kept] = {}  # by metric
+    if trial_rows is not None and query_sets:
+        metrics = [queries.space.metric for queries in query_sets]
+        for metric, reading in readings.choose(codec, metrics, trial_rows).items():
+            kept[metric] = Kept(reading, np.zeros((len(database), 1), np.uint8))
     for block in spans(len(database), BLOCK_ROWS):
         x = checks.finite(np.asarray(database[block]), block.start, "the database")
         codes.append(np.asarray(codec.encode(x) if known_codes is None else known_codes[block]))
         goal = approximated(x, codec.unit_norm)
-        error = goal - np.asarray(codec.decode(codes[-1]))
+        x_hat = np.asarray(codec.decode(codes[-1]))
+        for reading, levels in kept.values():
+            levels[block] = readings.levels(reading, x, x_hat)
+        error = goal - x_hat
         errors.append(np.square(error, dtype=np.float64).sum(axis=1))
         wide = goal.astype(np.float64)
         moments += np.append(np.square(wide).sum(), wide.sum(axis=0)) / len(database)
@@ -170,7 +198,10 @@ def measure(
     all_codes, squared = np.concatenate(codes), np.concatenate(errors)
     variance = moments[0] - np.square(moments[1:]).sum()
     mse, margin = squared.mean(), 1.96 * squared.std() / len(squared) ** 0.5
-    found = [_recall(codec, all_codes, database, queries) for queries in query_sets]
+    found = [
+        _recall(codec, all_codes, database, queries, kept.get(queries.space.metric))
+        for queries in query_sets
+    ]
     return Score(
         Estimate(float(mse), float(mse - margin), float(mse + margin)),
         float(mse / variance) if variance > 0 else 0.0,
@@ -181,6 +212,11 @@ def measure(
             if queries.paired
         },
         *usage(all_codes, codec.column_sizes or _equal_sizes(all_codes, codec.bits)),
+        {
+            queries.name: Chosen(own.reading.kind, codec.bits / 8 + readings.num_bytes(own.reading))
+            for queries in query_sets
+            if (own := kept.get(queries.space.metric)) is not None
+        },
     )
 
 
@@ -219,20 +255,38 @@ def _estimates(measures: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
 
 
 def _recall(
-    codec: Codec, codes: np.ndarray, database: Vectors, queries: Queries
+    codec: Codec, codes: np.ndarray, database: Vectors, queries: Queries, kept: Kept | None
 ) -> dict[str, np.ndarray]:
-    """Measure -> its value [Q] for each query."""
+    """Measure -> its value [Q] for each query, by the plain reading and by another, if given."""
+    rankings = {"": readings.plain(queries)}
+    if kept is not None and readings.num_bytes(kept.reading):
+        rankings[BY_READING] = readings.by(kept, queries)
     last = [min(k, len(codes)) - 1 for k in RANKS]
-    edges = _decoded_reach(codec, codes, queries, last)
-    counts = np.zeros((len(edges), len(RANKS), 6), np.int32)
+    edges = _decoded_reach(codec, codes, rankings.values(), last)
+    counts = [np.zeros((len(queries.vectors), len(RANKS), 6), np.int32) for _ in rankings]
     for block in spans(len(codes), BLOCK_ROWS):
         x = padded(prepared(queries.space, database[block]))
-        x_hat = padded(prepared(queries.space, codec.decode(codes[block])))
-        for some in spans(len(edges), QUERY_BLOCK):
-            counts[some] += _count(
-                queries.space.metric, queries.vectors[some], x, x_hat,
-                queries.reach[some], edges[some], np.int32(block.stop - block.start),
-            )  # fmt: skip
+        x_hat = np.asarray(codec.decode(codes[block]))
+        for ranking, edge, count in zip(rankings.values(), edges, counts, strict=True):
+            near = ranking.near(x_hat, block)
+            for some in spans(len(edge), QUERY_BLOCK):
+                count[some] += _count(
+                    (queries.space.metric, ranking.metric), queries.vectors[some], x,
+                    ranking.vectors[some], near, queries.reach[some], edge[some],
+                    np.int32(block.stop - block.start),
+                )  # fmt: skip
+    found = {
+        f"{prefix}{name}": values
+        for prefix, count in zip(rankings, counts, strict=True)
+        for name, values in _measures(count, last).items()
+    }
+    if kept is not None and BY_READING not in rankings:  # it is the plain one
+        found |= {f"{BY_READING}{name}": values for name, values in found.items()}
+    return found
+
+
+def _measures(counts: np.ndarray, last: Sequence[int]) -> dict[str, np.ndarray]:
+    """Measure -> its value [Q], by counts [Q, R, 6] of `_count`."""
     found = {}
     for rank, (k, at) in enumerate(zip(RANKS, last, strict=True)):
         before, tied, *right = counts[:, rank].T.astype(np.float64)
@@ -244,39 +298,47 @@ def _recall(
 
 
 def _decoded_reach(
-    codec: Codec, codes: np.ndarray, queries: Queries, last: Sequence[int]
-) -> np.ndarray:
-    """Distance [Q, R] of each query to the last decoded row that counts at each rank."""
-    best = np.full((len(queries.vectors), last[-1] + 1), np.inf, np.float32)
+    codec: Codec, codes: np.ndarray, rankings: Collection[Ranking], last: Sequence[int]
+) -> list[np.ndarray]:
+    """Of each ranking, distances [Q, R] of queries to the last row that counts at each rank."""
+    best = [
+        np.full((len(ranking.vectors), last[-1] + 1), np.inf, np.float32) for ranking in rankings
+    ]
     for block in spans(len(codes), BLOCK_ROWS):
-        x_hat = padded(prepared(queries.space, codec.decode(codes[block])))
+        x_hat = np.asarray(codec.decode(codes[block]))
         limits = np.asarray([block.start, block.stop], np.int32)
-        for some in spans(len(best), QUERY_BLOCK):
-            so_far = best[some], np.zeros_like(best[some], np.int32)
-            best[some] = merge_nearest(
-                queries.space.metric, so_far, queries.vectors[some], x_hat, limits
-            )[0]
-    return best[:, last]
+        for ranking, own in zip(rankings, best, strict=True):
+            near = ranking.near(x_hat, block)
+            for some in spans(len(own), QUERY_BLOCK):
+                so_far = own[some], np.zeros_like(own[some], np.int32)
+                own[some] = merge_nearest(
+                    ranking.metric, so_far, ranking.vectors[some], near, limits
+                )[0]
+    return [own[:, last] for own in best]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _count(
-    metric: str,
+    metrics: tuple[str, str],
     vectors: jax.Array,
     x: jax.Array,
-    x_hat: jax.Array,
+    asked: jax.Array,
+    near: jax.Array,
     reach: jax.Array,
     edges: jax.Array,
     num_rows: jax.Array,
 ) -> jax.Array:
     """Counts rows of a padded block by their decoded distance and by whether they are right.
 
+    By the first metric, `vectors` and `x` are truly near; by the second one, `asked` and `near`
+    are as decoded (`Ranking`).
+
     Returns:
       [Q, R, 6] int32: rows nearer than the edge, and rows at the edge; of each, those that are
       truly as near as the nearest neighbour; of each, those truly as near as the k-th.
     """
-    true, true_slack = distances(metric, vectors, x)
-    found, slack = distances(metric, vectors, x_hat)
+    true, true_slack = distances(metrics[0], vectors, x)
+    found, slack = distances(metrics[1], asked, near)
     there = (jnp.arange(len(x)) < num_rows)[None]
     nearest = true <= reach[:, :1] + true_slack
     counts = []

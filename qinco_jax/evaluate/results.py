@@ -52,26 +52,34 @@ def score(
     query_sets: Sequence[Queries] = (),
     stage: Stage = silent,
     known_codes: np.ndarray | None = None,
+    trial_rows: np.ndarray | None = None,
 ) -> list[Row]:
     """One row for each codec: its name, bytes, and what `metrics.measure` finds.
 
     The field `unit_norm` tells whether the error is that of unit vectors. `known_codes` are the
-    database's, by every one of the codecs; `None` encodes it.
+    database's, by every one of the codecs; `None` encodes it. `trial_rows` [T, D] are other
+    vectors, to choose a reading of distances by (`measure`).
     """
     rows: list[Row] = []
     for codec in codecs:
         with stage(f"measuring {codec.name} at {codec.bits / 8:g} bytes") as advance:
             progress = counting(advance, len(database))
-            found = measure(codec, database, query_sets, progress, known_codes)
+            found = measure(codec, database, query_sets, progress, known_codes, trial_rows)
         what = {"codec": codec.name, "bytes": codec.bits / 8, "unit_norm": codec.unit_norm}
         rows.append({**what, **fields(found, query_sets)})
     return rows
 
 
 def fields(score: Score, query_sets: Sequence[Queries]) -> Row:
-    """A score as fields of a row: measures of the main queries, and of the others by name."""
+    """A score as fields of a row: measures of the main queries, and of the others by name.
+
+    Recall by the reading of distances that was chosen, if one was, has names that begin with
+    "reading_"; "reading" is its kind, and "reading_bytes" are those of a code and of what the
+    reading keeps beside it.
+    """
     found = {
-        queries.name: {
+        queries.name: _reading(score, queries)
+        | {
             name: value
             for measure, estimate in {
                 **score.recall[queries.name],
@@ -92,6 +100,11 @@ def fields(score: Score, query_sets: Sequence[Queries]) -> Row:
         "column_entropy_bits": score.column_entropy_bits,
         "dead_codewords": score.dead_codewords,
     }
+
+
+def _reading(score: Score, queries: Queries) -> dict[str, Any]:
+    chosen = score.readings.get(queries.name)
+    return {} if chosen is None else {"reading": chosen.kind, "reading_bytes": chosen.bytes}
 
 
 def _with_interval(name: str, estimate: Estimate) -> Row:

@@ -42,12 +42,14 @@ class Benchmark(NamedTuple):
       train: [N, D] training vectors.
       database: [S, D] vectors to encode.
       query_sets: queries of the database, the main set first.
+      trial_rows: [T, D] vectors to choose readings of distances by (`readings`).
     """
 
     dataset: str
     train: Rows
     database: Rows
     query_sets: Sequence[Queries]
+    trial_rows: np.ndarray
 
 
 def run(
@@ -98,7 +100,10 @@ def _finish(
         codec = at_rate(rate)
         with stage(f"measuring {contender.codec} at {rate:g} bytes") as advance:
             progress = counting(advance, len(benchmark.database))
-            score = measure(codec, benchmark.database, benchmark.query_sets, progress)
+            score = measure(
+                codec, benchmark.database, benchmark.query_sets, progress,
+                trial_rows=benchmark.trial_rows,
+            )  # fmt: skip
             key = {"codec": contender.codec, "bytes": rate, "seed": seed}
             cost = {**key, "train_seconds": seconds, **_costs(codec, benchmark.database)}
         _add(folder / COSTS, cost)

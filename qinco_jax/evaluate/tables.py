@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qinco_jax.evaluate import results
+from qinco_jax.evaluate.metrics import BY_READING
 from qinco_jax.evaluate.neighbours import RANKS
 from qinco_jax.evaluate.results import Evaluation, Row
 
@@ -14,6 +15,16 @@ ENTROPY = (
 )
 DEAD = "codewords that no vector of the database uses, counted over all steps of a code"
 RECALL = re.compile(r"(?:(\d+)-)?recall@(\d+)")
+READING_RANKS = 1, 10  # at which tables show recall by the chosen reading
+STARRED = "by the reading of distances that found most in a trial on rows that are not measured"
+READING_BYTES = (
+    "bytes of a code and of what that reading keeps beside it: nothing where it is the distance to "
+    "the reconstruction, or a byte of the vector's length or of a scale for the reconstruction"
+)
+NOTE = """\
+R@k: by the distance to the reconstruction. R@k*: by the reading of distances that found most in a
+trial on rows that are not measured; bytes that it keeps beside each code are those after the +."""
+DASH = "—"
 
 
 class Column(NamedTuple):
@@ -35,13 +46,22 @@ class Column(NamedTuple):
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table, ordered by rate, that also reads well in a terminal."""
+    """Rows as a Markdown table, ordered by rate, that also reads well in a terminal.
+
+    Recall by the chosen reading has columns of its own, and a note below, if any row has it.
+    """
     ranks = [k for k in RANKS if all(f"recall@{k}" in row for row in rows)]
-    lines = [["codec", "bytes", "MSE", *(f"R@{k}" for k in ranks)]]
+    shown = {f"R@{k}": f"recall@{k}" for k in ranks}
+    has_reading = any("reading" in row for row in rows)
+    if has_reading:
+        shown |= {f"R@{k}*": f"{BY_READING}recall@{k}" for k in READING_RANKS if k in ranks}
+    lines = [["codec", "bytes", "MSE", *shown]]
     for row in sorted(rows, key=lambda row: row["bytes"]):
-        recall = [f"{100 * row[f'recall@{k}']:.1f}" for k in ranks]
-        lines.append([row["codec"], f"{row['bytes']:g}", f"{row['mse']:.6g}", *recall])
-    return aligned(lines)
+        recall = [f"{100 * row[key]:.1f}" if key in row else DASH for key in shown.values()]
+        extra = _bytes_beside(row)
+        size = f"{row['bytes']:g}" + f"+{extra:g}" * (extra > 0)
+        lines.append([row["codec"], size, f"{row['mse']:.6g}", *recall])
+    return "\n".join([aligned(lines), *(["", NOTE] if has_reading else [])])
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -81,7 +101,11 @@ def of_losses(evaluation: Evaluation) -> dict[str, Any] | None:
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
-    """All columns of the main table, with those of the recalls that occur in the rows."""
+    """All columns of the main table, with those of the recalls that occur in the rows.
+
+    Where codecs keep different numbers of bytes beside their codes, none is the best by its
+    reading of distances.
+    """
     found = {key: RECALL.fullmatch(key) for row in rows for key in row}
     matches = [match for match in found.values() if match]
     matches.sort(key=lambda match: (int(match[1] or 0), int(match[2])))
@@ -90,6 +114,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     return [
         Column("mse", "MSE", "mean squared error, summed over dimensions", _digits, best),
         *map(_recall_column, matches),
+        *_reading_columns(rows),
         Column("entropy_bits", "bits\nused", ENTROPY, _short),
         Column("dead_codewords", "dead", DEAD, _short),
         Column("encode_us", "encode\nµs", "time to encode a vector, in microseconds", _short),
@@ -110,6 +135,28 @@ def _recall_column(match: re.Match[str]) -> Column:
         place = "the first" if rank == "1" else f"among the {rank}"
         about = f"share of queries whose true nearest neighbour is {place} found"
     return Column(key, heading, about, lambda value: f"{100 * value:.1f}", max)
+
+
+def _reading_columns(rows: Sequence[Row]) -> list[Column]:
+    """Recall by the chosen reading, and the bytes that it takes in all."""
+    kept = {_bytes_beside(row) for row in rows if "reading_bytes" in row}
+    found = []
+    for rank in READING_RANKS:
+        match = RECALL.fullmatch(f"recall@{rank}")
+        assert match is not None
+        plain = _recall_column(match)
+        found.append(
+            plain._replace(
+                key=f"{BY_READING}{plain.key}", heading=f"{plain.heading}*",
+                about=f"{plain.about}, {STARRED}", best=max if len(kept) == 1 else None,
+            )
+        )  # fmt: skip
+    return [*found, Column("reading_bytes", "bytes*", READING_BYTES, lambda v: f"{v:g}")]
+
+
+def _bytes_beside(row: Row) -> float:
+    """What the chosen reading keeps beside a code; 0 if none was chosen."""
+    return round(row.get("reading_bytes", row["bytes"]) - row["bytes"], 3)
 
 
 def _digits(value: float) -> str:
@@ -185,13 +232,15 @@ def _notes(row: Row, names: Mapping[str, str]) -> list[str]:
 def _cell(row: Row, column: Column, group: Sequence[Row]) -> dict[str, Any]:
     key, show = column.key, column.show
     if row.get(key) is None:
-        return {"value": "", "text": "—", "note": "", "standing": ""}
+        return {"value": "", "text": DASH, "note": "", "standing": ""}
     note = ""
     if f"{key}_interval" in row:
         low, high = (show(end) for end in results.interval(row, key))
         note = f"{low} to {high}"
     elif key == "entropy_bits" and "bits" in row:
         note = f"of {row['bits']:g}"
+    elif key == "reading_bytes":
+        note = row.get("reading", "")
     found = standing(row, column, group) if column.best else ""
     return {"value": row[key], "text": show(row[key]), "note": note, "standing": found}
 

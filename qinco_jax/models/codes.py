@@ -19,7 +19,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.files import locked, path_of, replacing
 from qinco_jax.interrupts import Interrupted, noticed
 from qinco_jax.models import digest
-from qinco_jax.quantizers import coding, packing
+from qinco_jax.quantizers import coding, packing, precision
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.stored import Rows, fingerprint
@@ -41,6 +41,7 @@ def write(
     num_candidates: int | None = None,
     beam_size: int | None = None,
     joint: bool | None = None,
+    compute_dtype: str | None = None,
     what: str = "the vectors",
     advance: Advance = lambda done, total: None,
 ) -> None:
@@ -55,11 +56,12 @@ def write(
       num_candidates: A, as of `encode`.
       beam_size: B, as of `encode`.
       joint: as of `encode`.
+      compute_dtype: as of `encode`.
       what: the name of the vectors, for messages.
       advance: called with the rows done, at first those of an earlier call, and N.
 
     Raises:
-      InputError: `path` exists or cannot be written, vectors or search do not fit the model, or
+      InputError: `path` exists or cannot be written, vectors or options do not fit the model, or
         another process writes the same file.
       Interrupted: Ctrl-C; the message says how many rows are kept.
     """
@@ -69,6 +71,7 @@ def write(
     formats.check_new(target, formats.NEW_ENDINGS)
     checks.vectors(x, model.dim, what)
     search = dataclasses.asdict(coding.search_of(model, num_candidates, beam_size, joint))
+    search["compute_dtype"] = precision.resolve(compute_dtype)
     origin = _origin(model, x, search)
     partial, progress = _hidden(target, "partial"), _hidden(target, "progress")
     shape, lock = (len(x), origin["bytes"]), _hidden(target, "lock")

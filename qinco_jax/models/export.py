@@ -37,8 +37,8 @@ def export(
 
     In it, `encode.jaxprogram` maps vectors [N, D] float32 to codes, and `decode.jaxprogram` maps
     codes, all columns in the dtype that `encode` returns, to vectors [N, D] float32; N is at least
-    1. They include the weights and the search, and run on CPUs, NVIDIA GPUs and TPUs, in bounded
-    memory, in a process with `jax` and `flatbuffers`:
+    1. They include the weights and the search, multiply in float32, and run on CPUs, NVIDIA GPUs
+    and TPUs, in bounded memory, in a process with `jax` and `flatbuffers`:
 
         program = jax.export.deserialize(Path("FOLDER/encode.jaxprogram").read_bytes())
         encode = jax.jit(program.call)
@@ -71,10 +71,10 @@ def export(
     model = jax.tree.map(np.asarray, model)  # constants while JAX traces
 
     def encode(x: jax.Array) -> jax.Array:
-        return coding.encode(model, x, **dataclasses.asdict(search))
+        return coding.encode(model, x, **dataclasses.asdict(search), compute_dtype="float32")
 
     def decode(codes: jax.Array) -> jax.Array:
-        return coding.decode(model, codes)
+        return coding.decode(model, codes, compute_dtype="float32")
 
     vectors = jax.ShapeDtypeStruct((1, model.dim), jnp.float32)
     codes = jax.eval_shape(encode, vectors)

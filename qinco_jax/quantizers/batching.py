@@ -32,7 +32,17 @@ from qinco_jax.vectors.stored import Vectors, lazily
 BLOCK_ROWS = 8192  # at most
 CHUNK_BLOCKS, CHUNK_ROWS = 16, 4096  # at most, unless one block is larger
 FEW = 8  # blocks in a small chunk, and from one size of small blocks to the next
-THREADS = max(2, min(16, os.cpu_count() or 2))
+FEW_CALLS = 4  # times as many rows fill a block: then one call is as fast as several threads
+
+
+def num_cores() -> int:
+    """Cores that this process may use; a container or `taskset` may allow it fewer than exist."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+THREADS = max(2, min(16, num_cores()))
 
 Prepare = Callable[[Any], Any]
 Apply = Callable[..., Any]
@@ -237,10 +247,16 @@ def _over_chunks(
 
 
 def _block_and_chunk(num_rows: int, rows: int) -> tuple[int, int]:
-    """Rows of a block and of a chunk: few rows get small blocks, of one of a few sizes."""
+    """Rows of a block and of a chunk: few rows get small blocks, of one of a few sizes.
+
+    Rows that are soon done go in one call; chunks of one block keep all threads busy with more, and
+    larger ones cost fewer calls.
+    """
     block = min(rows, FEW ** int(math.log(max(1, num_rows), FEW) + 1e-9))
+    if FEW_CALLS * num_rows < rows:
+        return block, FEW * block
     chunk = max(rows, min(CHUNK_BLOCKS * rows, CHUNK_ROWS))
-    return (block, FEW * block) if num_rows <= min(FEW * block, chunk) else (rows, chunk)
+    return (block, block) if num_rows <= CHUNK_BLOCKS * block else (rows, chunk)
 
 
 def _device_of(tree: Any) -> jax.Device | None:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import jax
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.quantizers import packing
+from qinco_jax.quantizers import packing, precision
 from qinco_jax.quantizers.batching import block_rows, is_traced, map_rows
 from qinco_jax.quantizers.product import PreparedProduct, Product
 from qinco_jax.quantizers.qinco import Prepared, Qinco, Search
@@ -32,6 +33,7 @@ def encode(
     beam_size: int | None = None,
     joint: bool | None = None,
     output: Output = "codes",
+    compute_dtype: str | None = None,
 ) -> Any:
     """Codes of vectors, by beam search with pre-selection (QINCo2, Sec. 3).
 
@@ -52,6 +54,10 @@ def encode(
       output: "codes"; "errors" for a pair of the codes and their squared errors; or "beams" for
         the whole final beams, best first, and theirs. Of a `Product` the n-th best codes of all
         parts make up the n-th entry.
+      compute_dtype: "float32" or "bfloat16", of the products that propose candidates and compute
+        their codewords, and of the activations between; errors are float32 always. In bfloat16 some
+        codes differ, and the mean squared error by less than 0.1 %. `None` is float32 on CPUs, and
+        what multiplies faster on accelerators (`precision.resolve`).
 
     Returns:
       [N, M] or [M], uint8 for K <= 256, else uint16. With a coarse codebook [N, 1 + M] or [1 + M]
@@ -62,20 +68,24 @@ def encode(
       inf marks an entry that does not exist, where there are fewer codes than B.
 
     Raises:
-      InputError: wrong shape, dtype, A, B or output; NaN or Inf (outside `jit`).
+      InputError: wrong shape, dtype, A, B, output or compute_dtype; NaN or Inf (outside `jit`).
     """
     _require_model(model, "encode(model, x)")
     x = checks.vectors(x, model.dim)
     search = search_of(model, num_candidates, beam_size, joint)
     if output not in OUTPUTS:
         raise InputError(f"output must be {', '.join(OUTPUTS)}, got {output!r}")
+    compute_dtype = precision.resolve(compute_dtype)
     if x.ndim == 1:
-        found = encode(model, x[None], **dataclasses.asdict(search), output=output)
+        found = encode(
+            model, x[None],
+            **dataclasses.asdict(search), output=output, compute_dtype=compute_dtype,
+        )  # fmt: skip
         return jax.tree.map(lambda leaf: leaf[0], found)
     rows = block_rows(work(model, search))
     return map_rows(
         _encoded, model, x,
-        rows=rows, options=(search, output), prepare=_prepared,
+        rows=rows, options=(search, output), prepare=_preparing(compute_dtype),
         check=functools.partial(checks.finite, limit=_limit(model)),
     )  # fmt: skip
 
@@ -95,8 +105,10 @@ def _limit(model: Model) -> float:
     return LARGEST * min(float(part.scale) for part in parts)
 
 
-def _prepared(model: Model) -> Prepared | PreparedProduct:
-    return model.prepare()
+@functools.cache
+def _preparing(compute_dtype: str) -> Callable[[Model], Prepared | PreparedProduct]:
+    """How to prepare a model; the same function each time, by which `map_rows` knows it."""
+    return lambda model: model.prepare(compute_dtype)
 
 
 def _encoded(
@@ -112,28 +124,35 @@ def _decoded(prepared: Prepared | PreparedProduct, codes: jax.Array) -> jax.Arra
     return prepared.decode(codes)
 
 
-def decode(model: Model, codes: Array) -> jax.Array:
+def decode(model: Model, codes: Array, *, compute_dtype: str | None = None) -> jax.Array:
     """Reconstructions of codes or of their first columns.
 
     Args:
       model: of M steps and K codewords each.
       codes: [N, m] or [m] integers, 1 <= m <= M, numpy or jax; N may be 0. With a coarse codebook
         [N, 1 + m] or [1 + m], 0 <= m <= M; for a `Product` [N, P m] or [P m].
+      compute_dtype: "float32" or "bfloat16", of the network's products and the activations between;
+        sums are float32. In bfloat16 the mean squared error changes by less than 0.1 %. `None` is
+        float32 on CPUs, and what multiplies faster on accelerators (`precision.resolve`).
 
     Returns:
       [N, D] or [D] float32, x_hat_m in the space of the vectors. A model with `unit_norm`
       gives approximations of x / |x|: codes do not keep the lengths of vectors.
 
     Raises:
-      InputError: wrong shape or dtype; codes outside 0..K-1 (outside `jit`).
+      InputError: wrong shape, dtype or compute_dtype; codes outside 0..K-1 (outside `jit`).
     """
     _require_model(model, "decode(model, codes)")
     codes = packing.checked(codes, len(model.column_sizes))
+    compute_dtype = precision.resolve(compute_dtype)
     if codes.ndim == 1:
-        return decode(model, codes[None])[0]
+        return decode(model, codes[None], compute_dtype=compute_dtype)[0]
     model = model.first_columns(codes.shape[1])
     check = functools.partial(packing.check_range, model.column_sizes)
-    return map_rows(_decoded, model, codes, rows=block_rows(2), prepare=_prepared, check=check)
+    return map_rows(
+        _decoded, model, codes,
+        rows=block_rows(2), prepare=_preparing(compute_dtype), check=check,
+    )  # fmt: skip
 
 
 def prefix(model: M, num_steps: int) -> M:

@@ -8,13 +8,46 @@ from jax import lax
 
 
 def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    """`x @ w` computed in the dtype of `w`, accumulated and returned in float32.
+    """`x @ w`, [..., E] of x [..., D] and w [D, E].
 
-    Accelerators round float32 products to fewer bits by default; codes must not depend on that.
+    Computed in the dtype of `w`, accumulated and returned in float32; in bfloat16 so are the two
+    products of its gradient. Accelerators round float32 products to fewer bits by default; codes
+    must not depend on that.
     """
+    if w.dtype == jnp.bfloat16:
+        return _bfloat16(x.astype(w.dtype), w)
     return jnp.matmul(
         x.astype(w.dtype), w, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
+
+
+@jax.custom_vjp
+def _bfloat16(x: jax.Array, w: jax.Array) -> jax.Array:
+    """JAX's own gradient of this would multiply in float32, which is the dtype of the result."""
+    return _contract(x, w, (-1,), (0,))
+
+
+def _forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _bfloat16(x, w), (x, w)
+
+
+def _backward(
+    kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, w = kept
+    gradient, rows = gradient.astype(w.dtype), tuple(range(x.ndim - 1))
+    of_x, of_w = _contract(gradient, w, (-1,), (1,)), _contract(x, gradient, rows, rows)
+    return of_x.astype(x.dtype), of_w.astype(w.dtype)
+
+
+_bfloat16.defvjp(_forward, _backward)
+
+
+def _contract(
+    a: jax.Array, b: jax.Array, axes_a: tuple[int, ...], axes_b: tuple[int, ...]
+) -> jax.Array:
+    """The sum over axes of products of `a` and `b`, accumulated in float32."""
+    return jnp.tensordot(a, b, (axes_a, axes_b), preferred_element_type=jnp.float32)
 
 
 def along_last(v: jax.Array, x: jax.Array) -> jax.Array:
@@ -25,10 +58,12 @@ def along_last(v: jax.Array, x: jax.Array) -> jax.Array:
 def squared_distances(x: jax.Array, codebook: jax.Array) -> jax.Array:
     """Distances of vectors `x` [..., D] to the codewords [K, D], as one matrix product.
 
+    The product is computed in the dtype of the codewords, the rest in float32.
+
     Returns:
       ||x - c||^2 as |x|^2 - 2 x.c + |c|^2, [..., K] float32.
     """
-    norms = along_last(jnp.sum(jnp.square(codebook), axis=-1), x)
+    norms = along_last(jnp.sum(jnp.square(codebook.astype(jnp.float32)), axis=-1), x)
     products = matmul(x, codebook.T)
     return jnp.sum(jnp.square(x), axis=-1, keepdims=True) - 2.0 * products + norms
 

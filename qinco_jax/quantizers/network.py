@@ -71,8 +71,8 @@ def _mix(step: Step, part: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def projected(step: Step, z: jax.Array) -> Projected:
-    """What is carried of a sum z [..., E]: itself and its product with U_1."""
-    return Projected(z, matmul(z, step.up[0]))
+    """What is carried of a sum z [..., E]: itself and its product with U_1, in the dtype of U."""
+    return Projected(z, matmul(z, step.up[0]).astype(step.up.dtype))
 
 
 def evaluate(form: str, step: Step, codeword: jax.Array, inside: Projected) -> jax.Array:
@@ -82,7 +82,7 @@ def evaluate(form: str, step: Step, codeword: jax.Array, inside: Projected) -> j
     """
     z = inside.z + matmul(jax.nn.relu(inside.up), step.down[0])
     for up, down in zip(step.up[1:], step.down[1:], strict=True):
-        z = z + matmul(jax.nn.relu(matmul(z, up)), down)
+        z = z + matmul(jax.nn.relu(matmul(z, up).astype(up.dtype)), down)
     f = z if step.proj_out is None else matmul(z, step.proj_out)
     return f + codeword if form == "qinco2" else f
 

@@ -93,9 +93,9 @@ class Product:
         parts = tuple(part.first_columns(count) for part in self.parts)
         return dataclasses.replace(self, parts=parts)
 
-    def prepare(self) -> "PreparedProduct":
-        """What depends on the model alone, to be computed once for all rows."""
-        return PreparedProduct(self, tuple(part.prepare() for part in self.parts))
+    def prepare(self, compute_dtype: str = "float32") -> "PreparedProduct":
+        """What depends on the model alone, to be computed once for all rows; as of `Qinco`."""
+        return PreparedProduct(self, tuple(part.prepare(compute_dtype) for part in self.parts))
 
 
 def sub_vectors(x: jax.Array, model: Product) -> list[jax.Array]:

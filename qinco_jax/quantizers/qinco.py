@@ -138,13 +138,24 @@ class Qinco:
         config = dataclasses.replace(self.config, num_steps=num_columns - self.ivf)
         return dataclasses.replace(self, steps=steps, config=config)
 
-    def prepare(self) -> "Prepared":
-        """What depends on the model alone, to be computed once for all rows."""
+    def prepare(self, compute_dtype: str = "float32") -> "Prepared":
+        """What depends on the model alone, to be computed once for all rows.
+
+        Args:
+          compute_dtype: "float32" or "bfloat16", of the products with the network's matrices and
+            with S, and of what lies between two of them. Sums and errors are float32.
+        """
+        model, preselect = network_dtype(self, compute_dtype), self.steps.preselect
+        if preselect is not None:
+            preselect = preselect.astype(compute_dtype)
+        model = dataclasses.replace(
+            model, steps=dataclasses.replace(model.steps, preselect=preselect)
+        )
 
         def of_step(step: Step) -> Projected:
             return projected(step, of_codeword(step, step.codebook))
 
-        return Prepared(self, jax.vmap(of_step)(self.steps))
+        return Prepared(model, jax.vmap(of_step)(model.steps))
 
 
 def init(key: jax.Array, config: QincoConfig, rq: RQ, coarse: jax.Array | None = None) -> Qinco:
@@ -379,7 +390,7 @@ def with_parameters(model: Qinco, parameters: Parameters) -> Qinco:
     return dataclasses.replace(model, codebook=codebook, steps=steps)
 
 
-def network_dtype(model: Qinco, dtype: jnp.dtype) -> Qinco:
+def network_dtype(model: Qinco, dtype: str) -> Qinco:
     """The model with its network's matrices in `dtype`, in which their products are computed.
 
     Codebooks, sums and distances stay float32.

@@ -13,21 +13,20 @@ from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.pairwise_decoder import PairwiseDecoder
 from qinco_jax.quantizers.rq import sample_rows
 from qinco_jax.quantizers.transform import approximated
-from qinco_jax.search import additive, distance, pairwise, scan
+from qinco_jax.search import additive, distance, pairwise, scan, trial
 from qinco_jax.search.distance import Measured, Reading, in_space
 from qinco_jax.search.index import Index
 from qinco_jax.search.pairwise import Pairs
+from qinco_jax.search.trial import FEWEST_ROWS
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
 
 METRICS = "l2", "ip", "cosine"
 FITTED_ROWS = 100_000  # that decoders are fitted on
-TRIED_ROWS, TRIED_QUERIES = 10_000, 500  # that readings are compared on
+TRIED_ROWS = 10_000  # that readings are compared on
 PULLS = 0.0, 0.5, 1.0
 BLOCK_ROWS = 16384
 MOST_LISTS, ROWS_PER_LIST = 4096, 39
-RANKS = 1, 10
-FEWEST_ROWS = 2 * RANKS[-1]
 
 
 def build(
@@ -144,8 +143,8 @@ def _pairs(
         return None
     held = Measured(*(part[-num_held:] for part in measured))
     x_hat = np.asarray(found.decode(jnp.asarray(codes[-num_held:])))
-    before = _recall(index.reading, index.metric, held)
-    return found if _recall(index.reading, index.metric, held, x_hat) > before else None
+    before = trial.recall(index.reading, held)
+    return found if trial.recall(index.reading, held, x_hat) > before else None
 
 
 def _list_vectors(
@@ -178,39 +177,10 @@ def _list_vectors(
 def choose(metric: str, rows: Measured, origin: np.ndarray) -> Reading:
     """The reading that finds most on rows of which the last ones ask for the others.
 
-    First by the network's reconstructions, where recall@1 and @10 count the same; then how much the
-    scan's look-ups should heed the byte.
+    First by the network's reconstructions; then how much the scan's look-ups should heed the byte.
     """
-    kinds = distance.kinds(metric, rows.x)
-    found = {kind: distance.fit(metric, kind, rows, origin) for kind in kinds}
-    best = max(kinds, key=lambda kind: _recall(found[kind], metric, rows, rows.x_hat))
-    if best != "scale":
-        return found[best]
-    pulled = [distance.fit(metric, best, rows, origin, pull) for pull in PULLS]
-    return max(pulled, key=lambda reading: _recall(reading, metric, rows))
-
-
-def _recall(
-    reading: Reading, metric: str, rows: Measured, x_hat: np.ndarray | None = None
-) -> float:
-    """Mean of recall@1 and @10 of the rows' last queries among the others.
-
-    By the distances to reconstructions [N, D]; without any, by the scan's scores.
-    """
-    count = len(rows.x) - max(1, min(TRIED_QUERIES, len(rows.x) // 10))
-    queries, x = rows.x[count:], rows.x[:count]
-    products = queries @ x.T
-    exact = products if metric != "l2" else products - np.square(x).sum(axis=1) / 2
-    best = exact.argmax(axis=1)
-    kept = Measured(x, rows.x_hat[:count], rows.rough[:count])
-    levels = distance.to_bytes(reading, distance.values(metric, reading.kind, kept))
-    if x_hat is None:
-        scores = -(queries @ kept.rough.T + distance.scan_adds(reading, levels))
-    else:
-        scores = np.asarray(
-            distance.all_distances(
-                reading, jnp.asarray(queries), jnp.asarray(x_hat[:count]), jnp.asarray(levels)
-            )
-        )
-    rank = (scores < np.take_along_axis(scores, best[:, None], axis=1)).sum(axis=1)
-    return float(np.mean([(rank < k).mean() for k in RANKS]))
+    best = trial.choose(metric, rows, origin)
+    if best.kind != "scale":
+        return best
+    pulled = [distance.fit(metric, best.kind, rows, origin, pull) for pull in PULLS]
+    return max(pulled, key=lambda reading: trial.recall(reading, rows))

@@ -2,7 +2,7 @@
 
 A reconstruction is a mean of the vectors that share a code, so it is shorter than they are. The
 vector's own length, or the scale s = <x, x_hat> / |x_hat|^2 that makes <q, s x_hat> the best guess
-of <q, x>, puts that right. Which of them ranks best is tried on rows held back (`build`).
+of <q, x>, puts that right. Which of them ranks best is tried on rows held back (`trial`).
 """
 
 import dataclasses
@@ -154,6 +154,21 @@ def all_distances(
     return jnp.maximum(jnp.sum(jnp.square(queries), axis=1)[:, None] + own[None] - 2 * products, 0)
 
 
+def ranked_by(reading: Reading) -> str:
+    """The metric, "l2" or "ip", by which queries rank `stretched` rows as by the reading."""
+    return "l2" if reading.metric == "l2" and reading.kind != "scale" else "ip"
+
+
+@jax.jit
+def stretched(reading: Reading, x_hat: jax.Array, levels: jax.Array) -> jax.Array:
+    """Reconstructions [N, D], `in_space`, with the lengths that their bytes [N, V] give them.
+
+    What else a distance has is the same for all rows: under "l2" with a scale it is
+    |q|^2 + `squared_length` - 2 <q, stretched>.
+    """
+    return _readings(reading, x_hat, levels)[0][:, None] * x_hat
+
+
 def _readings(reading: Reading, x_hat: jax.Array, levels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What stretches reconstructions, [N], and what to add to |q - stretched|^2, [N]."""
     squares = jnp.maximum(jnp.sum(jnp.square(x_hat), axis=1), 1e-30)
@@ -163,7 +178,7 @@ def _readings(reading: Reading, x_hat: jax.Array, levels: jax.Array) -> tuple[ja
     if reading.metric == "cosine":
         return jax.lax.rsqrt(squares), jnp.zeros_like(squares)
     if reading.kind == "length":
-        return jnp.sqrt(jnp.maximum(value, 0) / squares), jnp.zeros_like(squares)
+        return jnp.sqrt(jnp.maximum(value, 0)) / jnp.sqrt(squares), jnp.zeros_like(squares)
     return jnp.ones_like(squares), jnp.zeros_like(squares)
 
 
@@ -176,8 +191,7 @@ def of_scores(reading: Reading, queries: np.ndarray, scores: np.ndarray) -> np.n
     """Distances [Q, S] of the scan's scores [Q, S], by the additive decoder alone."""
     if reading.metric != "l2":
         return -scores
-    own = float(reading.squared_length) if reading.kind == "scale" else 0.0
-    return np.square(queries).sum(axis=1, keepdims=True) + own - 2 * scores
+    return np.square(queries).sum(axis=1, keepdims=True) - 2 * scores
 
 
 def settings(reading: Reading) -> dict[str, Any]:

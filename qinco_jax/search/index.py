@@ -5,14 +5,13 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax import optional
 from qinco_jax.errors import InputError
 from qinco_jax.models.codes import model_fingerprint
-from qinco_jax.quantizers import coding, packing
+from qinco_jax.quantizers import coding, packing, precision
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.search import additive, distance, pairwise, rerank, scan
 from qinco_jax.search import ids as vector_ids
@@ -47,6 +46,8 @@ class Index:
       points: what it reached at which settings, as `tune` measured.
       pairs: the pairwise decoder, which picks those of the scan's codes that the network decodes;
         `None` where it would not find more.
+      compute_dtype: of the network that re-ranks, "float32" or "bfloat16"; `None` means what the
+        device multiplies faster. Set before the first search, and not saved.
     """
 
     model: Model
@@ -58,6 +59,7 @@ class Index:
     made: dict[str, Any] = dataclasses.field(default_factory=dict)
     points: list[tuning.Point] = dataclasses.field(default_factory=list)
     pairs: Pairs | None = None
+    compute_dtype: str | None = None
 
     def __len__(self) -> int:
         """The number of vectors."""
@@ -84,7 +86,8 @@ class Index:
     @functools.cached_property
     def prepared(self) -> Any:
         """What decoding needs of the model, computed once."""
-        return _prepared(self.model)
+        faster = precision.fastest() if self.compute_dtype is None else self.compute_dtype
+        return rerank.prepared(self.model, precision.resolve(faster))
 
     def add(
         self,
@@ -190,11 +193,11 @@ class Index:
                 self.lists, len(self.tables), block, scanned, num_probes, ef_search, selector
             )
             if self.pairs is not None and most:
-                _, *best = _first(size, self._rough(block, *best), *best)
+                _, *best = rerank.first(size, self._rough(block, *best), *best)
             own = (
                 self._distances(self.prepared, block, *best) if most else self._rough(block, *best)
             )
-            found[span], _, ids[span], *_ = _first(k, own, *best)
+            found[span], _, ids[span], *_ = rerank.first(k, own, *best)
         return found, ids
 
     def tune(self, queries: Vectors, neighbours: np.ndarray, k: int = 10) -> list[tuning.Point]:
@@ -389,17 +392,3 @@ class Index:
         scores, ids, *_ = shortlist
         found = distance.of_scores(self.reading, queries, np.where(ids < 0, 0, scores))
         return np.where(ids >= 0, found, np.inf).astype(np.float32)
-
-
-@jax.jit
-def _prepared(model: Model) -> Any:
-    return model.prepare()
-
-
-def _first(
-    count: int, own: np.ndarray, scores: np.ndarray, ids: np.ndarray, *parts: np.ndarray
-) -> list[np.ndarray]:
-    """The `count` nearest of each query, as distances, scores, ids and so on; ties by id."""
-    order = np.lexsort((ids, own), axis=1)[:, :count]
-    rows = np.arange(len(own))[:, None]
-    return [part[rows, order] for part in (own, scores, ids, *parts)]

@@ -1,5 +1,6 @@
-"""Distances by the network's reconstructions of a shortlist of codes."""
+"""Re-ranking: a shortlist of codes by the network's reconstructions."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,8 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.quantizers.batching import block_rows, map_rows
+from qinco_jax.quantizers.coding import Model
 from qinco_jax.search import distance
 from qinco_jax.search.distance import Reading
+
+
+@functools.partial(jax.jit, static_argnames="compute_dtype")
+def prepared(model: Model, compute_dtype: str) -> Any:
+    """What decoding a model's codes needs, its products in a dtype (`precision`)."""
+    return model.prepare(compute_dtype)
 
 
 def distances(
@@ -45,3 +53,12 @@ def _of_rows(given: tuple[Any, Reading, jax.Array, jax.Array], rows: jax.Array) 
     codes, levels, owner = jnp.split(rows, [end, rows.shape[1] - 1], axis=1)
     x_hat = prepared.decode(codes) - origin[None]
     return distance.distances(reading, queries[owner[:, 0]], x_hat, levels)
+
+
+def first(
+    count: int, own: np.ndarray, scores: np.ndarray, ids: np.ndarray, *parts: np.ndarray
+) -> list[np.ndarray]:
+    """The `count` nearest of each query, as distances, scores, ids and so on; ties by id."""
+    order = np.lexsort((ids, own), axis=1)[:, :count]
+    rows = np.arange(len(own))[:, None]
+    return [part[rows, order] for part in (own, scores, ids, *parts)]

@@ -55,7 +55,8 @@ def estimate(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) ->
     run_bytes, seconds = 2 * model_bytes, parts * start
     if batches:
         few_val = _of_part(checks.finite(approximate(x_val[:few], config.unit_norm)), part)
-        _, validation = _timed(lambda: np.asarray(coding.encode(model, few_val, **recipe.search)))
+        search = {**recipe.search, "compute_dtype": recipe.compute_dtype}
+        _, validation = _timed(lambda: np.asarray(coding.encode(model, few_val, **search)))
         state_bytes, batch = _one_batch(model, recipe, batches, rows, batch_size)
         validation *= len(x_val) / max(1, len(few_val)) * (1 + batches / per_epoch)
         seconds += parts * (batches * batch + validation)

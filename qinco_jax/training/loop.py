@@ -16,7 +16,7 @@ from qinco_jax.config import QincoConfig
 from qinco_jax.interrupts import Interrupted, noticed
 from qinco_jax.models import disk
 from qinco_jax.models.orbax import Checkpoints
-from qinco_jax.quantizers import coding, qinco
+from qinco_jax.quantizers import coding
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import approximated
 from qinco_jax.training import step as training
@@ -166,13 +166,13 @@ def _validate(model: Qinco, x_val: Rows, recipe: Recipe) -> float:
 
     On one device, whatever the mesh, so that the choice of the best model does not depend on it.
     """
-    model = qinco.network_dtype(model, jnp.dtype(recipe.compute_dtype))
     model = jax.device_put(model, jax.local_devices()[0])
-    codes = np.asarray(coding.encode(model, x_val, **recipe.search))
+    dtype = recipe.compute_dtype
+    codes = np.asarray(coding.encode(model, x_val, **recipe.search, compute_dtype=dtype))
     errors = []
     for part in spans(len(x_val), CHECKED_ROWS):
         x = approximated(np.asarray(x_val[part]), model.config.unit_norm)
-        error = x - np.asarray(coding.decode(model, codes[part]))
+        error = x - np.asarray(coding.decode(model, codes[part], compute_dtype=dtype))
         errors.append(np.square(error, dtype=np.float64).sum(axis=1))
     return float(np.concatenate(errors).mean())
 

@@ -14,6 +14,7 @@ from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
 from qinco_jax.files import replacing
 from qinco_jax.models import disk
+from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
@@ -43,10 +44,11 @@ def identity(
     if init is not None:
         leaves = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(init))
         given["init"] = hashlib.sha256(leaves).hexdigest()
+    dtype = precision.resolve(recipe.compute_dtype)  # settled as a run begins
     return {
         "seed": seed,
         "config": config.settings,
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": {**dataclasses.asdict(recipe), "compute_dtype": dtype},
         "data": fingerprint(x),
         **given,
     }

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from qinco_jax.quantizers import coding, qinco
+from qinco_jax.quantizers import coding, precision, qinco
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import to_model_space
 from qinco_jax.training.recipe import Recipe
@@ -68,7 +68,9 @@ def init_state(model: Qinco, recipe: Recipe) -> TrainState:
     return jax.tree.map(jnp.copy, state)  # the step donates its buffers, which must not be shared
 
 
-def loss(model: Qinco, x: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
+def loss(
+    model: Qinco, x: jax.Array, codes: jax.Array, compute_dtype: str = "float32"
+) -> tuple[jax.Array, jax.Array]:
     """Sum over the steps of the mean squared errors of x_hat_m and of the pre-selection.
 
     The error of a coarse codebook, which is frozen, is not included.
@@ -77,11 +79,12 @@ def loss(model: Qinco, x: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.A
       model: of M steps.
       x: [N, D] in model space.
       codes: [N, M], constants; with a coarse codebook [N, 1 + M].
+      compute_dtype: "float32" or "bfloat16", of the network's products, those of the gradient too.
 
     Returns:
       The loss [], and the reconstructions [M, N, D] or [1 + M, N, D].
     """
-    x_hat = qinco.reconstructions(model, codes)
+    x_hat = qinco.reconstructions(qinco.network_dtype(model, compute_dtype), codes)
     total = jnp.sum(jnp.mean(jnp.square(x_hat - x[None]), axis=(1, 2))[int(model.ivf) :])
     if model.steps.preselect is not None:
         proposed = jax.vmap(lambda book, index: book[index])(
@@ -116,22 +119,23 @@ def train_step(
     Returns:
       The next state and the mean loss [].
     """
-    cast = functools.partial(qinco.network_dtype, dtype=jnp.dtype(recipe.compute_dtype))
-    model = state.model
-    encode: Callable[..., Any] = functools.partial(coding.encode, **recipe.search)
+    model, compute_dtype = state.model, precision.resolve(recipe.compute_dtype)
+    encode: Callable[..., Any] = functools.partial(
+        coding.encode, **recipe.search, compute_dtype=compute_dtype
+    )
     if mesh is not None:  # left to itself, the compiler gathers the batch for every top-k
         rows = PartitionSpec(mesh.axis_names[0])
         encode = jax.shard_map(
             encode, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False
         )
-    codes = encode(cast(model), batch)
+    codes = encode(model, batch)
 
     def update(carry: tuple[Any, Any], share: tuple[jax.Array, ...]) -> tuple[Any, Any]:
         parameters, moments = carry
         x, codes, step = share
 
         def of_parameters(parameters: Any) -> tuple[jax.Array, jax.Array]:
-            return loss(cast(qinco.with_parameters(model, parameters)), x, codes)
+            return loss(qinco.with_parameters(model, parameters), x, codes, compute_dtype)
 
         (value, x_hat), gradient = jax.value_and_grad(of_parameters, has_aux=True)(parameters)
         with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes float and int

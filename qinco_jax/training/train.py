@@ -54,7 +54,9 @@ def train(
 ) -> Model:
     """Trains a model; the same arguments on the same CPU give the same model, bit for bit.
 
-    On GPUs sums may be taken in another order from run to run, which changes the last bits.
+    On GPUs the gradients of codebooks are scatter-adds, whose order is not fixed, and kernels are
+    chosen by timing them: the last bits differ from run to run, unless XLA is told otherwise
+    (`XLA_FLAGS=--xla_gpu_deterministic_ops=true`, which is slower).
 
     The vectors are read while it trains, converted to float32 there, and may be a memory map or a
     `Stored` of any size: of a set larger than `training.feed.POOL_BYTES`, blocks of neighbouring

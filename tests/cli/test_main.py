@@ -313,6 +313,10 @@ def test_bad_arguments_are_refused_before_anything_is_made(folder: Path, tmp_pat
         (["encode", model, x, tmp_path / "no" / "codes.npy"], "there is no directory"),
         (["encode", tmp_path, x, tmp_path / "codes.npy"], "is not a saved model"),
         (["encode", model, x, tmp_path / "c.npy", "--num-candidates", 99], "1 to 16, got 99"),
+        (["encode", model, x, tmp_path / "c.npy", "--compute-dtype", "half"], "float32, bfloat16"),
+        (["decode", model, x, out, "--compute-dtype", "half"], "float32, bfloat16"),
+        (["evaluate", model, "--compute-dtype", "half"], "float32, bfloat16"),
+        (["train", "--dataset", x, "--out", out, "--compute-dtype", "half"], "float32, bfloat16"),
         (["train", "--dataset", "deep2m", "--out", out], "choose one of sift-photos"),
         (["train", "--dataset", tmp_path, "--out", out], "holds no training vectors"),
         (["train", "--dataset", x, "--out", out, "--preset", "larg"], "small, qinco1"),
@@ -364,16 +368,17 @@ def test_a_disk_that_fills_up_while_training_is_one_sentence(folder: Path, tmp_p
     assert again.returncode == 0, again.stderr
 
 
-@pytest.mark.parametrize("joint", [True, False])
-def test_encode_searches_as_asked(folder: Path, tmp_path: Path, joint: bool) -> None:
+@pytest.mark.parametrize(("joint", "dtype"), [(True, "float32"), (False, "bfloat16")])
+def test_encode_searches_as_asked(folder: Path, tmp_path: Path, joint: bool, dtype: str) -> None:
     model, x = qj.load(folder / "run" / "model"), np.load(folder / "database.npy")
     codes = tmp_path / "codes.npy"
     ran = qinco(
         "encode", folder / "run" / "model", folder / "database.npy", codes,
         "--num-candidates", 3, "--beam-size", 4, "--joint" if joint else "--each",
+        "--compute-dtype", dtype,
     )  # fmt: skip
     assert ran.exit_code == 0, ran.output
-    expected = qj.encode(model, x, num_candidates=3, beam_size=4, joint=joint)
+    expected = qj.encode(model, x, num_candidates=3, beam_size=4, joint=joint, compute_dtype=dtype)
     np.testing.assert_array_equal(from_rows(np.load(codes), model.config), expected)
 
 
@@ -462,6 +467,10 @@ def test_given_codes_are_measured_as_they_are(folder: Path, tmp_path: Path) -> N
     found = qj.decode(model, unpack(np.load(codes), 4, 16))
     assert row["codec"] == "codes of codes.npy"
     assert row["mse"] == pytest.approx(qj.mse(x, found), rel=1e-5)
+    assert row["reading_bytes"] - 2 == (row["reading"] != "reconstruction")
+    assert (
+        0 < row["reading_recall@1"] <= row["reading_recall@10"] and "| R@1* | R@10* |" in ran.output
+    )
     again = ("evaluate", folder / "run", "--dataset", folder, "--codes", codes)
     ran = qinco(*again, "--database", folder / "queries.npy")
     assert ran.exit_code == 2 and "holds 300 codes, but the set has 40" in ran.output

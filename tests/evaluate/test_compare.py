@@ -71,7 +71,16 @@ def test_a_comparison_leaves_a_table_plots_and_a_page(folder: Path) -> None:
         paired = {name for name, it in row["other_queries"].items() if "recall@1_loss" in it}
         assert paired == {"cosine", "noise 0.5, l2"}
         for found in (row, *row["other_queries"].values()):
-            for k in ("recall@1", "10-recall@10", "recall@100", "100-recall@100"):
+            beside = found["reading"] != "reconstruction"
+            assert found["reading_bytes"] == row["bytes"] + beside
+            for k in (
+                "reading_recall@1",
+                "reading_10-recall@10",
+                "recall@1",
+                "10-recall@10",
+                "recall@100",
+                "100-recall@100",
+            ):
                 low, high = found[f"{k}_interval"]
                 assert 0 <= low <= found[k] <= high <= 1
         assert 0 < row["entropy_bits"] <= row["bits"] == 8 * row["bytes"]
@@ -191,9 +200,10 @@ def test_faiss_codecs_compress_to_the_bytes_that_they_say(name: str) -> None:
 
 
 def test_prefixes_of_a_model_are_measured_at_their_rates() -> None:
-    spec = named.parse("small@16:A=4:B=8:each")
+    spec = named.parse("small@16:A=4:B=8:each:bfloat16")
     assert (spec.name, spec.model, spec.bytes) == ("small", "small@16", 16.0)
-    assert spec.search == {"num_candidates": 4, "beam_size": 8, "joint": False}
+    search = {"num_candidates": 4, "beam_size": 8, "joint": False, "compute_dtype": "bfloat16"}
+    assert spec.search == search
     (one,) = named.contenders([spec.text], [4, 8, 4.5, 20], 128)
     assert (one.bytes, one.rates) == (16.0, (4, 8))
     assert (one.facts["num_candidates"], one.facts["joint"]) == (4, False)

@@ -43,6 +43,19 @@ def test_everything_re_ranked_is_brute_force(case: tuple[str, str, str | None]) 
     indexes.assert_nearest(found, indexes.distances(index, QUERIES, X), np.arange(ROWS))
 
 
+def test_the_network_may_compute_in_bfloat16() -> None:
+    exact, index = indexes.filled("plain"), indexes.filled("plain")
+    index.compute_dtype = "bfloat16"
+    (near, ids), (rough, others) = (one.search(QUERIES, 10, **EVERYTHING) for one in (exact, index))
+    assert (near != rough).any()
+    np.testing.assert_allclose(rough, near, rtol=0.03)
+    assert (ids[:, :1] == others).any(axis=1).mean() > 0.9
+    index = indexes.filled("plain")
+    index.compute_dtype = "float8"
+    with pytest.raises(qj.InputError, match="compute_dtype must be float32, bfloat16 or None"):
+        index.search(QUERIES, 10)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_without_re_ranking_distances_are_sums_of_tables(case: tuple[str, str, str | None]) -> None:
     index = indexes.filled(*case)
@@ -51,8 +64,10 @@ def test_without_re_ranking_distances_are_sums_of_tables(case: tuple[str, str, s
     scores = scores + indexes.levels(index, X) @ np.float64(reading.slope)
     expected = -scores
     if index.metric == "l2":
-        own = float(reading.squared_length) if reading.kind == "scale" else 0.0
-        expected = np.square(queries).sum(1)[:, None] + own - 2 * scores
+        expected = np.square(queries).sum(1)[:, None] - 2 * scores
+    if index.metric == "l2" and reading.kind != "length":
+        plain = np.square(queries[:, None] - indexes.rough(index, X)[None]).sum(2)
+        assert abs(np.median(expected / plain) - 1) < 0.05
     found = index.search(QUERIES, 30, num_probes=1000, num_reranked=0)
     indexes.assert_nearest(found, expected, np.arange(ROWS))
 
