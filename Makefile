@@ -9,7 +9,7 @@ EXPERIMENTS ?= table1 multi_rate k_m_tradeoff ablations blocks parts candidates_
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help train eval reproduce test bench notebooks lint clean
+.PHONY: help train eval search reproduce test bench notebooks lint clean
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
 
@@ -20,6 +20,11 @@ eval: .venv/eval  ## compare codecs, about 80 minutes on 2 cores, less with fewe
 	@echo "By default this takes about 80 minutes on 2 cores, four fifths of them for lsq and unq."
 	@echo "Shorter: CODECS=pq,opq,rq:B=32,small@16 a fifth of that, RATES=8 a quarter."
 	.venv/bin/qinco compare --dataset "$(DATASET)" --codecs "$(CODECS)" --rates "$(RATES)" $(ARGS)
+
+search: .venv/eval  ## nearest neighbours beside Faiss's indexes, about 12 minutes on 2 cores: DATASET=name|path PRESET=small BYTES=8 ARGS="--lists 256"
+	@echo "This takes about 12 minutes on 2 cores, 7 of them to train the model, if \`make train\` has"
+	@echo "not. Nothing else should run on the machine, since queries are timed."
+	.venv/bin/python experiments/nearest.py --dataset "$(DATASET)" --preset $(PRESET) --bytes $(BYTES) $(ARGS)
 
 reproduce: .venv/eval  ## the papers' tables and figures: SCALE=small|full DATASET=name|path; see experiments/README.md
 	for name in $(EXPERIMENTS); do \

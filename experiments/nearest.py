@@ -1,144 +1,118 @@
 """Nearest neighbours from codes: recall against queries a second, beside what else is used.
 
-    python experiments/nearest.py --model runs/sift-photos-small-8B --dataset PATH --out PREFIX
+    make search
+    python experiments/nearest.py --dataset PATH --model runs/sift-photos-small-8B --out FOLDER
 
-Side by side in one process, with the same codes of the same model:
-- `ours`: `qinco_jax.search`, for several numbers of probed lists and re-ranked codes;
-- `published`: the pipeline of QINCo and QINCo2, written for this benchmark: Faiss's IVF-RQ scans
-  with the additive decoder's tables, the network decodes the shortlist, which is sorted by L2;
-and Faiss's own codecs in as many lists: IVF-PQ, PQ fast-scan and IVF-RQ. `--extra FILE` adds more
-vectors to the database. Bytes are those of a code without its id: ours and the additive decoders
-keep one byte beside the model's codes. All points are timed in turn, `--rounds` times; a rate is
-the median. Nothing else should run on the machine. Writes PREFIX.jsonl and PREFIX.png.
+Takes the model of `make train`, or trains it, encodes the database, builds an index and tunes it;
+model, codes and index stay in the run's folder, and what is there is not made again. Then these are
+timed in one process, over the same vectors in as many lists:
+- `ours`: `qinco_jax.search`, at a grid of settings and at the tuned ones;
+- `published`: the pipeline of the papers at the same grid (`rivals.py`), by L2 and cosine;
+- Faiss's own IVF-PQ, PQ fast-scan and IVF-RQ;
+and `exhaustive` is what a search over all reconstructions finds, read off plainly.
+
+Bytes are what an index keeps of a vector, without its id and without the number of its list. Ours
+are those of the code and one or two for distances; Faiss's indexes get as many, the last byte of
+its RQ being a norm, and the published pipeline has one beside the code. All points are timed in
+turn, `--rounds` times; a rate is the median. Nothing else should run on the machine. FOLDER, by
+default that of `make eval`, gets nearest.jsonl, plots, and a section of report.html.
 """
 
 import functools
+import hashlib
+import json
 import time
 from pathlib import Path
 
 import click
-import faiss
 import numpy as np
+import rivals
 
 import qinco_jax as qj
-from qinco_jax.evaluate import machine, results, style
-from qinco_jax.evaluate.neighbours import nearest_neighbours
+from qinco_jax.cli import indexing, measure
+from qinco_jax.cli.codes import bar
+from qinco_jax.codecs.named import sized
+from qinco_jax.evaluate import machine, nearest, points, report
+from qinco_jax.evaluate.neighbours import nearest_neighbours, queries_of
+from qinco_jax.files import path_of
+from qinco_jax.interrupts import Interrupted
 from qinco_jax.models import codes as code_files
+from qinco_jax.models.disk import FINISHED, IDENTITY
 from qinco_jax.quantizers import packing
+from qinco_jax.search import disk, distance
+from qinco_jax.training.logs import run_log, stage_bar
+from qinco_jax.training.train import split
 from qinco_jax.vectors.shards import read_rows
-from qinco_jax.vectors.stored import Stored
+from qinco_jax.vectors.stored import Stored, derived, fingerprint
 
 PROBES = 4, 16, 64
 RERANKED = 0, 10, 20, 50
 K = 10
+BEAM = 16  # of the database's codes
 
 
-class Published:
-    """Additive tables in Faiss's IVF-RQ, then the network and a sort."""
-
-    def __init__(self, index, x, codes):
-        self.model, self.codes = index.model, codes
-        tables, lists = index.tables, index.list_vectors
-        steps, size, dim = tables.shape
-        quantizer = faiss.IndexFlatL2(dim)
-        quantizer.add(lists)
-        bits = (size - 1).bit_length()
-        self.index = faiss.IndexIVFResidualQuantizer(
-            quantizer, dim, len(lists), steps, bits, faiss.METRIC_L2,
-            faiss.AdditiveQuantizer.ST_norm_qint8,
+def model_of(path, data, sizes, preset, is_set):
+    """The model at a path, or that of `make train`, and the folder for what is made of it."""
+    if path is not None:
+        place = path_of(path)
+        is_run = (place / IDENTITY).exists()
+        return qj.load(place), place if is_run else Path(f"runs/search-{place.stem}")
+    config, recipe = sizes
+    folder = Path(f"runs/{data.name}-{preset}-{config.bits / 8:g}B")
+    if (folder / FINISHED).exists() and not is_set:
+        return qj.load(folder), folder
+    with run_log(folder) as (log, advance):
+        model = qj.train(
+            data.train, config, recipe, x_val=data.validation, run_dir=folder, log=log,
+            advance=advance,
         )  # fmt: skip
-        self.index.by_residual = False
-        faiss.copy_array_to_vector(tables.ravel(), self.index.rq.codebooks)
-        rough = qj.search.additive.decode(tables, codes)
-        norms = np.ascontiguousarray(np.square(rough).sum(axis=1), np.float32)
-        self.index.rq.train_norm(len(norms), faiss.swig_ptr(norms))
-        self.index.rq.is_trained = self.index.is_trained = True
-        packed = np.zeros((len(codes), self.index.code_size), np.uint8)
-        given = np.ascontiguousarray(codes, np.int32)
-        self.index.rq.pack_codes(
-            len(codes), faiss.swig_ptr(given), faiss.swig_ptr(packed), -1, faiss.swig_ptr(norms)
+    return model, folder
+
+
+def index_of(model, name, x_train, x, lists, metric, folder):
+    """The index and its codes [N, columns], made once and kept."""
+    origin = json.dumps([code_files.model_fingerprint(model), fingerprint(x)])
+    key = f"{name}-{hashlib.sha256(origin.encode()).hexdigest()[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    codes, target = folder / f"codes-{key}.npy", folder / f"index-{key}-{lists}-{metric}"
+    if not codes.exists():
+        with bar("encoding") as advance:
+            code_files.write(codes, model, x, beam_size=BEAM, advance=advance)
+    if not target.exists():
+        num_lists = None if model.config.num_centroids else lists
+        made = {"dataset": name}
+        indexing.build(
+            target, model, x_train, x, str(codes), made, num_lists=num_lists, metric=metric
         )
-        _, owner = faiss.knn(np.asarray(x, np.float32), lists, 1)
-        qj.search.scan.add(self.index, owner[:, 0], packed, np.arange(len(codes)))
-
-    def search(self, queries, num_probes, num_reranked):
-        """Ids [Q, K]."""
-        self.index.nprobe = num_probes
-        _, ids = self.index.search(queries, max(K, num_reranked))
-        if not num_reranked:
-            return ids[:, :K]
-        flat = np.where(ids < 0, 0, ids).ravel()
-        x_hat = np.asarray(qj.decode(self.model, self.codes[flat])).reshape(*ids.shape, -1)
-        found = np.square(queries[:, None] - x_hat).sum(axis=2)
-        found[ids < 0] = np.inf
-        return np.take_along_axis(ids, np.argsort(found, axis=1)[:, :K], axis=1)
+    return qj.search.load(target), code_files.read(codes, model), target
 
 
-def of_faiss(factory, x_train, x):
-    """One of Faiss's own indexes, filled."""
-    index = faiss.index_factory(x.shape[1], factory)
-    index.train(np.asarray(x_train, np.float32))
-    for begin in range(0, len(x), 65536):
-        index.add(np.asarray(x[begin : begin + 65536], np.float32))
-    return index
+def tune(index, target, queries, truth):
+    """Measures the operating points, unless the index has some, and keeps them with it."""
+    if not any(point["k"] == K for point in index.points):
+        with stage_bar("tuning"):
+            index.tune(queries, truth, K)
+        disk.save_points(index, target)
+    print(points.markdown([point for point in index.points if point["k"] == K]))
 
 
-def searching(index, num_probes, queries):
-    index.nprobe = num_probes
-    return index.search(queries, K)[1]
-
-
-def codes_of(model, x, folder):
-    """The database's codes, encoded once and kept."""
-    path = Path(folder) / "codes.npy"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        code_files.write(path, model, x, beam_size=16)
-    return packing.from_rows(np.asarray(code_files.read(path, model)), model.config)
-
-
-def index_of(model, data, x, codes, lists, metric, folder):
-    """The index, built once and kept."""
-    path = Path(folder) / f"index-{lists}-{metric}"
-    if not path.exists():
-        begin = time.perf_counter()
-        index = qj.search.build(model, data.train, lists, metric)
-        built = time.perf_counter()
-        index.add(x, codes=codes)
-        added = time.perf_counter() - built
-        print(f"fitted in {built - begin:.0f} s, {len(x):,} vectors added in {added:.0f} s")
-        qj.search.disk.save(index, path)
-    return qj.search.load(path)
-
-
-def contenders(index, published, faiss_indexes, queries):
+def contenders(index, published, others, queries):
     """(system, bytes, settings, search) of all points."""
-    points = []
-    for probes in PROBES:
-        for reranked in RERANKED:
-            settings = {"num_probes": probes, "num_reranked": reranked}
-            run = functools.partial(index.search, queries, K, **settings)
-            points.append(("ours", index.code_bytes, settings, lambda run=run: run()[1]))
-            if published is not None:
-                run = functools.partial(published.search, queries, **settings)
-                points.append(("published", published.index.code_size, settings, run))
-        for name, other in faiss_indexes.items():
-            run = functools.partial(searching, other, probes, queries)
-            points.append((name, other.code_size, {"num_probes": probes}, run))
-    return points
-
-
-def front(rows):
-    """The rows that no other beats in both recall@1 and speed, the fastest first."""
-    rows = sorted(rows, key=lambda row: -row["queries_per_second"])
-    best = np.maximum.accumulate([row["recall@1"] for row in rows])
-    return [row for row, so_far, before in zip(rows, best, [0, *best], strict=False)
-            if so_far > before]  # fmt: skip
-
-
-def speed_at(rows, recall):
-    """The queries per second of the fastest point that reaches a recall@1; 0 if none does."""
-    return max((r["queries_per_second"] for r in rows if r["recall@1"] >= recall), default=0.0)
+    grid = [(probes, reranked) for probes in PROBES for reranked in RERANKED]
+    tuned = [(p["num_probes"], p["num_reranked"]) for p in index.points if p["k"] == K]
+    found = []
+    for probes, reranked in sorted({*grid, *tuned}):
+        settings = {"num_probes": probes, "num_reranked": reranked}
+        ours = functools.partial(index.search, queries, K, **settings)
+        found.append((nearest.OURS, index.code_bytes, settings, lambda run=ours: run()[1]))
+        if published is not None and (probes, reranked) in grid:
+            run = functools.partial(published.search, queries, K, **settings)
+            found.append(("published", published.index.code_size, settings, run))
+    for name, other in others.items():
+        for probes in PROBES:
+            run = functools.partial(other.search, queries, K, probes)
+            found.append((name, other.inverted.code_size, {"num_probes": probes}, run))
+    return found
 
 
 def recalls(found, truth):
@@ -151,91 +125,127 @@ def recalls(found, truth):
     }
 
 
-def show(rows):
-    """Prints each system's front, and how much faster ours is at each recall@1 of it."""
-    systems = dict.fromkeys(row["system"] for row in rows)
-    fronts = {s: front([row for row in rows if row["system"] == s]) for s in systems}
-    own = [row for row in rows if row["system"] == "ours"]
-    for system, found in fronts.items():
-        for row in found:
-            ratio = speed_at(own, row["recall@1"]) / row["queries_per_second"]
-            print(
-                f"{system:16} {row['bytes']:3} bytes, {row['num_probes']:4} lists, "
-                f"{row.get('num_reranked', 0):4} re-ranked: R@1 {row['recall@1']:.3f}, R@10 "
-                f"{row['recall@10']:.3f}, {row['queries_per_second']:8,.0f} queries/s; ours there "
-                f"{ratio:.2f} times"
-            )
+def timed(points, num_queries, truth, rounds):
+    """A row for each point; the first round compiles."""
+    rows, seconds = [], np.zeros((rounds, len(points)))
+    with stage_bar(f"timing {len(points)} points") as advance:
+        for number in range(-1, rounds):
+            for place, (system, size, settings, run) in enumerate(points):
+                begin = time.perf_counter()
+                found = run()
+                if number < 0:
+                    own = {"system": system, "bytes": int(size), **settings}
+                    rows.append(own | recalls(found, truth))
+                else:
+                    seconds[number, place] = time.perf_counter() - begin
+            advance(number + 2, rounds + 1)
+    rates = num_queries / np.median(seconds, axis=0)
+    return [row | {nearest.SPEED: float(rate)} for row, rate in zip(rows, rates, strict=True)]
 
 
-def plot(rows, path, title):
-    """Each system's front."""
-    systems = dict.fromkeys(row["system"] for row in rows)
-    with style.plot_style():
-        figure, (axis,) = style.panels(1, title, height=4)
-        looks = style.looks(systems)
-        for system in systems:
-            found = front([row for row in rows if row["system"] == system])
-            recall, rates = (
-                [row[name] for row in found] for name in ("recall@1", "queries_per_second")
-            )
-            axis.plot(recall, rates, **looks[system])
-        style.log_axis(axis, "y")
-        axis.set_xlabel("recall@1")
-        axis.set_ylabel("queries a second")
-        style.finish(figure, style.lines(looks))
-        style.save(figure, path)
+def exhaustive(model, codes, queries, truth, metric):
+    """The row of brute force over the network's reconstructions."""
+    unpacked = derived(codes, lambda rows: packing.from_rows(rows, model.config))
+    x_hat = derived(unpacked, lambda rows: np.asarray(qj.decode(model, rows)))
+    found = nearest_neighbours(x_hat, queries, K, metric)
+    return {"system": nearest.EXHAUSTIVE, "bytes": code_bytes(model), **recalls(found, truth)}
 
 
-@click.command()
-@click.option("--model", required=True)
-@click.option("--dataset", default="sift-photos", show_default=True)
-@click.option("--extra", help="more vectors for the database")
-@click.option("--lists", default=1024, show_default=True)
-@click.option("--metric", default="l2", show_default=True)
-@click.option("--num-queries", default=2000, show_default=True)
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--work", default="runs/nearest", show_default=True, help="folder of the codes")
-@click.option("--out", required=True, help="prefix of the results")
-def main(model, dataset, extra, lists, metric, num_queries, rounds, work, out):
-    """Builds all indexes, times their points in turn, prints the fronts."""
-    model, data = qj.load(model), qj.datasets.load(dataset)
-    x = data.database if extra is None else Stored([data.database, read_rows(extra)])
-    queries = np.asarray(data.queries[:num_queries], np.float32)
-    if metric == "cosine":
-        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    known = data.groundtruth is not None and extra is None
-    truth = data.groundtruth[:num_queries] if known else nearest_neighbours(x, queries, K, metric)
-    codes = codes_of(model, x, work)
-    residual = model.config.num_centroids is not None
-    index = index_of(model, data, x, codes, None if residual else lists, metric, work)
-    print(f"distances are read off by {index.reading.kind}", flush=True)
-    published = None if residual or metric != "l2" else Published(index, x, codes)
-    num_bytes = sum(size.bit_length() - 1 for size in model.column_sizes[residual:]) // 8
-    factories = {
-        f"IVF-PQ{num_bytes}": f"IVF{lists},PQ{num_bytes}x8",
-        f"PQ{2 * num_bytes} fast-scan": f"IVF{lists},PQ{2 * num_bytes}x4fsr",
-        f"IVF-RQ{num_bytes}": f"IVF{lists},RQ{num_bytes}x8_Nqint8",
+def code_bytes(model):
+    """Bytes of a code, without the number of its list."""
+    return (model.config.bits - model.config.coarse_bits) / 8
+
+
+def facts(data, index, num_queries):
+    """What all rows share."""
+    found = machine.facts()
+    return {
+        "dataset": data.name,
+        "vectors": len(index),
+        "model_bytes": code_bytes(index.model),
+        "lists": len(index.list_vectors),
+        "metric": index.metric,
+        "residual": bool(index.lists.by_residual),
+        "num_queries": num_queries,
+        "versions": {n: found[f"{n}_version"] for n in ("jax", "numpy", "faiss-cpu")},
+        "machine": f"{found['cpu']}, {found['cores']} cores, {found['device']}",
+        "revision": found["revision"],
+        "date": found["date"],
     }
-    faiss_indexes = {name: of_faiss(text, data.train, x) for name, text in factories.items()}
-    points, rows = contenders(index, published, faiss_indexes, queries), []
-    seconds = np.zeros((rounds, len(points)))
-    for round_number in range(-1, rounds):  # the first one compiles
-        for place, (_, _, _, run) in enumerate(points):
-            begin = time.perf_counter()
-            found = run()
-            if round_number < 0:
-                rows.append(recalls(found, truth))
-            else:
-                seconds[round_number, place] = time.perf_counter() - begin
-    facts = {"vectors": len(x), "metric": metric, "lists": len(index.list_vectors)}
-    facts |= {name: machine.facts()[name] for name in ("cpu", "cores")}
-    for place, (system, size, settings, _) in enumerate(points):
-        rate = len(queries) / float(np.median(seconds[:, place]))
-        own = {"system": system, "bytes": int(size), **settings, "queries_per_second": rate}
-        rows[place] = own | rows[place] | facts
-    results.write(rows, Path(f"{out}.jsonl"))
-    show(rows)
-    plot(rows, f"{out}.png", f"{len(x):,} vectors of {Path(dataset).name}")
+
+
+def fitting_lists(num_rows, num_train):
+    """A usual number of lists for a database: the power of 2 up to 4 times the root of its rows."""
+    wanted = min(4 * num_rows**0.5, num_train / 39)
+    return 2 ** max(0, int(np.log2(wanted)))
+
+
+@click.command(help=__doc__.split("\n\n")[0])
+@click.option("--dataset", default="sift-photos", show_default=True, metavar="NAME|PATH")
+@click.option("--preset", default="small", show_default=True, help="of the model to train")
+@click.option("--bytes", "num_bytes", default=8.0, show_default=True, help="of the model to train")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="of the same")
+@click.option("--model", help="a trained model, also of other vectors")
+@click.option("--extra", metavar="FILE", help="more vectors for the database")
+@click.option("--lists", type=int, help="[default: by the size of the database]")
+@click.option("--metric", help="l2, ip or cosine [default: the set's own, or l2]")
+@click.option("--num-queries", default=1000, show_default=True)
+@click.option("--rounds", default=3, show_default=True, help="timings of a point")
+@click.option("--out", help="folder of the results [default: runs/compare-DATASET]")
+def main(out, **given):
+    try:
+        search(out, **given)
+    except (qj.InputError, Interrupted) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def search(
+    out, dataset, preset, num_bytes, settings, model, extra, lists, metric, num_queries, rounds
+):
+    """Makes what is missing, times all points, and writes and prints the results."""
+    data = qj.datasets.load(dataset)
+    sizes = sized(preset, num_bytes, settings)
+    kept, held_back = split(data.train, data.validation, sizes[1])
+    data = measure.complete(data, held_back if len(held_back) else kept)
+    model, folder = model_of(model, data, sizes, preset, bool(settings))
+    metric = metric or ("cosine" if model.config.unit_norm else data.metric or "l2")
+    x = data.database if extra is None else Stored([data.database, read_rows(extra)])
+    lists = model.config.num_centroids or lists or fitting_lists(len(x), len(kept))
+    queries = np.asarray(data.queries[:num_queries], np.float32)
+    truth = neighbours_of(queries, x, metric, data, extra)
+    index, codes, target = index_of(model, data.name, kept, x, lists, metric, folder / "search")
+    tune(index, target, queries, truth)
+    if metric == "cosine":
+        queries = distance.in_space(queries, metric, 0)
+    published = None
+    if rivals.is_by_l2(index, x):
+        unpacked = packing.from_rows(np.asarray(codes), model.config)
+        published = rivals.Published(index, unpacked)
+    others = {}
+    for name, factory in rivals.factories(x.shape[1], lists, index.code_bytes).items():
+        with stage_bar(f"{name}, {factory}"):
+            others[name] = rivals.OfFaiss(factory, metric, kept, x)
+    rows = timed(contenders(index, published, others, queries), len(queries), truth, rounds)
+    rows.append(exhaustive(model, codes, queries, truth, metric))
+    folder = path_of(out or f"runs/compare-{data.name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [row | facts(data, index, len(queries)) for row in rows]
+    nearest.add(rows, folder)
+    page = report.write_page(folder)
+    print(nearest.markdown(rows))
+    print(nearest.finding(rows))
+    print(f"page: {page}   results: {folder / nearest.NEAREST}   index: {target}")
+
+
+def neighbours_of(queries, x, metric, data, extra):
+    """The rows [Q, at least K] truly nearest; a given ground truth is checked."""
+    truth = data.groundtruth if extra is None and metric == (data.metric or "l2") else None
+    if truth is None or truth.shape[1] < K:
+        with stage_bar(f"exact neighbours of {len(queries):,} queries"):
+            return nearest_neighbours(x, queries, K, metric)
+    truth = np.asarray(truth[: len(queries)])
+    queries_of(queries, x, metric, truth)
+    return truth
 
 
 if __name__ == "__main__":

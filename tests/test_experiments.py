@@ -144,6 +144,57 @@ def test_costs_are_measured_once_for_each_size(
     assert (tmp_path / "growth.svg").exists()
 
 
+@pytest.mark.parametrize("kind", ["lists", "cosine"])
+def test_search_is_measured_beside_the_published_pipeline_and_faiss(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    pytest.importorskip("faiss")
+    module = script("nearest", monkeypatch)
+    monkeypatch.setattr(module, "PROBES", (8,))
+    monkeypatch.setattr(module, "RERANKED", (0, 200))
+    if kind == "cosine":
+        for part in ("train", "database", "queries"):
+            x = np.load(folder / f"{part}.npy")
+            np.save(folder / f"{part}.npy", x / np.linalg.norm(x, axis=1, keepdims=True))
+    config = qj.QincoConfig(num_steps=6, num_centroids=8 if kind == "lists" else None, **FEW)
+    qj.save(qj.train(np.load(folder / "train.npy"), config, num_epochs=0), folder / "model")
+    np.save(folder / "more.npy", np.load(folder / "train.npy")[:50])
+    monkeypatch.chdir(folder)
+    given = ["--dataset", folder, "--model", folder / "model", "--out", "out", "--rounds", 1]
+    given += ["--extra", folder / "more.npy", "--lists", 8]
+    given += ["--metric", "cosine" if kind == "cosine" else "l2"]
+    shown = run(module, *given)
+    rows = read(folder / "out" / "nearest.jsonl")
+    for row in rows:
+        assert (row["vectors"], row["lists"], row["model_bytes"]) == (250, 8, 3)
+        assert row["residual"] == (kind == "lists") and row["metric"] in given
+    by_system: dict[object, list[dict[str, object]]] = {}
+    for row in rows:
+        by_system.setdefault(row["system"], []).append(row)
+    assert {row["bytes"] for row in by_system["published"]} == {4}
+    for name in ("Faiss IVF-PQ", "Faiss PQ fast-scan", "Faiss IVF-RQ"):
+        assert {row["bytes"] for row in by_system[name]} == {by_system["ours"][0]["bytes"]}
+    (plain,), (rough, whole) = by_system["exhaustive"], by_system["published"]
+    at = {(row["num_probes"], row["num_reranked"]): row for row in by_system["ours"]}
+    scanned = at[8, 0]  # all lists
+    if kind == "lists":  # with all codes decoded the published pipeline is exhaustive search by L2
+        assert rough["10-recall@10"] == pytest.approx(scanned["10-recall@10"], abs=0.1)
+        assert whole["recall@1"] == plain["recall@1"]
+        assert whole["10-recall@10"] == pytest.approx(plain["10-recall@10"])
+    for row in (rough, whole, by_system["ours"][-1], plain):
+        assert row["10-recall@10"] > 0.4
+    assert "exhaustive" in shown and "times as fast as published" in shown
+    page = (folder / "out" / "report.html").read_text()
+    assert "Nearest neighbours" in page and "times as fast as published" in page
+    monkeypatch.setattr(module.indexing, "build", None)  # what is there is not made again
+    monkeypatch.setattr(module.code_files, "write", None)
+    monkeypatch.setattr(module.rivals, "factories", lambda *sizes: {})
+    run(module, *given)
+    assert {row["system"] for row in read(folder / "out" / "nearest.jsonl")} == {
+        "ours", "published", "exhaustive"
+    }  # fmt: skip
+
+
 def nearest_of_codes(model: qj.Qinco, x: np.ndarray, queries: np.ndarray, metric: str) -> float:
     """Recall of the 10 nearest by exhaustive search over the codes."""
     x_hat = np.asarray(qj.decode(model, qj.encode(model, x)))

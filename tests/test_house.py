@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -138,9 +139,13 @@ def test_a_public_function_says_what_it_takes_and_gives(function: object) -> Non
         assert re.search(r"\[(\.\.\., )?[A-Z]", text), "shapes stand in the docstring"
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["README.md", "docs/search.md"])
+def test_the_python_of_the_documentation_runs(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
     assert blocks
     scope: dict[str, object] = {}
     with optimized():

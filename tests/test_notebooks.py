@@ -134,7 +134,7 @@ def test_sizes_are_form_fields_that_colab_reads(path: Path) -> None:
 
 def test_every_address_of_the_repository_is_that_of_setup_cfg() -> None:
     files = [path for path in ROOT.iterdir() if path.suffix in (".md", ".cfg", ".toml")]
-    for folder in ("experiments", "notebooks", "qinco_jax", "tests"):
+    for folder in ("docs", "experiments", "notebooks", "qinco_jax", "tests"):
         inside = (ROOT / folder).rglob("*")
         kinds = ".md", ".py", ".ipynb"
         files += [path for path in inside if path.suffix in kinds or path.name == "Dockerfile"]

@@ -116,22 +116,29 @@ def search(
 @index.command("tune")
 @click.argument("index")
 @click.option("--queries", required=True, help="file of queries")
-@click.option("--database", required=True,
-              help="the vectors of the index, in the order of their ids")  # fmt: skip
-@click.option("--groundtruth", help="file of the queries' true neighbours [default: computed]")
+@click.option("--database", help="the vectors of the index, in the order of their ids 0, 1, ...")
+@click.option("--groundtruth",
+              help="file of the ids truly nearest to each query [default: searched for in "
+                   "--database]")  # fmt: skip
 @click.option("-k", default=10, show_default=True, type=COUNT, help="neighbours of each query")
-def tune_index(index: str, queries: str, database: str, groundtruth: str | None, k: int) -> None:
+def tune_index(
+    index: str, queries: str, database: str | None, groundtruth: str | None, k: int
+) -> None:
     """Measures recall and speed of INDEX at many settings, and keeps the best.
 
-    `search --recall` chooses among them. INDEX gets points.jsonl and points.png.
+    Needs the database, or a ground truth, which is checked if the database is there too. `search
+    --recall` chooses among the points. INDEX gets points.jsonl and points.png.
     """
-    found, x, rows = disk.load(index), read_rows(queries), read_rows(database)
+    if database is None and groundtruth is None:
+        raise InputError("give --database, --groundtruth or both, to know the true neighbours")
+    found, x = disk.load(index), read_rows(queries)
     checks.vectors(x, found.model.dim, "the queries")
-    checks.vectors(rows, found.model.dim, "the database")
-    _check_ids(found, len(rows), database)
     folder = path_of(index)
-    truth = _neighbours(found, x, rows, groundtruth, k)
+    truth = None if groundtruth is None else np.asarray(read_rows(groundtruth))
+    if database is not None:
+        truth = _neighbours(found, x, database, truth, k)
     with stage_bar("measuring operating points"):
+        assert truth is not None
         points = found.tune(x, truth, k)
     disk.save_points(found, index)
     results.write(found.points, folder / POINTS)
@@ -140,23 +147,22 @@ def tune_index(index: str, queries: str, database: str, groundtruth: str | None,
     click.echo(f"points: {folder / POINTS}   plot: {folder / PLOT}")
 
 
-def _check_ids(index: Index, count: int, name: str) -> None:
+def _neighbours(index: Index, x: Rows, name: str, truth: np.ndarray | None, k: int) -> np.ndarray:
+    """The ids [Q, k] truly nearest to queries [Q, D]; a given ground truth is checked."""
+    database, metric = read_rows(name), index.metric
+    checks.vectors(database, index.model.dim, "the database")
+    count = len(database)
     if len(index) != count or not np.array_equal(np.sort(index.ids()), np.arange(count)):
         raise InputError(
             f"the {len(index):,} ids of the index are not 0 to {count - 1:,}, the rows of {name}; "
-            "give the vectors of the index in order, or tune in Python, where neighbours are ids"
+            "give the vectors of the index in the order of their ids, or, where ids are others, "
+            "--groundtruth with the ids nearest to each query and no --database"
         )
-
-
-def _neighbours(index: Index, x: Rows, database: Rows, truth: str | None, k: int) -> np.ndarray:
-    """The ids [Q, k] truly nearest to queries [Q, D]; a given ground truth is checked."""
-    metric = index.metric
     if truth is not None:
-        known = np.asarray(read_rows(truth))
-        queries_of(x, database, metric, known)
-        return known
-    if k > len(database):
-        raise InputError(f"k = {k} exceeds the {len(database)} vectors of the index; lower it")
+        queries_of(x, database, metric, truth)
+        return truth
+    if k > count:
+        raise InputError(f"k = {k} exceeds the {count} vectors of the index; lower it")
     with stage_bar(f"exact neighbours of {len(x):,} queries"):
         ready = checks.finite(np.asarray(x), what="the queries")
         return nearest_neighbours(database, ready, k, metric)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qinco_jax.evaluate import finding, plots, results, tables
+from qinco_jax.evaluate import finding, nearest, plots, results, tables
 from qinco_jax.evaluate.results import Evaluation
 from qinco_jax.files import replacing
 
@@ -16,7 +16,8 @@ def write_page(folder: str | os.PathLike[str]) -> Path:
     """Draws an evaluation's plots (`plots.draw_all`) and writes its page, `report.html`.
 
     Args:
-      folder: holds `results.jsonl`, and may hold `costs.jsonl` and `growth.jsonl`.
+      folder: holds `results.jsonl`, `nearest.jsonl` or both, and may hold `costs.jsonl` and
+        `growth.jsonl`.
 
     Returns:
       The file written.
@@ -26,30 +27,41 @@ def write_page(folder: str | os.PathLike[str]) -> Path:
     """
     import jinja2  # not at the top: slow to import
 
-    evaluation = results.load(folder)
+    searched = nearest.read(folder)
+    if searched and not (Path(folder) / results.RESULTS).exists():
+        evaluation = Evaluation(str(searched[0]["dataset"]), searched, [], {}, [])
+    else:
+        evaluation = results.load(folder)
+    is_scored = bool(evaluation.points)
     target = Path(folder) / "report.html"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name("report.html").read_text("utf-8"))
     text = template.render(
         title=evaluation.title,
-        finding=finding.of(evaluation),
-        summary=_summary(evaluation),
-        scores=tables.of_scores(evaluation),
+        subject="compression at each rate" if is_scored else "nearest neighbours",
+        finding=" ".join([finding.of(evaluation)] * is_scored + [nearest.finding(searched)]),
+        summary=_summary(evaluation) if is_scored else "",
+        scores=tables.of_scores(evaluation) if is_scored else None,
         losses=tables.of_losses(evaluation),
         queries=_first(evaluation, "queries", "the main queries"),
         plots=[
-            {
-                "about": plots.PLOTS[name].about,
-                "image": base64.b64encode(image.read_bytes()).decode(),
-            }
-            for name, image in plots.draw_all(folder).items()
+            _figure(image, plots.PLOTS[name].about)
+            for name, image in (plots.draw_all(folder) if is_scored else {}).items()
         ],
+        nearest=searched and {
+            "table": nearest.table(searched),
+            "plot": _figure(nearest.draw(folder), nearest.ABOUT),
+        },
         made=_made(evaluation),
         settings=_settings(evaluation),
-    )
+    )  # fmt: skip
     with replacing(target) as partial:
         partial.write_text(text, encoding="utf-8")
     return target
+
+
+def _figure(image: Path, about: str) -> dict[str, str]:
+    return {"about": about, "image": base64.b64encode(image.read_bytes()).decode()}
 
 
 def _first(evaluation: Evaluation, key: str, otherwise: str) -> str:

@@ -61,13 +61,18 @@ def markdown(rows: Sequence[Row]) -> str:
         extra = _bytes_beside(row)
         size = f"{row['bytes']:g}" + f"+{extra:g}" * (extra > 0)
         lines.append([row["codec"], size, f"{row['mse']:.6g}", *recall])
+    return "\n".join([aligned(lines), *(["", NOTE] if has_reading else [])])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Cells in lines, the first of them the headings, as a Markdown table with straight columns."""
     first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
     text = [
         " | ".join([f"| {name:{first}}", *map(str.rjust, cells, widths)]) + " |"
         for name, *cells in lines
     ]
     rule = "|".join(["", "-" * (first + 2), *("-" * (width + 1) + ":" for width in widths), ""])
-    return "\n".join([text[0], rule, *text[1:], *(["", NOTE] if has_reading else [])])
+    return "\n".join([text[0], rule, *text[1:]])
 
 
 def of_scores(evaluation: Evaluation) -> dict[str, Any]:
@@ -165,28 +170,54 @@ def _short(value: float) -> str:
 def _table(
     title: str, columns: Sequence[Column], rows: Sequence[Row], names: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What the page's template shows as a table; the first column orders the rows of a rate."""
-    head = [{"heading": "codec", "about": "the codec", "first": "ascending", "sort": "none"}]
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(f"{row['bytes']:g} bytes per vector", []).append(row)
+    return table(
+        title, columns, groups, ("codec", "the codec"),
+        lambda row: names[row["codec"]], lambda row: _notes(row, names),
+    )  # fmt: skip
+
+
+def table(
+    title: str,
+    columns: Sequence[Column],
+    groups: Mapping[str, Sequence[Row]],
+    rows_are: tuple[str, str],
+    name: Callable[[Row], str],
+    notes: Callable[[Row], list[str]],
+) -> dict[str, Any]:
+    """What the page's template shows as a table; the first column orders the rows of a group.
+
+    Args:
+      title: of the table, for screen readers.
+      columns: of numbers.
+      groups: heading -> its rows, among which the best are marked.
+      rows_are: heading and meaning of the names.
+      name: of a row.
+      notes: small lines below the name.
+    """
+    heading, about = rows_are
+    head = [{"heading": heading, "about": about, "first": "ascending", "sort": "none"}]
     for column in columns:
         first = "descending" if column.best is max else "ascending"
         sort = "ascending" if column is columns[0] else "none"
         head.append(
             {"heading": column.heading, "about": column.about, "first": first, "sort": sort}
         )
-    rates = []
-    for size in dict.fromkeys(row["bytes"] for row in rows):
-        group = [row for row in rows if row["bytes"] == size]
-        group.sort(key=lambda row: row.get(columns[0].key, float("inf")))
-        shown = [
+    shown = []
+    for group_heading, rows in groups.items():
+        group = sorted(rows, key=lambda row: row.get(columns[0].key, float("inf")))
+        lines = [
             {
-                "name": names[row["codec"]],
-                "notes": _notes(row, names),
+                "name": name(row),
+                "notes": notes(row),
                 "cells": [_cell(row, column, group) for column in columns],
             }
             for row in group
         ]
-        rates.append({"heading": f"{size:g} bytes per vector", "rows": shown})
-    return {"title": title, "columns": head, "rates": rates}
+        shown.append({"heading": group_heading, "rows": lines})
+    return {"title": title, "columns": head, "groups": shown}
 
 
 def _notes(row: Row, names: Mapping[str, str]) -> list[str]:

@@ -59,8 +59,9 @@ def tune(index: Searched, queries: Vectors, neighbours: np.ndarray, k: int = 10)
     Returns:
       The Pareto front of the three recalls against queries a second, as of `front`. recall@1
       and recall@k are the shares of queries whose true nearest is the first, or among the k found;
-      k-recall@k is the share of the k true nearest that are among the k found. `ef_search` is
-      `None` where no graph finds the lists.
+      k-recall@k is the share of the k true nearest that are among the k found. They count ids, so
+      a copy of a true neighbour that `neighbours` does not name is a miss. `ef_search` is `None`
+      where no graph finds the lists.
 
     Raises:
       InputError: no queries, or neighbours of another shape, dtype or index.

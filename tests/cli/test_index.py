@@ -84,6 +84,27 @@ def test_an_index_goes_from_files_to_files(folder: Path, tmp_path: Path) -> None
     assert np.load(tmp_path / "ids.npy").shape == (40, 10)
 
 
+def test_a_filter_names_the_ids_that_may_be_found(folder: Path, tmp_path: Path) -> None:
+    def searched(*ids: int) -> np.ndarray:
+        for name in ("ids.npy", "found.npy"):
+            (tmp_path / name).unlink(missing_ok=True)
+        np.save(tmp_path / "ids.npy", np.asarray(ids, np.int64))
+        done(
+            "index", "search", folder / "index", folder / "queries.npy", tmp_path / "found.npy",
+            "--filter", tmp_path / "ids.npy", "-k", 3, "--num-probes", 16,
+        )  # fmt: skip
+        return np.load(tmp_path / "found.npy")
+
+    index, queries = qj.search.load(folder / "index"), np.load(folder / "queries.npy")
+    some = range(0, 600, 7)
+    expected = index.search(queries, 3, num_probes=16, filter=list(some))[1]
+    np.testing.assert_array_equal(searched(*some), expected)
+    assert np.isin(expected, some).all()
+    found = searched(5, 9, 10**9)  # of which the index has two
+    assert (np.sort(found, axis=1) == [-1, 5, 9]).all() and (found[:, 2] == -1).all()
+    assert (searched() == -1).all()
+
+
 def test_a_filter_and_settings_reach_the_search(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +151,23 @@ def test_tuning_keeps_points_that_a_recall_chooses(folder: Path, tmp_path: Path)
     assert share >= best["5-recall@5"] - 1e-9
     wrong = ["--queries", queries, "--database", folder / "more.npy"]
     assert "600 ids of the index are not 0 to 49" in refused("index", "tune", index, *wrong)
+
+
+def test_an_index_of_other_ids_is_tuned_by_a_ground_truth_of_ids(
+    folder: Path, tmp_path: Path
+) -> None:
+    index = qj.search.load(folder / "index")
+    index.remove(np.arange(0, 600, 2))
+    qj.search.save(index, tmp_path / "index")
+    x, queries = np.load(folder / "database.npy")[1::2], folder / "queries.npy"
+    given = ["index", "tune", tmp_path / "index", "--queries", queries, "-k", 5]
+    asked = refused(*given, "--database", folder / "database.npy")
+    assert "300 ids" in asked and "--groundtruth" in asked
+    assert "give --database, --groundtruth or both" in refused(*given)
+    np.save(tmp_path / "truth.npy", 1 + 2 * nearest_neighbours(x, np.load(queries), 5))
+    done(*given, "--groundtruth", tmp_path / "truth.npy")
+    points = qj.search.load(tmp_path / "index").points
+    assert max(point["5-recall@5"] for point in points) > 0.3
 
 
 def test_vectors_are_added_and_indexes_merged(folder: Path, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_rows_with_and_without_a_reading_are_shown_together() -> None:
 
     def page(*rows: dict[str, object]) -> tuple[list[str], list[list[str]], list[str]]:
         shown = tables.of_scores(results.gather(rows))
-        (rate,) = shown["rates"]
+        (rate,) = shown["groups"]
         return (
             [column["heading"] for column in shown["columns"]],
             [[f"{cell['text']} {cell['note']}".strip() for cell in row["cells"]]
