@@ -8,6 +8,7 @@ import numpy as np
 
 from qinco_jax import datasets
 from qinco_jax.cli import indexing
+from qinco_jax.cli.models import reranking_dtype_option
 from qinco_jax.datasets.official import format_size
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import points as operating_points
@@ -89,9 +90,10 @@ def add(index: str, vectors: str, ids: str | None, codes: str | None) -> None:
 @click.option("--recall", type=float,
               help="k-recall@k to reach, 0 to 1, by the points of `tune`")  # fmt: skip
 @click.option("--filter", "kept", metavar="FILE", help="ids that may be found, .npy")
+@reranking_dtype_option
 def search(
     index: str, queries: str, out: str, k: int, recall: float | None, kept: str | None,
-    **settings: int | None,
+    compute_dtype: str | None, **settings: int | None,
 ) -> None:  # fmt: skip
     """Searches INDEX for the neighbours of the file QUERIES, into the new file OUT.
 
@@ -99,7 +101,7 @@ def search(
     """
     target, filter = path_of(out), None if kept is None else _ids(kept)
     formats.check_new(target, (".npz", ".npy"))
-    x, found = read_rows(queries), disk.load(index)
+    x, found = read_rows(queries), disk.load(index, compute_dtype=compute_dtype)
     given = {name: value for name, value in settings.items() if value is not None}
     begin = time.perf_counter()
     distances, ids = found.search(x, k, recall=recall, filter=filter, **given)
@@ -121,9 +123,11 @@ def search(
               help="file of the ids truly nearest to each query [default: searched for in "
                    "--database]")  # fmt: skip
 @click.option("-k", default=10, show_default=True, type=COUNT, help="neighbours of each query")
+@reranking_dtype_option
 def tune_index(
-    index: str, queries: str, database: str | None, groundtruth: str | None, k: int
-) -> None:
+    index: str, queries: str, database: str | None, groundtruth: str | None, k: int,
+    compute_dtype: str | None,
+) -> None:  # fmt: skip
     """Measures recall and speed of INDEX at many settings, and keeps the best.
 
     Needs the database, or a ground truth, which is checked if the database is there too. `search
@@ -131,7 +135,7 @@ def tune_index(
     """
     if database is None and groundtruth is None:
         raise InputError("give --database, --groundtruth or both, to know the true neighbours")
-    found, x = disk.load(index), read_rows(queries)
+    found, x = disk.load(index, compute_dtype=compute_dtype), read_rows(queries)
     checks.vectors(x, found.model.dim, "the queries")
     folder = path_of(index)
     truth = None if groundtruth is None else np.asarray(read_rows(groundtruth))

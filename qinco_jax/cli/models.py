@@ -33,6 +33,12 @@ def search_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+reranking_dtype_option = click.option(
+    "--compute-dtype",
+    metavar="DTYPE",
+    help="of the network that re-ranks: float32 or bfloat16 [default: what this machine multiplies "
+    "faster]",
+)
 compute_dtype_option = click.option(
     "--compute-dtype",
     metavar="DTYPE",

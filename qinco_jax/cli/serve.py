@@ -3,6 +3,7 @@
 import click
 
 from qinco_jax import search
+from qinco_jax.cli.models import reranking_dtype_option
 from qinco_jax.errors import InputError
 from qinco_jax.serve.batches import WAIT_MS
 from qinco_jax.serve.requests import Limits
@@ -25,7 +26,11 @@ from qinco_jax.serve.requests import Limits
 @click.option("--max-rows", default=Limits.max_rows, show_default=True, help="vectors of a request")
 @click.option("--max-k", default=Limits.max_k, show_default=True, help="neighbours of a vector")
 @click.option("--max-queue", default=Limits.max_queue, show_default=True, help="vectors that wait")
-def serve(index: str, host: str, port: int, mmap: bool, wait_ms: float, **limits: int) -> None:
+@reranking_dtype_option
+def serve(
+    index: str, host: str, port: int, mmap: bool, wait_ms: float, compute_dtype: str | None,
+    **limits: int,
+) -> None:  # fmt: skip
     """Searches the index in the folder INDEX for whoever asks over HTTP.
 
     POST /search takes {"vectors": [[...]], "k": 10, "num_probes": ..., "num_reranked": ...,
@@ -41,7 +46,8 @@ def serve(index: str, host: str, port: int, mmap: bool, wait_ms: float, **limits
         ) from error
     checked = Limits(**limits)
     with server.listen_at(host, port) as bound:
-        app = application(search.load(index, mmap=mmap), checked, wait_ms=wait_ms)
+        loaded = search.load(index, mmap=mmap, compute_dtype=compute_dtype)
+        app = application(loaded, checked, wait_ms=wait_ms)
         address = server.url(bound)
         if not server.is_loopback(bound):
             click.echo(

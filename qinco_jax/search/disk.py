@@ -15,6 +15,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.files import path_of, replacing
 from qinco_jax.models import digest, disk
 from qinco_jax.models.codes import model_fingerprint
+from qinco_jax.quantizers import precision
 from qinco_jax.search import distance, pairwise, scan
 from qinco_jax.search.index import Index
 from qinco_jax.version import __version__
@@ -93,17 +94,21 @@ def describe(index: Index) -> dict[str, Any]:
     }
 
 
-def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Index:
+def load(
+    path: str | os.PathLike[str], *, mmap: bool = False, compute_dtype: str | None = None
+) -> Index:
     """Loads an index that `save` wrote.
 
     Args:
       path: its folder.
       mmap: whether the lists stay in their file and are read as they are searched; such an index
         takes no further vectors, and the file's bytes are not checked.
+      compute_dtype: of the network that re-ranks, as of `Index`.
 
     Raises:
-      InputError: there is no index, or it is damaged; names the file.
+      InputError: there is no index, or it is damaged; names the file. Or an unknown dtype.
     """
+    precision.resolve(compute_dtype)
     faiss = optional.faiss(scan.WANTED)
     folder = path_of(path)
     content = description(folder)
@@ -126,7 +131,7 @@ def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Index:
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} is damaged ({str(error)[:200]}); {REMEDY}") from error
     facts = content["next_id"], content["made"], content["points"]
-    return Index(model, list_vectors, tables, reading, lists, *facts, pairs)
+    return Index(model, list_vectors, tables, reading, lists, *facts, pairs, compute_dtype)
 
 
 def description(path: str | os.PathLike[str]) -> dict[str, Any]:
