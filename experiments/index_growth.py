@@ -20,7 +20,7 @@ import numpy as np
 import qinco_jax as qj
 from qinco_jax.evaluate import machine, results
 from qinco_jax.models import codes as code_files
-from qinco_jax.quantizers import qinco, rq
+from qinco_jax.quantizers import packing, qinco, rq
 from qinco_jax.vectors.stored import derived
 
 DIM, NUM_CLUSTERS, NUM_NOISES = 128, 20_000, 65_536
@@ -93,7 +93,8 @@ def filled(model, empty, x, codes_path, path):
     encoding, _ = seconds_of(
         lambda: code_files.write(codes_path, model, x, num_candidates=1, beam_size=1)
     )
-    index, codes = qj.search.load(empty), code_files.read(codes_path, model)
+    index, packed = qj.search.load(empty), code_files.read(codes_path, model)
+    codes = derived(packed, lambda rows: packing.from_rows(rows, model.config))
     adding, _ = seconds_of(lambda: index.add(x, codes=codes))
     saving, _ = seconds_of(lambda: qj.search.disk.save(index, path))
     names = "encoding", "adding", "saving"

@@ -21,6 +21,7 @@ from qinco_jax.codecs.unq import unq
 from qinco_jax.codecs.unq.train import train as train_unq
 from qinco_jax.evaluate.metrics import measure
 from qinco_jax.evaluate.neighbours import nearest_neighbours, queries_of
+from qinco_jax.models import codes as code_files
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = (
@@ -193,6 +194,44 @@ def test_search_is_measured_beside_the_published_pipeline_and_faiss(
     assert {row["system"] for row in read(folder / "out" / "nearest.jsonl")} == {
         "ours", "published", "exhaustive"
     }  # fmt: skip
+
+
+def test_shortlists_that_keep_more_find_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    module = script("shortlists", monkeypatch)
+    x, x_train = (np.load(folder / f"{name}.npy") for name in ("database", "train"))
+    np.save(folder / "groundtruth.npy", nearest_neighbours(x, np.load(folder / "queries.npy"), 10))
+    model = qj.train(x_train, qj.QincoConfig(num_steps=4, **FEW), num_epochs=0)
+    index = qj.search.build(model, x_train, 8)
+    index.add(x)
+    qj.search.save(index, folder / "index")
+    code_files.write(folder / "codes.npy", model, x)
+    given = ["--index", folder / "index", "--codes", folder / "codes.npy", "--dataset", folder]
+    run(module, *given, "--out", folder / "out.jsonl")
+    rows = read(folder / "out.jsonl")
+    kinds = [[row for row in rows if row["kind"] == kind] for kind in ("fixed", "threshold")]
+    for own in kinds:
+        for name in ("evaluations", "recall@10"):
+            assert [row[name] for row in own] == sorted(row[name] for row in own)  # type: ignore[type-var]
+    assert {row["kind"] for row in rows} == {"fixed", "threshold", "stopped", "dropped"}
+    assert all(10 <= row["evaluations"] <= 100 for row in rows)  # type: ignore[operator]
+
+
+def test_the_growth_of_an_index_is_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    module = script("index_growth", monkeypatch)
+    for name, value in (("TRAIN_ROWS", 600), ("NUM_LISTS", 8), ("NUM_QUERIES", 20)):
+        monkeypatch.setattr(module, name, value)
+    config = qj.QincoConfig(num_steps=2, **FEW)
+    x = np.asarray(module.clustered(0, 600))
+    assert len(np.unique(x, axis=0)) == 600
+    np.testing.assert_array_equal(module.clustered(100, 50)[7:9], x[107:109])
+    monkeypatch.setattr(module, "untrained", lambda: qj.train(x, config, num_epochs=0))
+    run(module, "--rows", "300,700", "--work", folder / "work", "--out", folder / "out.jsonl")
+    rows = read(folder / "out.jsonl")
+    assert [row["vectors"] for row in rows] == [300, 700]
+    assert all(row["queries_per_second"] > 0 for row in rows)  # type: ignore[operator]
+    assert not (folder / "work").exists()
 
 
 def nearest_of_codes(model: qj.Qinco, x: np.ndarray, queries: np.ndarray, metric: str) -> float:
