@@ -190,6 +190,8 @@ def fitting_lists(num_rows, num_train):
 @click.option("--lists", type=int, help="[default: by the size of the database]")
 @click.option("--metric", help="l2, ip or cosine [default: the set's own, or l2]")
 @click.option("--num-queries", default=1000, show_default=True)
+@click.option("--tune/--no-tune", "tuned", default=True, show_default=True,
+              help="find settings by `Index.tune`, which takes minutes")  # fmt: skip
 @click.option("--rounds", default=3, show_default=True, help="timings of a point")
 @click.option("--out", help="folder of the results [default: runs/compare-DATASET]")
 def main(out, **given):
@@ -200,8 +202,9 @@ def main(out, **given):
 
 
 def search(
-    out, dataset, preset, num_bytes, settings, model, extra, lists, metric, num_queries, rounds
-):
+    out, dataset, preset, num_bytes, settings, model, extra, lists, metric, num_queries, tuned,
+    rounds,
+):  # fmt: skip
     """Makes what is missing, times all points, and writes and prints the results."""
     data = qj.datasets.load(dataset)
     sizes = sized(preset, num_bytes, settings)
@@ -214,7 +217,8 @@ def search(
     queries = np.asarray(data.queries[:num_queries], np.float32)
     truth = neighbours_of(queries, x, metric, data, extra)
     index, codes, target = index_of(model, data.name, kept, x, lists, metric, folder / "search")
-    tune(index, target, queries, truth)
+    if tuned:
+        tune(index, target, queries, truth)
     if metric == "cosine":
         queries = distance.in_space(queries, metric, 0)
     published = None

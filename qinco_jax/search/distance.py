@@ -34,7 +34,8 @@ class Reading:
       offset: [] float32, what it adds for level 0 of all bytes.
       metric: "l2", "ip" or "cosine", static.
       kind: one of `KINDS`, static. The first byte holds |x_hat|^2 of the additive decoder, |x|^2,
-        or s. Of "scale" under "l2" a second one holds |x_hat|^2, which the scan cannot do without.
+        or s. Under "l2" a second one holds |x_hat|^2 beside the latter two: the scan cannot do
+        without.
     """
 
     low: jax.Array
@@ -56,10 +57,15 @@ class Measured(NamedTuple):
 
 
 def kinds(metric: str, x: np.ndarray) -> tuple[str, ...]:
-    """The readings that a metric has for vectors [N, D]."""
-    if metric == "cosine":  # of a unit vector the length says nothing
-        return "reconstruction", "scale"
-    return KINDS if metric == "ip" or have_one_length(x) else KINDS[:2]
+    """The readings that a metric has for vectors [N, D]: what says nothing about them is left out.
+
+    Of unit vectors, and others of one length, the length says nothing. Where lengths differ, an L2
+    distance depends on them, and the scale alone would not tell them.
+    """
+    if metric == "ip":
+        return KINDS
+    same = metric == "cosine" or have_one_length(x)
+    return ("reconstruction", "scale") if same else ("reconstruction", "length")
 
 
 def have_one_length(x: np.ndarray) -> bool:
@@ -112,11 +118,12 @@ def values(metric: str, kind: str, rows: Measured) -> np.ndarray:
     if kind == "reconstruction":
         return norms[:, None]
     if kind == "length":
-        return np.square(rows.x, dtype=np.float64).sum(axis=1)[:, None]
-    squares = np.square(rows.x_hat, dtype=np.float64).sum(axis=1)
-    products = (rows.x.astype(np.float64) * rows.x_hat).sum(axis=1)
-    scales = np.where(squares > 0, products / np.maximum(squares, 1e-30), 1.0)
-    return np.stack([scales, norms] if metric == "l2" else [scales], axis=1)
+        first = np.square(rows.x, dtype=np.float64).sum(axis=1)
+    else:
+        squares = np.square(rows.x_hat, dtype=np.float64).sum(axis=1)
+        products = (rows.x.astype(np.float64) * rows.x_hat).sum(axis=1)
+        first = np.where(squares > 0, products / np.maximum(squares, 1e-30), 1.0)
+    return np.stack([first, norms] if metric == "l2" else [first], axis=1)
 
 
 def to_bytes(reading: Reading, found: np.ndarray) -> np.ndarray:

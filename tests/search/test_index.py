@@ -63,7 +63,6 @@ def test_without_re_ranking_distances_are_sums_of_tables(case: tuple[str, str, s
     expected = -scores
     if index.metric == "l2":
         expected = np.square(queries).sum(1)[:, None] - 2 * scores
-    if index.metric == "l2" and reading.kind != "length":
         plain = np.square(queries[:, None] - indexes.rough(index, X)[None]).sum(2)
         assert abs(np.median(expected / plain) - 1) < 0.05
     found = index.search(QUERIES, 30, num_probes=1000, num_reranked=0)
@@ -300,11 +299,11 @@ def test_after_the_greatest_id_others_must_be_given() -> None:
     assert len(index) == 2
 
 
-def test_a_row_takes_its_code_a_byte_and_its_id() -> None:
+def test_a_row_takes_its_code_two_bytes_at_most_and_its_id() -> None:
     model = oracle.random_model(indexes.small(codebook_size=256, num_steps=8))
     index = qj.search.build(model, X, 4)
     index.add(X)
-    assert index.code_bytes == 8 + 1
+    assert index.code_bytes <= 8 + 2
     held = sum(
         index.lists.invlists.list_size(number) * (index.lists.invlists.code_size + 8)
         for number in range(4)

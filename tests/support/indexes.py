@@ -123,7 +123,7 @@ def levels(index: qj.search.Index, x: np.ndarray) -> np.ndarray:
         "length": [np.square(target).sum(1)],
         "scale": [(target * x_hat).sum(1) / np.square(x_hat).sum(1)],
     }[reading.kind]
-    kept += [norms] * (reading.kind == "scale" and index.metric == "l2")
+    kept += [norms] * (reading.kind != "reconstruction" and index.metric == "l2")
     found = np.stack(kept, axis=1)
     return np.clip(np.rint((found - np.float64(reading.low)) / np.float64(reading.step)), 0, 255)
 
