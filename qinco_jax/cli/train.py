@@ -22,7 +22,7 @@ from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.training import run_folder
 from qinco_jax.training.logs import run_log, stage_bar
-from qinco_jax.training.recipe import Recipe
+from qinco_jax.training.recipe import Recipe, settled
 from qinco_jax.training.train import approximate, split
 from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors import formats
@@ -68,6 +68,7 @@ def train(
     config, recipe = _sizes(preset, num_bytes, settings, begun)
     folder = path_of(out or f"runs/{data.name}-{preset}-{config.bits / 8:g}B{'-on' * bool(init)}")
     kept, held_back = split(data.train, data.validation, recipe)
+    asked, recipe = recipe, settled(recipe, len(kept))
     if dry_run:
         click.echo(estimates.training(kept, held_back, config, recipe))
         return
@@ -78,6 +79,12 @@ def train(
             f"training {preset} at {config.bits / 8:g} bytes on {data.name}, {len(data.train):,} "
             f"vectors of {data.train.shape[1]} dimensions, in {folder}"
         )
+        if recipe.mix and asked.mix is None:
+            click.echo(
+                f"{len(kept):,} vectors are few for a network: each is moved towards a neighbour "
+                f"whenever it is seen (mix {recipe.mix:g}, weight decay {recipe.weight_decay:g}; "
+                "--set mix=0 turns that off)"
+            )
     if len(held_back) == 0:  # the untrained model, which has seen none of them
         held_back = kept
     trial_rows = readings.trial_rows(data, held_back)

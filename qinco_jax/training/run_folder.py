@@ -23,10 +23,10 @@ from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows, fingerprint
 
 IDENTITY, START, FINISHED, CHECKPOINTS = disk.IDENTITY, "start", disk.FINISHED, "checkpoints"
-ROTATION, CENTROIDS = "rotation.npy", "centroids.npy"
+ROTATION, CENTROIDS, NEIGHBOURS = "rotation.npy", "centroids.npy", "neighbours.npy"
 LOCK = ".lock"  # of who trains there
 PART = "part-{}"  # folder of a product's part
-CONTENTS = START, FINISHED, CHECKPOINTS, ROTATION, CENTROIDS
+CONTENTS = START, FINISHED, CHECKPOINTS, ROTATION, CENTROIDS, NEIGHBOURS
 
 
 def identity(
@@ -44,23 +44,26 @@ def identity(
     if init is not None:
         leaves = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(init))
         given["init"] = hashlib.sha256(leaves).hexdigest()
-    dtype = precision.resolve(recipe.compute_dtype)  # settled as a run begins
+    settings = dataclasses.asdict(recipe)
+    settings["compute_dtype"] = precision.resolve(recipe.compute_dtype)  # settled as a run begins
+    if not recipe.mix:  # so that runs from before there was mixing, which is as of 0, resume
+        del settings["mix"]
     return {
         "seed": seed,
         "config": config.settings,
-        "recipe": {**dataclasses.asdict(recipe), "compute_dtype": dtype},
+        "recipe": settings,
         "data": fingerprint(x),
         **given,
     }
 
 
 def kept(folder: Path | None, name: str, train: Callable[[], np.ndarray]) -> np.ndarray:
-    """What is trained first [R, D] float32; a run keeps it, for all later depends on each digit."""
+    """What is found first [R, D]; a run keeps it, for all later depends on each digit."""
     if folder is not None and (folder / name).exists():
         return np.asarray(formats.read(folder / name))
     found = train()
     if folder is not None:
-        with formats.create(folder / name, found.shape, np.float32) as out:
+        with formats.create(folder / name, found.shape, found.dtype) as out:
             out[:] = found
     return found
 

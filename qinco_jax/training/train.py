@@ -23,11 +23,11 @@ from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import approximated
-from qinco_jax.training import run_folder
-from qinco_jax.training.initial_model import initial_model, with_centroids
+from qinco_jax.training import mixing, run_folder
+from qinco_jax.training.initial_model import initial_model, start_copies, with_centroids
 from qinco_jax.training.loop import CHECKED_ROWS, Advance, Log, fit, unseen
 from qinco_jax.training.product import train_parts
-from qinco_jax.training.recipe import RECIPES, Recipe, length
+from qinco_jax.training.recipe import MAX_MIXED, RECIPES, Recipe, length, settled
 from qinco_jax.training.seeds import PART, seed_for
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, derived, lazily, spans
@@ -105,6 +105,7 @@ def train(
     seed = checks.integer(seed, "seed")
     recipe = _changed(recipe or Recipe(), changes)
     x_train, x_val = split(x_train, x_val, recipe)
+    recipe = settled(recipe, len(x_train))
     config = _config(config, init).for_dim(x_train.shape[1])
     if centroids is not None:
         if init is not None:
@@ -164,6 +165,8 @@ def _single(
     init: Model | None,
 ) -> Qinco:
     """Trains a model of one part."""
+    num_rows = len(x_train)
+    rows = _mixed(x_train, config, recipe, seed, folder, advance) if recipe.mix else x_train
 
     def initial() -> Qinco:
         begun = None if folder is None else folder / run_folder.START
@@ -182,13 +185,35 @@ def _single(
                 train_centroids, x, config.num_centroids, seed=seed,
                 advance=functools.partial(advance, doing="coarse k-means"),
             ))  # fmt: skip
-        return initial_model(x_train, config, seed, coarse, advance)
+        some = num_rows * start_copies(config, num_rows)
+        return initial_model(rows[:some], config, seed, coarse, advance)
 
     place = None if folder is None else folder / run_folder.CHECKPOINTS
     with Checkpoints(place) if place else contextlib.nullcontext() as checkpoints:
         return fit(
-            x_train, x_val, config, recipe, initial, seed=seed, checkpoints=checkpoints, log=log
-        )
+            rows, x_val, config, recipe, initial,
+            num_rows=num_rows, seed=seed, checkpoints=checkpoints, log=log,
+        )  # fmt: skip
+
+
+def _mixed(
+    x_train: Rows,
+    config: QincoConfig,
+    recipe: Recipe,
+    seed: int,
+    folder: Path | None,
+    advance: Advance,
+) -> Rows:
+    """The rows moved towards neighbours, once for each epoch and as often as the start needs."""
+    x = approximate(x_train, config.unit_norm)
+    advance(0, 0, "nearest neighbours")
+    neighbours = run_folder.kept(
+        folder, run_folder.NEIGHBOURS, functools.partial(mixing.nearest_others, x)
+    )
+    _, per_epoch, total = length(recipe, len(x))
+    copies = max(total // per_epoch, start_copies(config, len(x)))
+    assert recipe.mix is not None
+    return mixing.mixed(x, neighbours, recipe.mix, seed, copies)
 
 
 def _product(
@@ -291,6 +316,12 @@ def _check(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> N
             f"batches of {min(recipe.batch_size, len(x_train))} rows cannot be divided among "
             f"{recipe.num_updates} updates on {jax.local_device_count()} devices; set batch_size "
             f"to a multiple of {shares}, at most the {len(x_train)} training vectors"
+        )
+    if recipe.mix and len(x_train) > MAX_MIXED:
+        raise InputError(
+            f"mix={recipe.mix:g} searches the neighbours of all training vectors, and "
+            f"{len(x_train):,} are too many (at most {MAX_MIXED:,}), nor do so many need it; set "
+            "mix=0"
         )
     for what, x in (("the training vectors", x_train), ("the validation vectors", x_val)):
         for span in spans(len(x), CHECKED_ROWS):
