@@ -20,10 +20,11 @@ from qinco_jax.models import disk
 from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
-from qinco_jax.training import run_folder
+from qinco_jax.quantizers.transform import approximate
+from qinco_jax.training import mixing, run_folder
 from qinco_jax.training.logs import run_log, stage_bar
-from qinco_jax.training.recipe import Recipe, settled
-from qinco_jax.training.train import approximate, split
+from qinco_jax.training.recipe import Recipe
+from qinco_jax.training.train import split
 from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows
@@ -68,7 +69,6 @@ def train(
     config, recipe = _sizes(preset, num_bytes, settings, begun)
     folder = path_of(out or f"runs/{data.name}-{preset}-{config.bits / 8:g}B{'-on' * bool(init)}")
     kept, held_back = split(data.train, data.validation, recipe)
-    asked, recipe = recipe, settled(recipe, len(kept))
     if dry_run:
         click.echo(estimates.training(kept, held_back, config, recipe))
         return
@@ -79,12 +79,6 @@ def train(
             f"training {preset} at {config.bits / 8:g} bytes on {data.name}, {len(data.train):,} "
             f"vectors of {data.train.shape[1]} dimensions, in {folder}"
         )
-        if recipe.mix and asked.mix is None:
-            click.echo(
-                f"{len(kept):,} vectors are few for a network: each is moved towards a neighbour "
-                f"whenever it is seen (mix {recipe.mix:g}, weight decay {recipe.weight_decay:g}; "
-                "--set mix=0 turns that off)"
-            )
     if len(held_back) == 0:  # the untrained model, which has seen none of them
         held_back = kept
     trial_rows = readings.trial_rows(data, held_back)
@@ -95,7 +89,12 @@ def train(
             data.train, config, recipe, seed=seed, x_val=data.validation, run_dir=folder, log=log,
             advance=advance, centroids=coarse, init=begun,
         )  # fmt: skip
+    mix, why = _mix(folder, config, recipe, len(kept))
+    if why:
+        click.echo(why)
     baseline = _rq(kept, held_back, config, seed)
+    if mix:
+        baseline += _rq(kept, held_back, config, seed, mix)
     if recipe.num_epochs != 0:
         click.echo(measure.two_errors(model, recipe, held_back))
     every = [*baseline, *_ours(model, folder, recipe.compute_dtype)]
@@ -122,17 +121,41 @@ def _sizes(
     return init.config, recipe
 
 
-def _rq(x: Rows, x_val: Rows, config: QincoConfig, seed: int) -> list[Codec]:
-    """The best residual quantizer of the same bytes, at four rates."""
+def _mix(folder: Path, config: QincoConfig, recipe: Recipe, num_rows: int) -> tuple[float, str]:
+    """How far a run moved its rows, and where held-back rows decided that, what they said."""
+    if recipe.mix is not None:
+        return recipe.mix, ""
+    parts = range(config.num_parts if config.num_parts > 1 else 0)
+    folders = [folder / run_folder.PART.format(n) for n in parts] or [folder]
+    found = [known for each in folders if (known := run_folder.decided_mix(each)) is not None]
+    moved = [known for known in found if known.mix]
+    if not moved:
+        return 0.0, ""
+    which, first = f" in {len(moved)} of {len(folders)} parts" * bool(parts), moved[0]
+    gain = 1 - first.error_moved / first.error_as_they_are
+    return first.mix, (
+        f"{num_rows:,} vectors are few{which}, so each was moved towards a neighbour whenever it "
+        f"was seen (mix {first.mix:g}): that lowered the error of residual k-means on held-back "
+        f"vectors by {gain:.1%}; --set mix=0 leaves them as they are"
+    )
+
+
+def _rq(x: Rows, x_val: Rows, config: QincoConfig, seed: int, mix: float = 0.0) -> list[Codec]:
+    """The best residual quantizer of the same bytes, at four rates; with `mix` of moved vectors."""
     some = f"{RQ_ROWS:,} of the " * (len(x) > RQ_ROWS)
-    width = config.num_parts
-    with stage_bar(f"training RQ on {some}{len(x):,} vectors") as advance:
+    moved, width = ", moved" * bool(mix), config.num_parts
+    title = f"training RQ on {some}{len(x):,} vectors{moved}"
+    if mix:
+        x = approximate(x, config.unit_norm)
+        x = mixing.mixed(x, mixing.nearest_others(x), mix, seed, -(-RQ_ROWS // len(x)))
+    with stage_bar(title) as advance:
         model = ours.best_rq(
             x, x_val, width * config.num_steps, config.codebook_size,
             seed=seed, max_rows=RQ_ROWS, advance=advance, **config.transform,
         )  # fmt: skip
     steps = ours.quarters(config.num_steps)
-    return [ours.of_rq(model, width * m, config.step_bits / width, RQ_BEAM) for m in steps]
+    every = [ours.of_rq(model, width * m, config.step_bits / width, RQ_BEAM) for m in steps]
+    return [codec._replace(name=f"{codec.name}{moved}") for codec in every]
 
 
 def _ours(model: Model, folder: Path, compute_dtype: str | None) -> list[Codec]:

@@ -114,7 +114,7 @@ def fit(
         reported_at, reported_wait = time.monotonic(), feed.waited
 
     def validate(model: Qinco) -> jax.Array:
-        mse = _validate(model, x_val, recipe)
+        mse = validation_error(model, x_val, recipe)
         if not np.isfinite(mse):
             raise Diverged(_how_to_recover(checkpoints, step))
         report(val_mse=mse)
@@ -163,7 +163,7 @@ def _restore(
     return checkpoints.restore_latest(jax.eval_shape(begin, disk.abstract(config)))
 
 
-def _validate(model: Qinco, x_val: Rows, recipe: Recipe) -> float:
+def validation_error(model: Qinco, x_val: Rows, recipe: Recipe) -> float:
     """Squared error summed over dimensions, averaged over the rows, with the training's search.
 
     On one device, whatever the mesh, so that the choice of the best model does not depend on it.

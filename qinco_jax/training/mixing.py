@@ -12,13 +12,13 @@ from jax import lax
 from qinco_jax.quantizers.batching import map_rows
 from qinco_jax.quantizers.distances import smallest, squared_distances
 from qinco_jax.training import shuffle
-from qinco_jax.training.recipe import MIX_NEIGHBOURS
 from qinco_jax.training.seeds import MIXED_ROWS, seed_for
 from qinco_jax.vectors.stored import Rows, Stored, derived
 
 Best = tuple[jax.Array, jax.Array]
 """Squared distances and rows, [R, k]."""
 
+MIX_NEIGHBOURS = 8
 QUERIES, BLOCK = 256, 4096  # rows whose distances to each other are held at once
 MAX_DRAWN = 2**23  # moved rows that differ; longer trainings see them again
 SAME_LENGTH = 1e-3  # by how much the lengths of vectors that count as one may differ, relatively

@@ -13,8 +13,8 @@ from qinco_jax.quantizers import precision
 SCHEDULES = ("cosine", "plateau")
 DEFAULT_ROWS = 1_200_000
 FEW_ROWS = 50_000
-FEW_MIX, FEW_DECAY, MANY_DECAY = 0.7, 0.5, 0.1
-MIX_NEIGHBOURS = 8
+MIX = 0.7
+DECAY, DECAY_OF_MIXED = 0.1, 0.5
 MAX_MIXED = 200_000
 
 
@@ -35,12 +35,13 @@ class Recipe:
         better validation error, stop after five times as many (QINCo, Sec. A.3).
       warmup: share of all steps in which the rate rises linearly from 0.
       final_rate: share of `learning_rate` that the cosine ends at.
-      weight_decay: decoupled; 0 makes AdamW plain Adam. `None` is 0.5 where there are at most
-        50,000 training rows, else 0.1.
+      weight_decay: decoupled; 0 makes AdamW plain Adam. `None` is 0.5 with `mix`, else 0.1.
       mix: each time that a training row is seen, it is moved by a random share of the way, up to
         this, towards one of its 8 nearest neighbours among the training rows, so that few rows are
         not learned by heart; the residual quantizer that training starts from is trained on such
-        rows too. 0 leaves rows as they are; `None` is 0.7 where there are at most 50,000, else 0.
+        rows too. 0 leaves rows as they are. `None` is 0.7 where there are at most 50,000 and that
+        residual quantizer has less error on the rows held back than one of the rows as they are,
+        else 0.
       clip: gradients are clipped to +-clip, element by element; `None` leaves them.
       patience: epochs, for "plateau".
       train_candidates: A while training; `None` means the model's.
@@ -145,15 +146,12 @@ RECIPES: Mapping[str, Recipe] = {
 """The recipe of each preset: ours for "small", the papers' for theirs (QINCo, Sec. A.3; QINCo2)."""
 
 
-def settled(recipe: Recipe, num_rows: int) -> Recipe:
-    """The recipe with what it leaves to the number of training rows."""
-    few = num_rows <= FEW_ROWS
-    decay, mix = recipe.weight_decay, recipe.mix
-    return dataclasses.replace(
-        recipe,
-        weight_decay=(FEW_DECAY if few else MANY_DECAY) if decay is None else decay,
-        mix=(FEW_MIX if few else 0.0) if mix is None else mix,
-    )
+def with_mix(recipe: Recipe, mix: float) -> Recipe:
+    """The recipe with its `mix`, and with the weight decay that goes with that if it has none."""
+    decay = recipe.weight_decay
+    if decay is None:
+        decay = DECAY_OF_MIXED if mix else DECAY
+    return dataclasses.replace(recipe, mix=mix, weight_decay=decay)
 
 
 def length(recipe: Recipe, num_rows: int) -> tuple[int, int, int]:

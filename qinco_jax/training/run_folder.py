@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,9 +24,10 @@ from qinco_jax.vectors.stored import Rows, fingerprint
 
 IDENTITY, START, FINISHED, CHECKPOINTS = disk.IDENTITY, "start", disk.FINISHED, "checkpoints"
 ROTATION, CENTROIDS, NEIGHBOURS = "rotation.npy", "centroids.npy", "neighbours.npy"
+MIXING = "mixing.json"  # whether rows are moved, and the errors that decided it
 LOCK = ".lock"  # of who trains there
 PART = "part-{}"  # folder of a product's part
-CONTENTS = START, FINISHED, CHECKPOINTS, ROTATION, CENTROIDS, NEIGHBOURS
+CONTENTS = START, FINISHED, CHECKPOINTS, ROTATION, CENTROIDS, NEIGHBOURS, MIXING
 
 
 def identity(
@@ -46,7 +47,8 @@ def identity(
         given["init"] = hashlib.sha256(leaves).hexdigest()
     settings = dataclasses.asdict(recipe)
     settings["compute_dtype"] = precision.resolve(recipe.compute_dtype)  # settled as a run begins
-    if not recipe.mix:  # so that runs from before there was mixing, which is as of 0, resume
+    settings["mix"] = "by held-back rows" if recipe.mix is None else recipe.mix
+    if recipe.mix == 0:  # as in runs from before there was mixing
         del settings["mix"]
     return {
         "seed": seed,
@@ -66,6 +68,32 @@ def kept(folder: Path | None, name: str, train: Callable[[], np.ndarray]) -> np.
         with formats.create(folder / name, found.shape, found.dtype) as out:
             out[:] = found
     return found
+
+
+class Decided(NamedTuple):
+    """What held-back rows decided about a run's `mix`, by two residual quantizers.
+
+    Attributes:
+      mix: the recipe's, decided.
+      error_as_they_are: on held-back rows, of the one that was trained on rows as they are.
+      error_moved: of the one that was trained on moved rows.
+    """
+
+    mix: float
+    error_as_they_are: float
+    error_moved: float
+
+
+def decided_mix(folder: Path) -> Decided | None:
+    """What was decided in a run's folder; `None` where nothing was."""
+    file = folder / MIXING
+    return Decided(**json.loads(file.read_text())) if file.exists() else None
+
+
+def keep_mix(folder: Path, decided: Decided) -> None:
+    """Keeps what was decided, for the run to go on with."""
+    with replacing(folder / MIXING) as partial:
+        partial.write_text(json.dumps(decided._asdict(), indent=2) + "\n")
 
 
 def start_of(folder: Path, model: Model) -> Model | None:
