@@ -128,15 +128,15 @@ def _mix(folder: Path, config: QincoConfig, recipe: Recipe, num_rows: int) -> tu
     parts = range(config.num_parts if config.num_parts > 1 else 0)
     folders = [folder / run_folder.PART.format(n) for n in parts] or [folder]
     found = [known for each in folders if (known := run_folder.decided_mix(each)) is not None]
-    moved = [known for known in found if known.mix]
+    moved = [(each, each.moved) for each in found if each.mix and each.moved is not None]
     if not moved:
         return 0.0, ""
-    which, first = f" in {len(moved)} of {len(folders)} parts" * bool(parts), moved[0]
-    gain = 1 - first.error_moved / first.error_as_they_are
+    (first, error), which = moved[0], f" in {len(moved)} of {len(folders)} parts" * bool(parts)
     return first.mix, (
-        f"{num_rows:,} vectors are few{which}, so each was moved towards a neighbour whenever it "
-        f"was seen (mix {first.mix:g}): that lowered the error of residual k-means on held-back "
-        f"vectors by {gain:.1%}; --set mix=0 leaves them as they are"
+        f"{num_rows:,} vectors are few{which}: residual k-means has "
+        f"{first.held_back / first.own - 1:.0%} more error on others, and "
+        f"{1 - error / first.held_back:.1%} less of that if each is moved towards its "
+        f"neighbours, so training did that (mix {first.mix:g}; --set mix=0 leaves them)"
     )
 
 

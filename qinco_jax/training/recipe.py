@@ -39,9 +39,9 @@ class Recipe:
       mix: each time that a training row is seen, it is moved by a random share of the way, up to
         this, towards one of its 8 nearest neighbours among the training rows, so that few rows are
         not learned by heart; the residual quantizer that training starts from is trained on such
-        rows too. 0 leaves rows as they are. `None` is 0.7 where there are at most 50,000 and that
-        residual quantizer has less error on the rows held back than one of the rows as they are,
-        else 0.
+        rows too. 0 leaves rows as they are. `None` is 0.7 where there are at most 50,000, a
+        residual quantizer of them has a tenth more error on the rows held back than on them, and
+        one of moved rows has less; else 0.
       clip: gradients are clipped to +-clip, element by element; `None` leaves them.
       patience: epochs, for "plateau".
       train_candidates: A while training; `None` means the model's.

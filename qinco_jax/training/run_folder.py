@@ -71,17 +71,19 @@ def kept(folder: Path | None, name: str, train: Callable[[], np.ndarray]) -> np.
 
 
 class Decided(NamedTuple):
-    """What held-back rows decided about a run's `mix`, by two residual quantizers.
+    """What held-back rows decided about a run's `mix`, by the errors of residual quantizers.
 
     Attributes:
       mix: the recipe's, decided.
-      error_as_they_are: on held-back rows, of the one that was trained on rows as they are.
-      error_moved: of the one that was trained on moved rows.
+      own: error on training rows, of the one that was trained on rows as they are.
+      held_back: its error on held-back rows.
+      moved: error on those of the one that was trained on moved rows; `None` if none was.
     """
 
     mix: float
-    error_as_they_are: float
-    error_moved: float
+    own: float
+    held_back: float
+    moved: float | None
 
 
 def decided_mix(folder: Path) -> Decided | None:

@@ -21,7 +21,8 @@ from qinco_jax.training.loop import Advance, Log, fit, validation_error
 from qinco_jax.training.recipe import MIX, Recipe, length, with_mix
 from qinco_jax.vectors.stored import Rows
 
-DECIDING_ROWS = 10_000  # of the held-back rows, at most
+DECIDING_ROWS = 10_000  # of the held-back rows, at most, and as many training rows
+OVERFIT = 0.1  # the least share by which the error on held-back rows is greater
 
 
 def train_single(
@@ -80,7 +81,8 @@ def train_single(
 
     mix = recipe.mix
     if mix is None:
-        mix = _chosen(folder, untrained, x_val[:DECIDING_ROWS], recipe)
+        some = min(DECIDING_ROWS, len(x_val))
+        mix = _chosen(folder, untrained, x_train[:some], x_val[:some], recipe)
         recipe = with_mix(recipe, mix)
     place = None if folder is None else folder / run_folder.CHECKPOINTS
     with Checkpoints(place) if place else contextlib.nullcontext() as checkpoints:
@@ -91,14 +93,22 @@ def train_single(
 
 
 def _chosen(
-    folder: Path | None, untrained: Callable[[float], Qinco], x_val: Rows, recipe: Recipe
+    folder: Path | None,
+    untrained: Callable[[float], Qinco],
+    x_train: Rows,
+    x_val: Rows,
+    recipe: Recipe,
 ) -> float:
-    """`MIX` if the residual quantizer of moved rows has less error on `x_val`, else 0; kept."""
+    """`MIX` if residual quantizers overfit, and do better by it on `x_val`, else 0; kept."""
     decided = None if folder is None else run_folder.decided_mix(folder)
-    if decided is not None:
-        return decided.mix
-    as_they_are, moved = (validation_error(untrained(mix), x_val, recipe) for mix in (0.0, MIX))
-    mix = MIX if moved < as_they_are else 0.0
-    if folder is not None:
-        run_folder.keep_mix(folder, run_folder.Decided(mix, as_they_are, moved))
-    return mix
+    if decided is None:
+        plain = untrained(0.0)
+        own, held_back = (validation_error(plain, x, recipe) for x in (x_train, x_val))
+        moved = None
+        if held_back > (1 + OVERFIT) * own:
+            moved = validation_error(untrained(MIX), x_val, recipe)
+        mix = 0.0 if moved is None or moved >= held_back else MIX
+        decided = run_folder.Decided(mix, own, held_back, moved)
+        if folder is not None:
+            run_folder.keep_mix(folder, decided)
+    return decided.mix

@@ -88,7 +88,8 @@ def test_held_back_rows_decide_whether_rows_are_moved(tmp_path: Path) -> None:
         model = qj.train(**given, run_dir=tmp_path / name)
         found = run_folder.decided_mix(tmp_path / name)
         assert found is not None
-        assert bool(found.mix) == (found.error_moved < found.error_as_they_are)
+        assert (found.held_back > 1.1 * found.own) == (found.moved is not None)
+        assert bool(found.mix) == (found.moved is not None and found.moved < found.held_back)
         np.testing.assert_array_equal(model.codebook, qj.train(**given, mix=found.mix).codebook)
         decided.append(found.mix)
     assert decided == [0.7, 0.0]
