@@ -20,10 +20,11 @@ from qinco_jax.models import disk
 from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
-from qinco_jax.training import run_folder
+from qinco_jax.quantizers.transform import approximate
+from qinco_jax.training import mixing, run_folder
 from qinco_jax.training.logs import run_log, stage_bar
 from qinco_jax.training.recipe import Recipe
-from qinco_jax.training.train import approximate, split
+from qinco_jax.training.train import split
 from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows
@@ -88,7 +89,12 @@ def train(
             data.train, config, recipe, seed=seed, x_val=data.validation, run_dir=folder, log=log,
             advance=advance, centroids=coarse, init=begun,
         )  # fmt: skip
+    mix, why = _mix(folder, config, recipe, len(kept))
+    if why:
+        click.echo(why)
     baseline = _rq(kept, held_back, config, seed)
+    if mix:
+        baseline += _rq(kept, held_back, config, seed, mix)
     if recipe.num_epochs != 0:
         click.echo(measure.two_errors(model, recipe, held_back))
     every = [*baseline, *_ours(model, folder, recipe.compute_dtype)]
@@ -115,17 +121,41 @@ def _sizes(
     return init.config, recipe
 
 
-def _rq(x: Rows, x_val: Rows, config: QincoConfig, seed: int) -> list[Codec]:
-    """The best residual quantizer of the same bytes, at four rates."""
+def _mix(folder: Path, config: QincoConfig, recipe: Recipe, num_rows: int) -> tuple[float, str]:
+    """How far a run moved its rows, and where held-back rows decided that, what they said."""
+    if recipe.mix is not None:
+        return recipe.mix, ""
+    parts = range(config.num_parts if config.num_parts > 1 else 0)
+    folders = [folder / run_folder.PART.format(n) for n in parts] or [folder]
+    found = [known for each in folders if (known := run_folder.decided_mix(each)) is not None]
+    moved = [(each, each.moved) for each in found if each.mix and each.moved is not None]
+    if not moved:
+        return 0.0, ""
+    (first, error), which = moved[0], f" in {len(moved)} of {len(folders)} parts" * bool(parts)
+    return first.mix, (
+        f"{num_rows:,} vectors are few{which}: residual k-means has "
+        f"{first.held_back / first.own - 1:.0%} more error on others, and "
+        f"{1 - error / first.held_back:.1%} less of that if each is moved towards its "
+        f"neighbours, so training did that (mix {first.mix:g}; --set mix=0 leaves them)"
+    )
+
+
+def _rq(x: Rows, x_val: Rows, config: QincoConfig, seed: int, mix: float = 0.0) -> list[Codec]:
+    """The best residual quantizer of the same bytes, at four rates; with `mix` of moved vectors."""
     some = f"{RQ_ROWS:,} of the " * (len(x) > RQ_ROWS)
-    width = config.num_parts
-    with stage_bar(f"training RQ on {some}{len(x):,} vectors") as advance:
+    moved, width = ", moved" * bool(mix), config.num_parts
+    title = f"training RQ on {some}{len(x):,} vectors{moved}"
+    if mix:
+        x = approximate(x, config.unit_norm)
+        x = mixing.mixed(x, mixing.nearest_others(x), mix, seed, -(-RQ_ROWS // len(x)))
+    with stage_bar(title) as advance:
         model = ours.best_rq(
             x, x_val, width * config.num_steps, config.codebook_size,
             seed=seed, max_rows=RQ_ROWS, advance=advance, **config.transform,
         )  # fmt: skip
     steps = ours.quarters(config.num_steps)
-    return [ours.of_rq(model, width * m, config.step_bits / width, RQ_BEAM) for m in steps]
+    every = [ours.of_rq(model, width * m, config.step_bits / width, RQ_BEAM) for m in steps]
+    return [codec._replace(name=f"{codec.name}{moved}") for codec in every]
 
 
 def _ours(model: Model, folder: Path, compute_dtype: str | None) -> list[Codec]:

@@ -23,6 +23,7 @@ from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Vectors
 
 Array = jax.Array | np.ndarray
+ROWS_PER_CODEWORD = 256  # that k-means takes at most, unless it is told otherwise
 Advance = Callable[[int, int], Any]
 """Shows progress: (done, total)."""
 
@@ -146,7 +147,7 @@ def _left_over(centroids: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def _training_rows(x: Vectors, codebook_size: int, max_rows: int | None, seed: int) -> np.ndarray:
-    rows = sample_rows(x, max_rows or 256 * codebook_size, seed)
+    rows = sample_rows(x, max_rows or ROWS_PER_CODEWORD * codebook_size, seed)
     rows = checks.finite(rows, what="the sampled training vectors")
     if len(rows) < codebook_size:
         raise InputError(

@@ -1,5 +1,7 @@
 """From vectors to model space in which codewords are added up, and back."""
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers.distances import along_last, matmul
-from qinco_jax.vectors.stored import spans
+from qinco_jax.vectors.stored import Rows, derived, spans
 
 Array = jax.Array | np.ndarray
 
@@ -60,6 +62,11 @@ def approximated(x: Array, unit_norm: bool) -> np.ndarray:
     """What a codec's reconstructions of vectors [N, D] approximate: x, or x / |x|, float32."""
     x = np.asarray(x, np.float32)
     return np.asarray(unit(jnp.asarray(x))) if unit_norm else x
+
+
+def approximate(x: Rows, unit_norm: bool) -> Rows:
+    """The rows [N, D] that reconstructions of `x` approximate, computed when they are read."""
+    return derived(x, functools.partial(approximated, unit_norm=True)) if unit_norm else x
 
 
 def of_rows(

@@ -11,10 +11,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from qinco_jax.config import QincoConfig
 from qinco_jax.quantizers import coding
 from qinco_jax.quantizers.qinco import Qinco
+from qinco_jax.quantizers.transform import approximate
 from qinco_jax.training import step as training
 from qinco_jax.training.initial_model import initial_model
 from qinco_jax.training.recipe import Recipe, length
-from qinco_jax.training.train import approximate
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows
 

@@ -35,6 +35,11 @@ def initial_model(
     return qinco.init(key, config, *behind)
 
 
+def start_copies(config: QincoConfig, num_rows: int) -> int:
+    """How many times over rows that are mixed give the residual k-means all that it takes."""
+    return -(-rq.ROWS_PER_CODEWORD * config.codebook_size // num_rows)
+
+
 def with_centroids(config: QincoConfig, centroids: Vectors) -> tuple[QincoConfig, np.ndarray]:
     """The config with their number, and centroids checked to be [K_ivf, D]."""
     centroids = checks.vectors(centroids, config.dim, "the centroids")

@@ -60,6 +60,7 @@ def fit(
     recipe: Recipe,
     initial: Callable[[], Qinco],
     *,
+    num_rows: int,
     seed: int,
     checkpoints: Checkpoints | None,
     log: Log | None,
@@ -69,11 +70,12 @@ def fit(
     Resumes by: 1. newest state, 2. its step, 3. the batch of that step, 4. go on.
 
     Args:
-      x_train: [N, D] checked training vectors.
+      x_train: [N, D] checked training vectors, some times `num_rows`.
       x_val: [V, D] checked validation vectors.
       config: of the model that `initial` makes.
       recipe: how to train it.
       initial: makes the untrained model; called only where there is no checkpoint.
+      num_rows: of an epoch.
       seed: of the data order and of new codewords.
       checkpoints: of the run; `None` keeps none.
       log: as of `train`.
@@ -88,7 +90,7 @@ def fit(
     Warns:
       UserWarning: no epoch improved on the start.
     """
-    batch_size, steps_per_epoch, total_steps = length(recipe, len(x_train))
+    batch_size, steps_per_epoch, total_steps = length(recipe, num_rows)
     if total_steps == 0:
         return initial()
     mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,))
@@ -112,7 +114,7 @@ def fit(
         reported_at, reported_wait = time.monotonic(), feed.waited
 
     def validate(model: Qinco) -> jax.Array:
-        mse = _validate(model, x_val, recipe)
+        mse = validation_error(model, x_val, recipe)
         if not np.isfinite(mse):
             raise Diverged(_how_to_recover(checkpoints, step))
         report(val_mse=mse)
@@ -161,7 +163,7 @@ def _restore(
     return checkpoints.restore_latest(jax.eval_shape(begin, disk.abstract(config)))
 
 
-def _validate(model: Qinco, x_val: Rows, recipe: Recipe) -> float:
+def validation_error(model: Qinco, x_val: Rows, recipe: Recipe) -> float:
     """Squared error summed over dimensions, averaged over the rows, with the training's search.
 
     On one device, whatever the mesh, so that the choice of the best model does not depend on it.

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,10 +23,11 @@ from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows, fingerprint
 
 IDENTITY, START, FINISHED, CHECKPOINTS = disk.IDENTITY, "start", disk.FINISHED, "checkpoints"
-ROTATION, CENTROIDS = "rotation.npy", "centroids.npy"
+ROTATION, CENTROIDS, NEIGHBOURS = "rotation.npy", "centroids.npy", "neighbours.npy"
+MIXING = "mixing.json"  # whether rows are moved, and the errors that decided it
 LOCK = ".lock"  # of who trains there
 PART = "part-{}"  # folder of a product's part
-CONTENTS = START, FINISHED, CHECKPOINTS, ROTATION, CENTROIDS
+CONTENTS = START, FINISHED, CHECKPOINTS, ROTATION, CENTROIDS, NEIGHBOURS, MIXING
 
 
 def identity(
@@ -44,25 +45,57 @@ def identity(
     if init is not None:
         leaves = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(init))
         given["init"] = hashlib.sha256(leaves).hexdigest()
-    dtype = precision.resolve(recipe.compute_dtype)  # settled as a run begins
+    settings = dataclasses.asdict(recipe)
+    settings["compute_dtype"] = precision.resolve(recipe.compute_dtype)  # settled as a run begins
+    settings["mix"] = "by held-back rows" if recipe.mix is None else recipe.mix
+    if recipe.mix == 0:  # as in runs from before there was mixing
+        del settings["mix"]
     return {
         "seed": seed,
         "config": config.settings,
-        "recipe": {**dataclasses.asdict(recipe), "compute_dtype": dtype},
+        "recipe": settings,
         "data": fingerprint(x),
         **given,
     }
 
 
 def kept(folder: Path | None, name: str, train: Callable[[], np.ndarray]) -> np.ndarray:
-    """What is trained first [R, D] float32; a run keeps it, for all later depends on each digit."""
+    """What is found first [R, D]; a run keeps it, for all later depends on each digit."""
     if folder is not None and (folder / name).exists():
         return np.asarray(formats.read(folder / name))
     found = train()
     if folder is not None:
-        with formats.create(folder / name, found.shape, np.float32) as out:
+        with formats.create(folder / name, found.shape, found.dtype) as out:
             out[:] = found
     return found
+
+
+class Decided(NamedTuple):
+    """What held-back rows decided about a run's `mix`, by the errors of residual quantizers.
+
+    Attributes:
+      mix: the recipe's, decided.
+      own: error on training rows, of the one that was trained on rows as they are.
+      held_back: its error on held-back rows.
+      moved: error on those of the one that was trained on moved rows; `None` if none was.
+    """
+
+    mix: float
+    own: float
+    held_back: float
+    moved: float | None
+
+
+def decided_mix(folder: Path) -> Decided | None:
+    """What was decided in a run's folder; `None` where nothing was."""
+    file = folder / MIXING
+    return Decided(**json.loads(file.read_text())) if file.exists() else None
+
+
+def keep_mix(folder: Path, decided: Decided) -> None:
+    """Keeps what was decided, for the run to go on with."""
+    with replacing(folder / MIXING) as partial:
+        partial.write_text(json.dumps(decided._asdict(), indent=2) + "\n")
 
 
 def start_of(folder: Path, model: Model) -> Model | None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-INITIAL_WEIGHTS, NEW_CODEWORDS, PART = range(3)
+INITIAL_WEIGHTS, NEW_CODEWORDS, PART, MIXED_ROWS = range(4)
 
 
 def seed_for(seed: int, *use: int) -> int:

@@ -151,6 +151,12 @@ def _permuted(values: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
     return moved.astype(np.int64)
 
 
+def random_bits(seed: int, numbers: np.ndarray) -> np.ndarray:
+    """64 random bits for each of some numbers from 0, a function of it and the seed, uint64."""
+    keys = np.random.default_rng(seed).integers(0, 2**64, size=6, dtype=np.uint64)
+    return _feistel(numbers.astype(np.uint64), keys, 32)
+
+
 def _feistel(values: np.ndarray, keys: np.ndarray, half_bits: int) -> np.ndarray:
     """A permutation of the numbers below 4^half_bits, chosen by `keys`."""
     mask = np.uint64((1 << half_bits) - 1)

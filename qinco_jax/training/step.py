@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from qinco_jax.quantizers import coding, precision, qinco
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import to_model_space
-from qinco_jax.training.recipe import Recipe
+from qinco_jax.training.recipe import Recipe, with_mix
 
 DEAD_AFTER = 64  # vectors per codeword without which nothing can be said of one that was not used
 
@@ -263,7 +263,8 @@ def is_exhausted(state: TrainState, recipe: Recipe) -> bool:
 def _optimizer(recipe: Recipe, rate: jax.Array | float) -> optax.GradientTransformation:
     """AdamW at a learning rate [], whose state does not depend on that."""
     clip = optax.identity() if recipe.clip is None else optax.clip(recipe.clip)
-    adamw = optax.scale_by_adam(), optax.add_decayed_weights(recipe.weight_decay)
+    decay = with_mix(recipe, recipe.mix or 0.0).weight_decay
+    adamw = optax.scale_by_adam(), optax.add_decayed_weights(decay)
     return optax.chain(clip, *adamw, optax.scale_by_learning_rate(rate))
 
 

@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,21 +16,20 @@ from qinco_jax.config import PRESETS, QincoConfig, named
 from qinco_jax.errors import InputError
 from qinco_jax.files import locked, path_of
 from qinco_jax.models import disk
-from qinco_jax.models.orbax import Checkpoints
 from qinco_jax.quantizers import opq
-from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
-from qinco_jax.quantizers.transform import approximated
+from qinco_jax.quantizers.transform import approximate
 from qinco_jax.training import run_folder
-from qinco_jax.training.initial_model import initial_model, with_centroids
-from qinco_jax.training.loop import CHECKED_ROWS, Advance, Log, fit, unseen
+from qinco_jax.training.initial_model import with_centroids
+from qinco_jax.training.loop import CHECKED_ROWS, Advance, Log, unseen
 from qinco_jax.training.product import train_parts
-from qinco_jax.training.recipe import RECIPES, Recipe, length
+from qinco_jax.training.recipe import FEW_ROWS, MAX_MIXED, RECIPES, Recipe, length, with_mix
 from qinco_jax.training.seeds import PART, seed_for
+from qinco_jax.training.single import train_single
 from qinco_jax.vectors import checks
-from qinco_jax.vectors.stored import Rows, Vectors, derived, lazily, spans
+from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
 
 CONTINUE = (
     "choose another folder, or continue from its model in another folder "
@@ -105,6 +104,7 @@ def train(
     seed = checks.integer(seed, "seed")
     recipe = _changed(recipe or Recipe(), changes)
     x_train, x_val = split(x_train, x_val, recipe)
+    recipe = _settled(recipe, len(x_train), len(x_val))
     config = _config(config, init).for_dim(x_train.shape[1])
     if centroids is not None:
         if init is not None:
@@ -122,7 +122,10 @@ def train(
     given = x_train, x_val, config, recipe, seed, folder, log, advance
     alone = folder and locked(folder / run_folder.LOCK, f"trains in {folder}")
     with alone or contextlib.nullcontext():
-        model = _product(*given, init) if config.num_parts > 1 else _single(*given, centroids, init)
+        if config.num_parts > 1:
+            model: Model = _product(*given, init)
+        else:
+            model = train_single(*given, centroids, init)
         if folder is not None:
             disk.save(model, folder / run_folder.FINISHED)
     return model
@@ -139,6 +142,14 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return Recipe(**{**dataclasses.asdict(recipe), **changes})
 
 
+def _settled(recipe: Recipe, num_rows: int, num_val: int) -> Recipe:
+    """The recipe with its `mix` and weight decay, unless held-back rows are to choose them."""
+    mix = recipe.mix
+    if mix is None and (num_rows > FEW_ROWS or num_val == 0):
+        mix = 0.0
+    return recipe if mix is None else with_mix(recipe, mix)
+
+
 def _config(config: QincoConfig | None, init: Model | None) -> QincoConfig:
     """The config to train with, which is that of `init` if there is one."""
     if init is None:
@@ -149,46 +160,6 @@ def _config(config: QincoConfig | None, init: Model | None) -> QincoConfig:
     if config is not None and config.for_dim(init.dim) != own:
         raise InputError(f"the config differs from that of init, {own}; leave it out")
     return own
-
-
-def _single(
-    x_train: Rows,
-    x_val: Rows,
-    config: QincoConfig,
-    recipe: Recipe,
-    seed: int,
-    folder: Path | None,
-    log: Log | None,
-    advance: Advance,
-    centroids: np.ndarray | None,
-    init: Model | None,
-) -> Qinco:
-    """Trains a model of one part."""
-
-    def initial() -> Qinco:
-        begun = None if folder is None else folder / run_folder.START
-        if begun is not None and begun.exists():
-            return cast(Qinco, disk.load(begun))
-        model = init if isinstance(init, Qinco) else untrained()
-        if begun is not None:
-            disk.save(model, begun)
-        return model
-
-    def untrained() -> Qinco:
-        coarse = centroids
-        if config.num_centroids is not None and coarse is None:
-            x = approximate(x_train, config.unit_norm)
-            coarse = run_folder.kept(folder, run_folder.CENTROIDS, functools.partial(
-                train_centroids, x, config.num_centroids, seed=seed,
-                advance=functools.partial(advance, doing="coarse k-means"),
-            ))  # fmt: skip
-        return initial_model(x_train, config, seed, coarse, advance)
-
-    place = None if folder is None else folder / run_folder.CHECKPOINTS
-    with Checkpoints(place) if place else contextlib.nullcontext() as checkpoints:
-        return fit(
-            x_train, x_val, config, recipe, initial, seed=seed, checkpoints=checkpoints, log=log
-        )
 
 
 def _product(
@@ -228,11 +199,6 @@ def _product(
 
     *_, num_steps = length(recipe, len(x_train))
     return train_parts(x_train, x_val, config, rotation, num_steps, log, train_part)
-
-
-def approximate(x: Rows, unit_norm: bool) -> Rows:
-    """The rows [N, D] that reconstructions of `x` approximate, read when asked for."""
-    return derived(x, functools.partial(approximated, unit_norm=True)) if unit_norm else x
 
 
 def split(x_train: Vectors, x_val: Vectors | None, recipe: Recipe) -> tuple[Rows, Rows]:
@@ -291,6 +257,12 @@ def _check(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> N
             f"batches of {min(recipe.batch_size, len(x_train))} rows cannot be divided among "
             f"{recipe.num_updates} updates on {jax.local_device_count()} devices; set batch_size "
             f"to a multiple of {shares}, at most the {len(x_train)} training vectors"
+        )
+    if recipe.mix and len(x_train) > MAX_MIXED:
+        raise InputError(
+            f"mix={recipe.mix:g} searches the neighbours of all training vectors, and "
+            f"{len(x_train):,} are too many (at most {MAX_MIXED:,}), nor do so many need it; set "
+            "mix=0"
         )
     for what, x in (("the training vectors", x_train), ("the validation vectors", x_val)):
         for span in spans(len(x), CHECKED_ROWS):

@@ -206,7 +206,8 @@ def test_settings_are_listed_with_their_meaning() -> None:
     for kind in (qj.QincoConfig, qj.Recipe):
         for field in dataclasses.fields(kind):
             assert re.search(rf"^  {field.name} +\S", text, re.MULTILINE), field.name
-    assert re.search(r"weight_decay +decoupled; 0 makes AdamW plain Adam. \[0.1\]", text)
+    decay = "decoupled; 0 makes AdamW plain Adam. `None` is 0.5 with `mix`, else 0.1. [None]"
+    assert re.search(rf"weight_decay +{re.escape(decay)}", text)
 
 
 def test_a_platform_that_is_not_there_is_one_sentence(folder: Path, tmp_path: Path) -> None:
@@ -353,7 +354,8 @@ def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path) -> None:
 def test_a_disk_that_fills_up_while_training_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = (
-        f"{sys.executable} -m qinco_jax train --dataset {folder} --out {out} {' '.join(SMALL)}"
+        f"{sys.executable} -m qinco_jax train --dataset {folder} --out {out} --set mix=0 "
+        f"{' '.join(SMALL)}"
     )
     for most, place in ((10, "start"), (1200, "checkpoints")):  # of 512 bytes
         ran = subprocess.run(

@@ -1,6 +1,6 @@
 """Trains in the folder it is given and prints every step, for `test_loop` to kill it.
 
-The vectors are shuffled in 7 pools of blocks of two rows.
+The vectors are moved towards their neighbours, and shuffled in pools of blocks of two rows.
 """
 
 import sys
@@ -26,5 +26,6 @@ if __name__ == "__main__":
     loop.SAVE_SECONDS, loop.LOG_STEPS = 0.0, 1
     feed.BLOCK_BYTES, feed.POOL_BYTES = 64, 2**12
     qj.train(
-        vectors(), CONFIG, RECIPE, run_dir=sys.argv[1], log=lambda r: print(r["step"], flush=True)
-    )
+        vectors(), CONFIG, RECIPE, mix=0.5, run_dir=sys.argv[1],
+        log=lambda record: print(record["step"], flush=True),
+    )  # fmt: skip

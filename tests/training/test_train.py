@@ -119,7 +119,7 @@ def test_the_kmeans_before_training_is_told() -> None:
         told.setdefault(doing, []).append((done, total))
 
     config = dataclasses.replace(CONFIG, num_centroids=10)
-    qj.train(X, config, num_epochs=0, x_val=X_VAL, advance=advance)
+    qj.train(X, config, num_epochs=0, x_val=X_VAL, mix=0.0, advance=advance)
     assert list(told) == ["coarse k-means", "residual k-means"]
     assert told["residual k-means"] == [(m, CONFIG.num_steps) for m in range(CONFIG.num_steps + 1)]
     assert told["coarse k-means"][-1][0] == told["coarse k-means"][-1][1]

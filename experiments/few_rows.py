@@ -1,0 +1,103 @@
+"""Training on few rows: with and without moving them towards their neighbours, and weight decay.
+
+    python experiments/few_rows.py --dataset PATH --rows 20000 --epochs 12 --recipe mixed --out FILE
+
+Trains `small` at 8 bytes on the first rows of a set, a tenth of which are held back, and appends a
+line to FILE: the errors of the residual quantizer that training starts from and of the model, on
+the rows held back and on the database. Prints the table of all its lines.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import click
+import jax
+import numpy as np
+
+import qinco_jax as qj
+from qinco_jax.evaluate import results
+from qinco_jax.quantizers.batching import num_cores
+from qinco_jax.quantizers.transform import approximated
+from qinco_jax.training.train import split
+
+RECIPES = {
+    "plain": {"mix": 0.0, "weight_decay": 0.1},
+    "decay": {"mix": 0.0, "weight_decay": 0.5},
+    "mixed": {"mix": 0.7, "weight_decay": 0.1},
+    "mixed, decay": {"mix": 0.7, "weight_decay": 0.5},
+    "default": {},
+}
+TEST_ROWS = 10_000  # of the database
+
+
+def error(model, x):
+    """Squared error summed over dimensions, averaged over vectors [N, D]."""
+    x_hat = np.asarray(qj.decode(model, qj.encode(model, x)))
+    goal = approximated(x, model.config.unit_norm)
+    return float(np.square(goal - x_hat, dtype=np.float64).sum(axis=1).mean())
+
+
+def run(data, num_rows, name, num_epochs, preset, seed):
+    recipe = qj.Recipe(**{**vars(qj.RECIPES[preset]), **RECIPES[name], "num_epochs": num_epochs})
+    kept, held_back = split(data.train[:num_rows], None, recipe)
+    tests = {"val": held_back, "database": data.database[:TEST_ROWS]}
+    start = qj.train(kept, qj.PRESETS[preset], recipe, seed=seed, num_epochs=0)
+    curve, begin = [], time.perf_counter()
+    model = qj.train(
+        kept, qj.PRESETS[preset], recipe, seed=seed, x_val=held_back,
+        log=lambda record: curve.append(record["val_mse"]) if "val_mse" in record else None,
+    )  # fmt: skip
+    seconds = time.perf_counter() - begin
+    return {
+        "dataset": data.name,
+        "rows": len(data.train[:num_rows]),
+        "recipe": name,
+        "epochs": len(curve) - 1,
+        "seed": seed,
+        "preset": preset,
+        "seconds": round(seconds),
+        **{f"start_{part}_mse": error(start, x) for part, x in tests.items()},
+        **{f"{part}_mse": error(model, x) for part, x in tests.items()},
+        "curve": curve,
+        "device": jax.devices()[0].device_kind,
+        "cores": num_cores(),
+        "jax": jax.__version__,
+    }
+
+
+@click.command(help=__doc__.split("\n\n")[0])
+@click.option("--dataset", default="sift-photos", show_default=True, metavar="NAME|PATH")
+@click.option("--rows", "num_rows", default=20_000, show_default=True)
+@click.option("--recipe", "names", type=click.Choice(list(RECIPES)), multiple=True, required=True)
+@click.option("--epochs", "num_epochs", type=int, help="[default: the recipe's]")
+@click.option("--preset", default="small", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path))
+def main(dataset, num_rows, names, num_epochs, preset, seed, out):
+    data = qj.datasets.load(dataset)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        row = run(data, num_rows, name, num_epochs, preset, seed)
+        with out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    click.echo(table(results.read(out, ("dataset", "rows", "recipe", "epochs"))))
+
+
+def table(rows):
+    """One line for each training."""
+    lines = ["| set | rows | recipe | epochs | start, held back | held back | database | seconds |"]
+    lines.append("|---|--:|---|--:|--:|--:|--:|--:|")
+    for row in rows:
+        errors = " | ".join(
+            f"{row[key]:#.4g}" for key in ("start_val_mse", "val_mse", "database_mse")
+        )
+        lines.append(
+            f"| {row['dataset']} | {row['rows']:,} | {row['recipe']} | {row['epochs']} | {errors} "
+            f"| {row['seconds']} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
