@@ -30,14 +30,19 @@ def resolve(compute_dtype: str | None) -> str:
     Raises:
       InputError: another name.
     """
+    check(compute_dtype)
     if compute_dtype is None:
         return "float32" if jax.default_backend() == "cpu" else fastest()
-    if compute_dtype not in COMPUTE_DTYPES:
+    return compute_dtype
+
+
+def check(compute_dtype: str | None) -> None:
+    """Refuses an unknown name, without starting JAX's devices."""
+    if compute_dtype not in (None, *COMPUTE_DTYPES):
         raise InputError(
             f"compute_dtype must be {', '.join(COMPUTE_DTYPES)} or None for this device's default, "
             f"got {compute_dtype!r}"
         )
-    return compute_dtype
 
 
 def fastest() -> str:

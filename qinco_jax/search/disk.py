@@ -108,7 +108,7 @@ def load(
     Raises:
       InputError: there is no index, or it is damaged; names the file. Or an unknown dtype.
     """
-    precision.resolve(compute_dtype)
+    precision.check(compute_dtype)
     faiss = optional.faiss(scan.WANTED)
     folder = path_of(path)
     content = description(folder)

@@ -100,7 +100,7 @@ class Recipe:
             raise InputError(
                 f"the recipe's schedule must be {' or '.join(SCHEDULES)}, got {self.schedule!r}"
             )
-        precision.resolve(self.compute_dtype)  # refuses an unknown one
+        precision.check(self.compute_dtype)
 
     @property
     def search(self) -> dict[str, Any]:

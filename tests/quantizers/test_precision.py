@@ -1,6 +1,8 @@
 """bfloat16: where it computes, what it changes, and when it is the default."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -155,3 +157,9 @@ def test_the_default_on_accelerators_is_what_they_multiply_faster(
         assert precision.resolve(None) == precision.fastest() == expected
     with jax.default_matmul_precision("highest"):  # JAX's own way of asking for it
         assert precision.resolve(None) == "float32"
+
+
+def test_importing_starts_no_device() -> None:
+    """Else `jax.distributed` and settings of devices would come too late."""
+    code = "import qinco_jax; from jax._src import xla_bridge; assert not xla_bridge._backends"
+    subprocess.run([sys.executable, "-c", code], check=True)
