@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+from pathlib import Path
 
 import hypothesis
 
@@ -19,6 +20,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Faiss's threads spin where workers fill the cores
 
+import jax
 import strict  # noqa: F401
 
 # What a shell runs in the background ignores Ctrl-C, which some tests send.
@@ -29,3 +31,12 @@ options = {"deadline": None, "derandomize": True, "database": None}
 hypothesis.settings.register_profile("modest", max_examples=8, **options)
 hypothesis.settings.register_profile("thorough", max_examples=200, **options)
 hypothesis.settings.load_profile("modest")
+
+MAPS = Path("/proc/self/maps")
+MAX_MAPS = 20_000  # memory maps of a process; Linux allows 65,530, beyond which XLA crashes
+
+
+def pytest_runtest_teardown() -> None:
+    """Frees compiled programs, each of which takes some maps, before they are too many."""
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MAX_MAPS:
+        jax.clear_caches()
