@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import hypothesis
+import pytest
 
 # Workers and subprocesses inherit one folder for temporary files and compiled programs.
 if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -36,7 +37,8 @@ MAPS = Path("/proc/self/maps")
 MAX_MAPS = 20_000  # memory maps of a process; Linux allows 65,530, beyond which XLA crashes
 
 
-def pytest_runtest_teardown() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
     """Frees compiled programs, each of which takes some maps, before they are too many."""
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MAX_MAPS:
         jax.clear_caches()
