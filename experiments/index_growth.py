@@ -4,10 +4,11 @@
 
 Rows are made by code: clusters with noise, the same for everyone. The model is a residual quantizer
 in the form of the preset "small", as training starts from it, and encodes greedily with A = 1;
-what an index costs after that does not depend on the weights. Memory is that of the process beyond
-what it had before. Nothing else should run on the machine.
+what an index costs after that does not depend on the weights. Memory is what loading the index adds
+to a fresh process, model and lists included. Nothing else should run on the machine.
 """
 
+import multiprocessing
 import shutil
 import time
 from pathlib import Path
@@ -49,6 +50,15 @@ def resident():
     return pages * 4096
 
 
+def taken_by(path):
+    """Bytes of memory that an index takes when it is loaded."""
+    before = resident()
+    index = qj.search.load(path)
+    found = resident() - before
+    del index
+    return found
+
+
 def seconds_of(run):
     begin = time.perf_counter()
     found = run()
@@ -72,9 +82,9 @@ def measured(model, empty, num_rows, work):
     """A row: seconds a million rows, bytes a row, queries per second."""
     x, path = clustered(TRAIN_ROWS, num_rows), work / f"index-{num_rows}"
     row = filled(model, empty, x, work / f"codes-{num_rows}.npy", path)
-    before = resident()
     loading, index = seconds_of(lambda: qj.search.load(path))
-    memory = resident() - before
+    with multiprocessing.get_context("spawn").Pool(1) as fresh:  # without memory to use again
+        memory = fresh.apply(taken_by, (path,))
     queries = np.asarray(clustered(TRAIN_ROWS + num_rows, NUM_QUERIES))
     mapping, mapped = seconds_of(lambda: qj.search.load(path, mmap=True))
     row |= {
