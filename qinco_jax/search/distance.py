@@ -1,8 +1,10 @@
 """How a distance is read off a code: from the reconstruction alone, or with a byte kept beside it.
 
 A reconstruction is a mean of the vectors that share a code, so it is shorter than they are. The
-vector's own length, or the scale s = <x, x_hat> / |x_hat|^2 that makes <q, s x_hat> the best guess
-of <q, x>, puts that right. Which of them ranks best is tried on rows held back (`trial`).
+vector's own length |x| puts that right for all alike. A scale s depends on how far off each one is,
+too, by the cosine c of x and x_hat. With s = c |x| / |x_hat|, <q, s x_hat> is the best guess of
+<q, x> for any q; near x, where ranking matters, s = sqrt(c) |x| / |x_hat|, half-way to the length,
+finds more than both. Which reading ranks best is tried on rows (`trial`).
 """
 
 import dataclasses
@@ -120,9 +122,11 @@ def values(metric: str, kind: str, rows: Measured) -> np.ndarray:
     if kind == "length":
         first = np.square(rows.x, dtype=np.float64).sum(axis=1)
     else:
-        squares = np.square(rows.x_hat, dtype=np.float64).sum(axis=1)
+        lengths = np.linalg.norm(rows.x.astype(np.float64), axis=1)
+        own = np.linalg.norm(rows.x_hat.astype(np.float64), axis=1)
         products = (rows.x.astype(np.float64) * rows.x_hat).sum(axis=1)
-        first = np.where(squares > 0, products / np.maximum(squares, 1e-30), 1.0)
+        both = np.sqrt(np.maximum(products, 0) * lengths)
+        first = np.where(own > 0, both / np.maximum(own, 1e-30) ** 1.5, 1.0)
     return np.stack([first, norms] if metric == "l2" else [first], axis=1)
 
 

@@ -121,7 +121,7 @@ def levels(index: qj.search.Index, x: np.ndarray) -> np.ndarray:
     kept = {
         "reconstruction": [norms],
         "length": [np.square(target).sum(1)],
-        "scale": [(target * x_hat).sum(1) / np.square(x_hat).sum(1)],
+        "scale": [oracle.half_scale(target, x_hat)],
     }[reading.kind]
     kept += [norms] * (reading.kind != "reconstruction" and index.metric == "l2")
     found = np.stack(kept, axis=1)

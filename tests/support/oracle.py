@@ -153,3 +153,10 @@ def random_product(config: qj.QincoConfig, seed: int = 0) -> qj.Product:
 def random_vectors(num_rows: int, dim: int, seed: int = 0) -> np.ndarray:
     """[N, D] float32, such as a random model is for."""
     return np.float32(3 + 2 * np.random.default_rng(seed).normal(size=(num_rows, dim)))
+
+
+def half_scale(x: np.ndarray, x_hat: np.ndarray) -> np.ndarray:
+    """sqrt(cos(x, x_hat)) |x| / |x_hat| of vectors and reconstructions [N, D], [N]."""
+    lengths, own = np.linalg.norm(x, axis=1), np.linalg.norm(x_hat, axis=1)
+    cosines = (x * x_hat).sum(1) / (lengths * own)
+    return np.sqrt(np.maximum(cosines, 0)) * lengths / own
