@@ -217,6 +217,26 @@ def test_shortlists_that_keep_more_find_more(folder: Path, monkeypatch: pytest.M
     assert all(10 <= row["evaluations"] <= 100 for row in rows)  # type: ignore[operator]
 
 
+def test_scales_that_heed_how_far_off_a_code_is_find_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("scales", monkeypatch)
+    x = np.eye(3, 4)[[0, 1, 1]]
+    x_hat = np.array([[2, 0, 0, 0], [0.4, 0.3, 0, 0], [0, 0.4, 0, 0.3]])
+    cosines = np.array([1, 0.6, 0.8])
+    rows = module.rows_of("RQ", x, x_hat, np.array([[0.7, 0.5, 0, 0]]), np.array([0]))
+    scores = {None: [1.4, 0.43, 0.2], **{p: [0.7, 0.86, 0.4] * cosines**p for p in (0, 0.5, 1)}}
+    for row in rows:
+        if row["exponent"] in scores:
+            own = np.asarray(scores[row["exponent"]])
+            assert row["recall@1"] == (own.argmax() == 0), row
+    config = qj.QincoConfig(num_steps=2, **FEW)
+    qj.save(qj.train(np.load(folder / "train.npy"), config, num_epochs=0), folder / "model")
+    given = ["--dataset", folder, "--model", folder / "model", "--out", folder / "out.jsonl"]
+    shown = run(module, *given)
+    assert len(read(folder / "out.jsonl")) == 2 * 6 and "p = 0.5" in shown
+
+
 def test_the_growth_of_an_index_is_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     module = script("index_growth", monkeypatch)
