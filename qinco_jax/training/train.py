@@ -23,7 +23,7 @@ from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import approximate
 from qinco_jax.training import run_folder
 from qinco_jax.training.initial_model import with_centroids
-from qinco_jax.training.loop import CHECKED_ROWS, Advance, Log, unseen
+from qinco_jax.training.loop import Advance, Log, unseen
 from qinco_jax.training.product import train_parts
 from qinco_jax.training.recipe import FEW_ROWS, MAX_MIXED, RECIPES, Recipe, length, with_mix
 from qinco_jax.training.seeds import PART, seed_for
@@ -31,6 +31,7 @@ from qinco_jax.training.single import train_single
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
 
+CHECKED_ROWS = 65536  # read at once where all rows are looked at
 CONTINUE = (
     "choose another folder, or continue from its model in another folder "
     "(init=qinco_jax.load({0!r}), or --init {0})"
