@@ -121,7 +121,8 @@ def fit(
     with noticed(checkpoints is not None) as interrupted, feed:
         if fresh:  # what is returned is never worse than where it started
             state = dataclasses.replace(state, best_mse=validate(state.model))
-        while step < total_steps and not training.is_exhausted(state, recipe):
+        exhausted = training.is_exhausted(state, recipe)
+        while step < total_steps and not exhausted:
             state, loss = training.train_step(state, next(feed), recipe, total_steps, mesh)
             jax.block_until_ready(previous)  # if the loop ran far ahead of the devices, its waiting
             previous = loss  # for batches would not be theirs
@@ -136,6 +137,7 @@ def fit(
             if ends_epoch:
                 key = jax.random.key(seed_for(seed, NEW_CODEWORDS, step))
                 state = training.end_epoch(state, validate(state.model), key, recipe)
+                exhausted = training.is_exhausted(state, recipe)  # elsewhere it would wait for it
             stop, waited = interrupted.is_set(), time.monotonic() - saved_at
             due = SAVE_SECONDS / 4 if ends_epoch else SAVE_SECONDS
             if stop or step == total_steps or waited > due:
