@@ -8,7 +8,8 @@ other; the most telling come first. Nothing else should run on the card.
 Encoding and decoding: `share` is of the peak of products of the network's own shapes, measured on
 the spot; `compile_s` how much longer the first call took than the second. Training: the MSE of held
 back rows after so many seconds of steps. Start-up: seconds from the process's begin to what is
-encoded and to the first step, with an empty cache of compiled programs and with a filled one.
+encoded and to the first step, with an empty cache of compiled programs and with a filled one;
+`compile_s` is what they took to compile or to come from it.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import recipes
@@ -41,6 +43,7 @@ PEAK_ROWS = 65_536
 NUM_TEST = 10_000
 STEPPED = "qinco2-S", "accelerator"  # the model and the recipe of trainings
 FEW_ROWS = 20_000  # that a start needs
+COMPILED = "/jax/core/compile/backend_compile_duration"  # or taken from the cache
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
@@ -99,7 +102,13 @@ class Stepped(Exception):
 
 
 def start(dataset):
-    began = float(os.environ["BEGAN"])
+    began, compiled = float(os.environ["BEGAN"]), []
+
+    def listen(event, seconds, **_):
+        if event == COMPILED:
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     kept = qj.datasets.load(dataset).train[:FEW_ROWS]
     config = qj.PRESETS[STEPPED[0]]
     model = workload.random_model(config.for_dim(kept.shape[1]))
@@ -118,7 +127,7 @@ def start(dataset):
         stepped = time.time()
     yield {
         "what": "start", "model": STEPPED[0], "before": begin - began, "encode": encoded - begin,
-        "train": stepped - encoded,
+        "train": stepped - encoded, "programs": len(compiled), "compile_s": sum(compiled),
     }  # fmt: skip
 
 
@@ -163,7 +172,7 @@ def measure(name, out, dataset):
 SHOWN = (
     "what", "model", "num_candidates", "beam_size", "joint", "dtype", "recipe", "xla_flags",
     "vectors_per_s", "gflops", "share", "peak_gflops", "compile_s", "ms", "asked", "before",
-    "encode", "train", "seconds", "vectors", "mse",
+    "encode", "train", "programs", "seconds", "vectors", "mse",
 )  # fmt: skip
 
 
