@@ -51,14 +51,19 @@ def encode(grid, seconds):
     for point in encode_points(grid):
         sizes = {name: point[name] for name in ("name", "dim", "num_steps")}
         search = {name: point[name] for name in ("num_candidates", "beam_size", "joint")}
-        config, dtype = workload.sized(**sizes), point["dtype"]
-        model = workload.random_model(config)
-        run = functools.partial(coding.encode, model, **search, compute_dtype=dtype)
-        counts, x = workload.search_counts(search), workload.vectors(config.dim)
-        found = timing.measure(run, x, seconds, **counts)
-        flops = workload.encode_flops(config, point["num_candidates"], point["beam_size"])
-        found["gflops"] = found["vectors_per_s"] * flops / 1e9
-        yield {**workload.fields(search=search, dtype=dtype, **sizes), **found}
+        yield encoding(sizes, search, point["dtype"], seconds)
+
+
+def encoding(sizes, search, dtype, seconds):
+    """One model's rate of encoding by one search; `sizes` are arguments of `workload.sized`."""
+    config = workload.sized(**sizes)
+    model = workload.random_model(config)
+    run = functools.partial(coding.encode, model, **search, compute_dtype=dtype)
+    counts, x = workload.search_counts(search), workload.vectors(config.dim)
+    found = timing.measure(run, x, seconds, **counts)
+    flops = workload.encode_flops(config, search["num_candidates"], search["beam_size"])
+    found["gflops"] = found["vectors_per_s"] * flops / 1e9
+    return {**workload.fields(search=search, dtype=dtype, **sizes), **found}
 
 
 def decode_points(grid):
@@ -73,16 +78,21 @@ def decode_points(grid):
 
 def decode(grid, seconds):
     for point in decode_points(grid):
-        config = workload.sized(*point)
-        model, codes = workload.random_model(config), workload.codes(config)
-        flops, counts = workload.decode_flops(config), workload.row_counts(4)
         for dtype in precision.COMPUTE_DTYPES:
-            run = functools.partial(coding.decode, model, compute_dtype=dtype)
-            found = timing.measure(run, codes, seconds, **counts)
-            found["gflops"] = found["vectors_per_s"] * flops / 1e9
+            found = decoding(point, dtype, seconds)
             if dtype == "bfloat16":
-                found["mse_change"] = bfloat16_error(model)
-            yield {**workload.fields(*point, dtype=dtype), **found}
+                found["mse_change"] = bfloat16_error(workload.random_model(workload.sized(*point)))
+            yield found
+
+
+def decoding(sizes, dtype, seconds):
+    """One model's rate of decoding; `sizes` are arguments of `workload.sized`."""
+    config = workload.sized(*sizes)
+    model, codes = workload.random_model(config), workload.codes(config)
+    run = functools.partial(coding.decode, model, compute_dtype=dtype)
+    found = timing.measure(run, codes, seconds, **workload.row_counts(4))
+    found["gflops"] = found["vectors_per_s"] * workload.decode_flops(config) / 1e9
+    return {**workload.fields(*sizes, dtype=dtype), **found}
 
 
 def bfloat16_error(model, num_rows=1024):
@@ -98,18 +108,25 @@ def bfloat16_error(model, num_rows=1024):
 
 def train(grid, seconds):
     del grid
-    for name in ("small", "qinco2-S"):
-        config, recipe = workload.sized(name), qj.RECIPES[name]
-        batch = jnp.asarray(workload.vectors(config.dim)[: recipe.batch_size])
-        run = stepping(step.start(workload.random_model(config), recipe), recipe)
-        found = timing.measure(run, batch, seconds, start=len(batch))
-        found["ms"] = 1000 * len(batch) / found["vectors_per_s"]
-        search = {
-            key: getattr(config, key) if value is None else value
-            for key, value in recipe.search.items()
-        }
-        dtype = precision.resolve(recipe.compute_dtype)
-        yield {**workload.fields(name, search=search, dtype=dtype), **found}
+    for name, recipe in (("small", "small"), ("small", "accelerator"), ("qinco2-S", "qinco2-S")):
+        yield training(name, recipe, seconds)
+
+
+def training(name, recipe_name, seconds):
+    """One model's rate of training by one recipe."""
+    config, recipe = workload.sized(name), qj.RECIPES[recipe_name]
+    batch = jnp.asarray(workload.vectors(config.dim)[: recipe.batch_size])
+    run = stepping(step.init_state(workload.random_model(config), recipe), recipe)
+    found = timing.measure(run, batch, seconds, start=len(batch))
+    found["ms"] = 1000 * len(batch) / found["vectors_per_s"]
+    search = {
+        key: getattr(config, key) if value is None else value
+        for key, value in recipe.search.items()
+    }
+    dtype = precision.resolve(recipe.compute_dtype)
+    return {
+        **workload.fields(name, search=search, dtype=dtype), "recipe": recipe_name, **found
+    }  # fmt: skip
 
 
 def stepping(state, recipe):
@@ -152,6 +169,7 @@ def with_shares(rows):
 COLUMNS = {
     "what": "what", "peer": "beside", "task": "task", "model": "model", "dim": "D",
     "num_steps": "M", "num_candidates": "A", "beam_size": "B", "joint": "joint", "dtype": "dtype",
+    "recipe": "recipe",
     "num_rows": "N", "vectors_per_s": "vectors/s", "gflops": "GFLOP/s", "share": "share",
     "compile_s": "compile s", "peak_memory_mb": "MB", "ms": "ms", "mse_change": "MSE change",
     "ratio": "times theirs", "equal": "equal codes",

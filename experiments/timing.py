@@ -116,16 +116,16 @@ def side_by_side(ours, theirs, rows, seconds, start, enough=1, rounds=5):
     }
 
 
-def peak(dtype, seconds):
+def peak(dtype, seconds, shapes=PEAK_SHAPES):
     """The best rate of matrix products, in GFLOP/s, over a handful of shapes, and by shape.
 
     Products are float32 in full precision or bfloat16 accumulated in float32, chained in one call.
     """
     by_shape = {}
-    for shape in PEAK_SHAPES:
+    for shape in shapes:
         chain, flops = _chain(shape, dtype)
         call_seconds(chain)
-        times = repeated(lambda _, chain=chain: chain(), None, seconds / len(PEAK_SHAPES))
+        times = repeated(lambda _, chain=chain: chain(), None, seconds / len(shapes))
         by_shape["x".join(map(str, shape))] = flops / float(np.median(times)) / 1e9
     return {"gflops": max(by_shape.values()), "by_shape": by_shape}
 

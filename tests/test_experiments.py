@@ -1,5 +1,7 @@
 """The scripts for the papers' tables and figures start, and go their whole way at a tiny size."""
 
+import dataclasses
+import functools
 import importlib
 import json
 import logging
@@ -364,3 +366,44 @@ def test_big_ann_benchmarks_builds_stores_and_searches_an_index(
     second.set_query_arguments(8, 100)
     second.query(queries, 10)
     np.testing.assert_array_equal(second.get_results(), first.get_results())
+
+
+def test_a_card_is_measured_in_parts_of_which_none_stops_the_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("accelerator", monkeypatch)
+    tiny = qj.QincoConfig(num_steps=2, embed_dim=4, **FEW)
+    for name, value in (
+        ("SECONDS", 1e-3), ("PEAK_ROWS", 64), ("NUM_TEST", 50),
+        ("STEPPED", ("tiny", "accelerator")),
+        ("SEARCHES", (module.workload.search(2, 2),)),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setitem(module.workload.MODELS, "tiny", tiny)
+    monkeypatch.setattr(qj, "PRESETS", {"tiny": tiny})
+    monkeypatch.setattr(module.workload, "vectors", lambda dim: np.ones((8192, dim), np.float32))
+    monkeypatch.setattr(module.recipes, "lasting", lambda recipe, *_: dataclasses.replace(
+        recipe, num_epochs=1
+    ))  # fmt: skip
+    monkeypatch.setenv("BEGAN", "0")
+    parts = {"encode": module.encode, "decode": module.decode, "train": module.train}
+    first = {"encode": ["tiny"], "decode": ["tiny"], "train": 1}
+    monkeypatch.setattr(module, "PARTS", {
+        **{name: module.Part(functools.partial(measure, first[name]), 9)
+           for name, measure in parts.items()},
+        "start": module.Part(module.start, 9), "step": module.Part(module.step, 9),
+    })  # fmt: skip
+    out = folder / "out.jsonl"
+    for name in module.PARTS:
+        module.measure(name, out, str(folder))
+    rows = read(out)
+    assert [row["part"] for row in rows] == ["encode"] * 2 + ["decode"] * 2 + [
+        "train", "start", "step"
+    ]  # fmt: skip
+    assert all(row["share"] > 0 and row["device"] for row in rows[:4])  # type: ignore[operator]
+    assert 0 < rows[4]["mse"] < 40 and rows[4]["vectors"] > 0  # type: ignore[operator]
+    assert rows[5]["encode"] > 0 and rows[5]["train"] > 0  # type: ignore[operator]
+    monkeypatch.setattr(module, "PARTS", {"hangs": module.Part(module.step, 0.2)})
+    shown = run(module, "--out", out)
+    assert "hangs: 0 s, FAILED: stopped after its 0.2 seconds" in shown
+    assert sum(part.limit for part in importlib.reload(module).PARTS.values()) <= 360

@@ -85,4 +85,4 @@ def _keep_compilations() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not home.startswith("~"):
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "qinco_jax"))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -23,7 +23,7 @@ from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.transform import approximate
 from qinco_jax.training import mixing, run_folder
 from qinco_jax.training.logs import run_log, stage_bar
-from qinco_jax.training.recipe import Recipe
+from qinco_jax.training.recipe import RECIPES, Recipe
 from qinco_jax.training.train import split
 from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors import formats
@@ -36,6 +36,9 @@ RQ_ROWS = 100_000
 @click.command()
 @measure.data_options(20_000)
 @click.option("--preset", default="small", show_default=True, help=", ".join(PRESETS))
+@click.option("--recipe", "recipe_name", metavar="NAME",
+              help=f"{', '.join(RECIPES)} [default: the preset's; of small on a GPU or TPU "
+                   "accelerator]")  # fmt: skip
 @click.option("--bytes", "num_bytes", type=float, help="bytes per vector [default: 8]")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1),
               help="of the start and the data order")  # fmt: skip
@@ -50,9 +53,9 @@ RQ_ROWS = 100_000
 @compute_dtype_option
 @click.option("--dry-run", is_flag=True, help="show what it will take, and train nothing")
 def train(
-    preset: str, num_bytes: float | None, seed: int, centroids: str | None, init: str | None,
-    out: str | None, settings: tuple[str, ...], compute_dtype: str | None, dry_run: bool,
-    eval_rows: int, **files: str | None,
+    preset: str, recipe_name: str | None, num_bytes: float | None, seed: int,
+    centroids: str | None, init: str | None, out: str | None, settings: tuple[str, ...],
+    compute_dtype: str | None, dry_run: bool, eval_rows: int, **files: str | None,
 ) -> None:  # fmt: skip
     """Trains a model, then shows its error and recall next to those of RQ.
 
@@ -66,7 +69,7 @@ def train(
     begun = None if init is None else disk.load(init)
     if compute_dtype is not None:
         settings = (*settings, f"compute_dtype={precision.resolve(compute_dtype)}")
-    config, recipe = _sizes(preset, num_bytes, settings, begun)
+    config, recipe = _sizes(preset, num_bytes, settings, recipe_name, begun)
     folder = path_of(out or f"runs/{data.name}-{preset}-{config.bits / 8:g}B{'-on' * bool(init)}")
     kept, held_back = split(data.train, data.validation, recipe)
     if dry_run:
@@ -106,13 +109,18 @@ def train(
 
 
 def _sizes(
-    preset: str, num_bytes: float | None, settings: tuple[str, ...], init: Model | None
+    preset: str,
+    num_bytes: float | None,
+    settings: tuple[str, ...],
+    recipe_name: str | None,
+    init: Model | None,
 ) -> tuple[QincoConfig, Recipe]:
     """The config, which is that of `init` if there is one, and the recipe."""
     if init is None:
-        return named.sized(preset, 8 if num_bytes is None else num_bytes, settings)
+        num_bytes = 8 if num_bytes is None else num_bytes
+        return named.sized(preset, num_bytes, settings, recipe_name)
     own = config_named(PRESETS, preset, "preset")
-    config, recipe = named.sized(preset, own.bits / 8, settings)
+    config, recipe = named.sized(preset, own.bits / 8, settings, recipe_name)
     if config != own or num_bytes is not None:
         raise InputError(
             "the model of --init has sizes of its own; leave out --bytes, --centroids and all "

@@ -25,7 +25,7 @@ from qinco_jax.models import disk, orbax
 from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.training.loop import Advance, Log
-from qinco_jax.training.recipe import RECIPES, Recipe
+from qinco_jax.training.recipe import RECIPES, Recipe, of_preset
 from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors.stored import Vectors
 
@@ -221,18 +221,23 @@ def _at_rate(model: Model, search: Mapping[str, Any], rate: float) -> Codec:
     return ours.of_qinco(model, _steps_at(model.config, rate), **search)
 
 
-def sized(preset: str, num_bytes: float, settings: Sequence[str]) -> tuple[QincoConfig, Recipe]:
+def sized(
+    preset: str, num_bytes: float, settings: Sequence[str], recipe_name: str | None = None
+) -> tuple[QincoConfig, Recipe]:
     """The config and the recipe of a preset at a rate, with settings replaced.
 
     Args:
       preset: a key of `PRESETS`.
       num_bytes: of a code; a whole number of steps.
       settings: `NAME=VALUE` of fields of either.
+      recipe_name: a key of `RECIPES`; `None` takes the preset's own (`of_preset`).
 
     Raises:
-      InputError: an unknown preset or setting, or bytes that are not a whole number of steps.
+      InputError: an unknown preset, recipe or setting, or bytes that are not a whole number of
+        steps.
     """
-    config, recipe = named(PRESETS, preset, "preset"), RECIPES[preset]
+    config = named(PRESETS, preset, "preset")
+    recipe = named(RECIPES, recipe_name, "recipe") if recipe_name else of_preset(preset)
     config_names, recipe_names = (
         {field.name for field in dataclasses.fields(kind)} for kind in (QincoConfig, Recipe)
     )

@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
@@ -105,7 +104,7 @@ def read_tree(path: str | os.PathLike[str], abstract_of: Callable[[Mapping[str, 
         raise InputError(
             f"{folder} is damaged (its arrays and {METADATA} do not match their sha256); {REMEDY}"
         )
-    return jax.tree.map(jnp.asarray, tree)
+    return jax.device_put(tree)
 
 
 def _read_arrays(folder: Path, abstract: Any) -> Any:
@@ -246,7 +245,7 @@ class Checkpoints:
             raise InputError(f"{damaged} ({_reason(error)})") from error
         if saved.tobytes().hex() not in (_digest(tree), old_digests.digest(tree)):
             raise InputError(f"{damaged} (its arrays do not match their digest)")
-        return jax.tree.map(jnp.asarray, tree)
+        return jax.device_put(tree)
 
     def __enter__(self) -> "Checkpoints":
         self._quiet.enter_context(quiet_orbax())

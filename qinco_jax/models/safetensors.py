@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.errors import InputError
@@ -63,8 +62,8 @@ def read_tree(path: str | os.PathLike[str], abstract_of: Callable[[Mapping[str, 
     metadata, tensors = _read(path)
     abstract = abstract_of(metadata)
     _compare(path, _described(tensors), _described(digest.named(abstract)))
-    return jax.tree_util.tree_map_with_path(
-        lambda place, _: jnp.asarray(tensors[digest.name_of(place)]), abstract
+    return jax.device_put(
+        jax.tree_util.tree_map_with_path(lambda place, _: tensors[digest.name_of(place)], abstract)
     )
 
 

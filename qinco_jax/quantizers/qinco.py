@@ -176,8 +176,6 @@ def init(key: jax.Array, config: QincoConfig, rq: RQ, coarse: jax.Array | None =
     """
     num_steps, codebook_size, dim = rq.codebooks.shape
     config = config.for_dim(dim)
-    embed_dim, hidden_dim, num_blocks = config.embed_dim, config.hidden_dim, config.num_blocks
-    assert embed_dim is not None
     if (num_steps, codebook_size) != (config.num_steps, config.codebook_size):
         raise InputError(
             f"the residual quantizer has {num_steps} steps of {codebook_size} codewords, the "
@@ -186,10 +184,6 @@ def init(key: jax.Array, config: QincoConfig, rq: RQ, coarse: jax.Array | None =
     centroids = None if coarse is None else coarse.shape[0]
     if centroids != config.num_centroids:
         raise InputError(f"got {centroids} centroids, the config has {config.num_centroids}")
-    first, books = rq.codebooks[0], rq.codebooks[1:]
-    if coarse is not None:
-        first, books = coarse, rq.codebooks
-    rest = books.shape[0]
     transform = {
         "unit_norm": rq.unit_norm, "center": rq.center, "rotate": rq.rotation is not None
     }  # fmt: skip
@@ -198,25 +192,47 @@ def init(key: jax.Array, config: QincoConfig, rq: RQ, coarse: jax.Array | None =
             f"the residual quantizer transforms vectors with {transform}, the config with "
             f"{config.transform}"
         )
-    projected, low_rank = config.has_projections, config.form == "qinco-lr"
-    inputs, down_scale = embed_dim + dim, 0.1 if projected else 0.0
+    total = sum(map(math.prod, _drawn_shapes(config).values()))
+    # A generator takes seconds to compile for each number of numbers, so that is rounded.
+    size = -(-total // DRAWN_AT_ONCE) * DRAWN_AT_ONCE
+    numbers = jax.random.uniform(key, (size,), jnp.float32, -1.0, 1.0)
+    return _begin(numbers, config, rq, coarse)
+
+
+def _drawn_shapes(config: QincoConfig) -> dict[str, tuple[int, ...]]:
+    """The matrices [..., I, O] of all steps with a network that start as random numbers."""
+    dim, embed_dim = config.dim, config.embed_dim
+    assert dim is not None and embed_dim is not None
+    num_steps = config.num_steps - (config.num_centroids is None)
     shapes: dict[str, tuple[int, ...]] = {
-        "up": (rest, num_blocks, embed_dim, hidden_dim),
-        "down": (rest, num_blocks, hidden_dim, embed_dim),
+        "up": (num_steps, config.num_blocks, embed_dim, config.hidden_dim),
+        "down": (num_steps, config.num_blocks, config.hidden_dim, embed_dim),
     }
-    if projected:
-        shapes["proj_in"] = rest, dim, embed_dim
-    if low_rank:
-        shapes["concat"] = rest, inputs, hidden_dim
-    drawn = dict(zip(shapes, _he_uniform(key, *shapes.values()), strict=True))
+    if config.has_projections:
+        shapes["proj_in"] = num_steps, dim, embed_dim
+    if config.form == "qinco-lr":
+        shapes["concat"] = num_steps, embed_dim + dim, config.hidden_dim
+    return shapes
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _begin(numbers: jax.Array, config: QincoConfig, rq: RQ, coarse: jax.Array | None) -> Qinco:
+    """The untrained model, in one program; numbers [R] in +-1 become its random matrices."""
+    first, books = rq.codebooks[0], rq.codebooks[1:]
+    if coarse is not None:
+        first, books = coarse, rq.codebooks
+    (rest, _, dim), embed_dim, hidden_dim = books.shape, config.embed_dim, config.hidden_dim
+    assert embed_dim is not None
+    drawn = _he_uniform(numbers, _drawn_shapes(config))
+    projected, low_rank = config.has_projections, config.form == "qinco-lr"
     steps = Step(
         codebook=books,
         preselect=None if config.num_candidates is None else books,
         proj_in=drawn.get("proj_in"),
-        concat=drawn["concat"] if low_rank else jnp.zeros((rest, inputs, embed_dim)),
+        concat=drawn["concat"] if low_rank else jnp.zeros((rest, embed_dim + dim, embed_dim)),
         bias=None if low_rank else jnp.zeros((rest, embed_dim)),
         up=drawn["up"],
-        down=down_scale * drawn["down"],
+        down=(0.1 if projected else 0.0) * drawn["down"],
         proj_out=jnp.zeros((rest, embed_dim, dim)) if projected else None,
         concat_out=jnp.zeros((rest, hidden_dim, embed_dim)) if low_rank else None,
     )
@@ -355,24 +371,14 @@ class Prepared:
         return from_model_space(x_hat, model.transform)
 
 
-def _he_uniform(key: jax.Array, *shapes: tuple[int, ...]) -> list[jax.Array]:
-    """Matrices [..., I, O] of uniform numbers in +-sqrt(6 / I).
-
-    They are cut from one draw of a rounded size: a generator takes seconds to compile for each.
-    """
-    total = sum(math.prod(shape) for shape in shapes)
-    size = -(-total // DRAWN_AT_ONCE) * DRAWN_AT_ONCE
-    return _cut(jax.random.uniform(key, (size,), jnp.float32, -1.0, 1.0), shapes)
-
-
-@functools.partial(jax.jit, static_argnames="shapes")
-def _cut(numbers: jax.Array, shapes: tuple[tuple[int, ...], ...]) -> list[jax.Array]:
-    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
-    return [
-        lax.slice_in_dim(numbers, end - math.prod(shape), end).reshape(shape)
+def _he_uniform(numbers: jax.Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, jax.Array]:
+    """Matrices [..., I, O] of numbers in +-sqrt(6 / I), cut from numbers [R] in +-1."""
+    ends = itertools.accumulate(map(math.prod, shapes.values()))
+    return {
+        name: lax.slice_in_dim(numbers, end - math.prod(shape), end).reshape(shape)
         * np.float32(np.sqrt(6.0 / shape[-2]))
-        for end, shape in zip(ends, shapes, strict=True)
-    ]
+        for (name, shape), end in zip(shapes.items(), ends, strict=True)
+    }
 
 
 Parameters = tuple[jax.Array | None, Step]

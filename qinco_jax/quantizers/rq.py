@@ -103,7 +103,7 @@ def train(
     seed = checks.integer(seed, "seed")
     rows = _training_rows(x, codebook_size, max_rows, seed)
     found = of_rows(rows, unit_norm=unit_norm, center=center, rotate=rotate)
-    target = to_model_space(jnp.asarray(rows), found)
+    target = _in_model_space(rows, found)
     books = codebooks(target, num_steps, codebook_size, seed, beam_size, num_iters, advance)
     return RQ(books, found.mean, found.scale, found.rotation, unit_norm, center)
 
@@ -133,13 +133,17 @@ def train_behind(
     """
     rows = _training_rows(x, codebook_size, None, seed)
     found = of_rows(rows, **transform)
-    coarse = to_model_space(jnp.asarray(centroids), dataclasses.replace(found, unit_norm=False))
-    target = map_rows(
-        _left_over, coarse, to_model_space(jnp.asarray(rows), found), rows=block_rows(1)
-    )
+    coarse = _in_model_space(centroids, dataclasses.replace(found, unit_norm=False))
+    target = map_rows(_left_over, coarse, _in_model_space(rows, found), rows=block_rows(1))
     books = codebooks(target, num_steps, codebook_size, seed, 1, 10, advance)
     options = transform["unit_norm"], transform["center"]
     return RQ(books, found.mean, found.scale, found.rotation, *options), coarse
+
+
+@jax.jit
+def _in_model_space(rows: jax.Array, transform: Transform) -> jax.Array:
+    """`to_model_space` in one program."""
+    return to_model_space(rows, transform)
 
 
 def _left_over(centroids: jax.Array, rows: jax.Array) -> jax.Array:
@@ -167,11 +171,10 @@ def codebooks(
     advance: Advance,
 ) -> jax.Array:
     """Codebooks [M, K, D] of vectors in model space [N, D]; the arguments are those of `train`."""
-    residual, books = target, []
+    residual, books, key = target, [], jax.random.key(seed)
     advance(0, num_steps)
     for step in range(num_steps):
-        key = jax.random.fold_in(jax.random.key(seed), step)
-        books.append(kmeans(key, residual, codebook_size, num_iters))
+        books.append(_codebook(key, step, residual, codebook_size, num_iters))
         if beam_size == 1:  # one program for all steps
             residual = map_rows(_left_over, books[-1], residual, rows=block_rows(1))
         elif step + 1 < num_steps:
@@ -183,6 +186,13 @@ def codebooks(
         jax.block_until_ready(residual)  # else it would be told before it is done
         advance(step + 1, num_steps)
     return jnp.stack(books)
+
+
+@functools.partial(jax.jit, static_argnames=("codebook_size", "num_iters"))
+def _codebook(
+    key: jax.Array, step: int, residual: jax.Array, codebook_size: int, num_iters: int
+) -> jax.Array:
+    return kmeans(jax.random.fold_in(key, step), residual, codebook_size, num_iters)
 
 
 def encode(model: RQ, x: Vectors, *, beam_size: int = 32) -> jax.Array:

@@ -98,12 +98,9 @@ def of_rows(
             f"the training vectors vary by {scale:.0e}, and float32 loses the squares of numbers "
             f"outside {SCALES[0]:g} to {SCALES[1]:g}; multiply them by {1 / scale:.0e}"
         )
-    return Transform(
-        jnp.asarray(mean, jnp.float32),
-        jnp.asarray(scale, jnp.float32),
-        jnp.asarray(_components(rows, middle), jnp.float32) if rotate else None,
-        unit_norm,
-    )
+    rotation = np.float32(_components(rows, middle)) if rotate else None
+    placed = jax.device_put((np.float32(mean), np.float32(scale), rotation))
+    return Transform(placed[0], placed[1], placed[2], unit_norm)
 
 
 def _components(rows: np.ndarray, mean: np.ndarray) -> np.ndarray:

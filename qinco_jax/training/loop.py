@@ -18,13 +18,12 @@ from qinco_jax.models import disk
 from qinco_jax.models.orbax import Checkpoints
 from qinco_jax.quantizers import coding
 from qinco_jax.quantizers.qinco import Qinco
-from qinco_jax.quantizers.transform import approximated
 from qinco_jax.training import step as training
 from qinco_jax.training.feed import Feed
 from qinco_jax.training.recipe import Recipe, length
 from qinco_jax.training.seeds import NEW_CODEWORDS, seed_for
 from qinco_jax.training.step import TrainState
-from qinco_jax.vectors.stored import Rows, spans
+from qinco_jax.vectors.stored import Rows
 
 Log = Callable[[Mapping[str, float]], None]
 
@@ -46,7 +45,6 @@ UNIMPROVED = (
     "no epoch improved on the start, so the model is the one that training began with: train for "
     "more epochs, on more vectors, or with another learning_rate"
 )
-CHECKED_ROWS = 65536  # read at once where all rows are looked at
 
 
 class Diverged(RuntimeError):
@@ -101,7 +99,6 @@ def fit(
     if state is None:
         state = training.init_state(initial(), recipe)
     state = jax.device_put(state, everywhere)
-    new_codewords = jax.random.key(seed_for(seed, NEW_CODEWORDS))
     step, saved_at, previous = int(state.step), time.monotonic(), None
     feed = Feed(x_train, seed, range(step, total_steps), batch_size, by_rows)
     reported_at, reported_wait = time.monotonic(), feed.waited
@@ -124,7 +121,8 @@ def fit(
     with noticed(checkpoints is not None) as interrupted, feed:
         if fresh:  # what is returned is never worse than where it started
             state = dataclasses.replace(state, best_mse=validate(state.model))
-        while step < total_steps and not training.is_exhausted(state, recipe):
+        exhausted = training.is_exhausted(state, recipe)
+        while step < total_steps and not exhausted:
             state, loss = training.train_step(state, next(feed), recipe, total_steps, mesh)
             jax.block_until_ready(previous)  # if the loop ran far ahead of the devices, its waiting
             previous = loss  # for batches would not be theirs
@@ -137,8 +135,9 @@ def fit(
                 waiting = (feed.waited - reported_wait) / (time.monotonic() - reported_at)
                 report(loss=float(loss), rate=rate, waiting=waiting)
             if ends_epoch:
-                key = jax.random.fold_in(new_codewords, step)
+                key = jax.random.key(seed_for(seed, NEW_CODEWORDS, step))
                 state = training.end_epoch(state, validate(state.model), key, recipe)
+                exhausted = training.is_exhausted(state, recipe)  # elsewhere it would wait for it
             stop, waited = interrupted.is_set(), time.monotonic() - saved_at
             due = SAVE_SECONDS / 4 if ends_epoch else SAVE_SECONDS
             if stop or step == total_steps or waited > due:
@@ -151,7 +150,7 @@ def fit(
                 )
     if int(state.stale) * steps_per_epoch >= step:
         warnings.warn(UNIMPROVED, stacklevel=4)  # where `train` was called
-    return jax.tree.map(jnp.asarray, jax.device_get(state.best))
+    return jax.device_put(jax.device_get(state.best))
 
 
 def _restore(
@@ -169,14 +168,9 @@ def validation_error(model: Qinco, x_val: Rows, recipe: Recipe) -> float:
     On one device, whatever the mesh, so that the choice of the best model does not depend on it.
     """
     model = jax.device_put(model, jax.local_devices()[0])
-    dtype = recipe.compute_dtype
-    codes = np.asarray(coding.encode(model, x_val, **recipe.search, compute_dtype=dtype))
-    errors = []
-    for part in spans(len(x_val), CHECKED_ROWS):
-        x = approximated(np.asarray(x_val[part]), model.config.unit_norm)
-        error = x - np.asarray(coding.decode(model, codes[part], compute_dtype=dtype))
-        errors.append(np.square(error, dtype=np.float64).sum(axis=1))
-    return float(np.concatenate(errors).mean())
+    search = {**recipe.search, "compute_dtype": recipe.compute_dtype}
+    _, errors = coding.encode(model, x_val, **search, output="errors")
+    return float(np.asarray(errors).mean(dtype=np.float64))
 
 
 def _save(checkpoints: Checkpoints | None, state: TrainState, step: int) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from qinco_jax.config import refuses_unknown
@@ -11,7 +12,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.quantizers import precision
 
 SCHEDULES = ("cosine", "plateau")
-DEFAULT_ROWS = 1_200_000
+ROWS_OF_EPOCH = 12_000  # at least, of the rows to see; a small set is seen in more epochs than fit
 FEW_ROWS = 50_000
 MIX = 0.7
 DECAY, DECAY_OF_MIXED = 0.1, 0.5
@@ -24,11 +25,13 @@ class Recipe:
     """How a model is trained.
 
     Attributes:
-      num_epochs: 0 gives the initial model; `None` takes as many as see 1.2 million rows (at most
-        100), which is minutes on two cores.
+      num_epochs: 0 gives the initial model; `None` takes as many as see `default_rows`.
+      default_rows: rows that are seen where `num_epochs` is `None`, at most one epoch for each
+        12,000 of them; 1.2 million are minutes on two cores.
       epoch_rows: an epoch is a pass over the training rows, or over this many where there are more;
         each ends with a validation.
-      batch_size: rows that are encoded at once, over all devices; a multiple of `num_updates`.
+      batch_size: rows that are encoded at once, over all devices; lowered to the training rows and
+        to a multiple of `num_updates` times the number of devices.
       num_updates: gradient steps on the codes of a batch, each on its share of the rows.
       learning_rate: peak rate of AdamW.
       schedule: "cosine" to `final_rate`, or "plateau": a tenth after `patience` epochs without a
@@ -53,6 +56,7 @@ class Recipe:
     """
 
     num_epochs: int | None = None
+    default_rows: int = 1_200_000
     epoch_rows: int = 500_000
     batch_size: int = 1024
     num_updates: int = 8
@@ -74,6 +78,7 @@ class Recipe:
         whole, optional = int, (int, type(None))
         for name, kind, low, high in (
             ("num_epochs", optional, 0, np.inf),
+            ("default_rows", whole, 1, np.inf),
             ("epoch_rows", whole, 1, np.inf),
             ("batch_size", whole, 1, np.inf),
             ("num_updates", whole, 1, np.inf),
@@ -112,8 +117,12 @@ class Recipe:
         }
 
 
+SMALL = Recipe(train_candidates=4, train_beam=2, train_joint=False)
 RECIPES: Mapping[str, Recipe] = {
-    "small": Recipe(train_candidates=4, train_beam=2, train_joint=False),
+    "small": SMALL,
+    "accelerator": dataclasses.replace(
+        SMALL, batch_size=8192, learning_rate=6e-3, default_rows=4_800_000
+    ),
     "qinco1": Recipe(
         num_epochs=1000,
         epoch_rows=10_000_000,
@@ -143,7 +152,18 @@ RECIPES: Mapping[str, Recipe] = {
         for name in ("qinco2-S", "qinco2-M", "qinco2-L")
     },
 }
-"""The recipe of each preset: ours for "small", the papers' for theirs (QINCo, Sec. A.3; QINCo2)."""
+"""Recipes by name: a preset's has its name.
+
+"small" and "accelerator" are ours, for every model of form "qinco2"; the latter's updates of 1,024
+rows fill a GPU, on which one of 128 takes as long. The others are the papers' (QINCo, Sec. A.3;
+QINCo2).
+"""
+
+
+def of_preset(preset: str) -> Recipe:
+    """The recipe of a preset on JAX's default platform: that of "small" depends on it."""
+    on_accelerator = preset == "small" and jax.default_backend() != "cpu"
+    return RECIPES["accelerator" if on_accelerator else preset]
 
 
 def with_mix(recipe: Recipe, mix: float) -> Recipe:
@@ -155,11 +175,16 @@ def with_mix(recipe: Recipe, mix: float) -> Recipe:
 
 
 def length(recipe: Recipe, num_rows: int) -> tuple[int, int, int]:
-    """Rows of a batch, batches of an epoch and of the whole training, on `num_rows` rows."""
-    batch_size = min(recipe.batch_size, num_rows) // recipe.num_updates * recipe.num_updates
+    """Rows of a batch, batches of an epoch and of the whole training, on `num_rows` rows.
+
+    Each of this process's devices gets the same number of rows for each update, so a batch is
+    lowered to a multiple of both; 0 where there are fewer rows than that.
+    """
+    shares = recipe.num_updates * jax.local_device_count()
+    batch_size = min(recipe.batch_size, num_rows) // shares * shares
     rows = min(num_rows, recipe.epoch_rows)
     num_epochs = recipe.num_epochs
     if num_epochs is None:
-        num_epochs = min(100, -(-DEFAULT_ROWS // rows))
+        num_epochs = min(-(-recipe.default_rows // ROWS_OF_EPOCH), -(-recipe.default_rows // rows))
     steps_per_epoch = max(1, rows // max(1, batch_size))
     return batch_size, steps_per_epoch, steps_per_epoch * num_epochs

@@ -18,7 +18,7 @@ from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
-from qinco_jax.training.recipe import Recipe
+from qinco_jax.training.recipe import Recipe, length
 from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows, fingerprint
 
@@ -46,10 +46,13 @@ def identity(
         leaves = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(init))
         given["init"] = hashlib.sha256(leaves).hexdigest()
     settings = dataclasses.asdict(recipe)
-    settings["compute_dtype"] = precision.resolve(recipe.compute_dtype)  # settled as a run begins
+    settings["compute_dtype"] = precision.resolve(recipe.compute_dtype)  # settled as a run begins,
+    settings["batch_size"], *_ = length(recipe, len(x))  # and so is what devices share
     settings["mix"] = "by held-back rows" if recipe.mix is None else recipe.mix
     if recipe.mix == 0:  # as in runs from before there was mixing
         del settings["mix"]
+    if recipe.default_rows == Recipe.default_rows:  # and before this was a setting
+        del settings["default_rows"]
     return {
         "seed": seed,
         "config": config.settings,

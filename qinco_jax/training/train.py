@@ -23,14 +23,23 @@ from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import approximate
 from qinco_jax.training import run_folder
 from qinco_jax.training.initial_model import with_centroids
-from qinco_jax.training.loop import CHECKED_ROWS, Advance, Log, unseen
+from qinco_jax.training.loop import Advance, Log, unseen
 from qinco_jax.training.product import train_parts
-from qinco_jax.training.recipe import FEW_ROWS, MAX_MIXED, RECIPES, Recipe, length, with_mix
+from qinco_jax.training.recipe import (
+    FEW_ROWS,
+    MAX_MIXED,
+    RECIPES,
+    Recipe,
+    length,
+    of_preset,
+    with_mix,
+)
 from qinco_jax.training.seeds import PART, seed_for
 from qinco_jax.training.single import train_single
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
 
+CHECKED_ROWS = 65536  # read at once where all rows are looked at
 CONTINUE = (
     "choose another folder, or continue from its model in another folder "
     "(init=qinco_jax.load({0!r}), or --init {0})"
@@ -40,7 +49,7 @@ CONTINUE = (
 def train(
     x_train: Vectors,
     config: QincoConfig | str | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | str | None = None,
     *,
     seed: int = 0,
     x_val: Vectors | None = None,
@@ -65,8 +74,8 @@ def train(
     Args:
       x_train: [N, D], any real dtype, N >= K.
       config: sizes of the model, or the name of a preset; `None` takes the sizes of `init`.
-      recipe: how to train it; `None` takes the recipe of a preset that is given by name, else
-        `Recipe()`.
+      recipe: how to train it, or a name in `RECIPES`; `None` takes that of a preset that is given
+        by name (of "small" on a GPU or TPU "accelerator"), else `Recipe()`.
       seed: an integer, of the initial model and of the data order.
       x_val: [V, D] validation vectors; `None` holds back the last rows of `x_train`.
       run_dir: folder of checkpoints and of the finished model. A run that was cut off resumes from
@@ -98,9 +107,11 @@ def train(
     Warns:
       UserWarning: no epoch improved on the start.
     """
+    if isinstance(recipe, str):
+        recipe = named(RECIPES, recipe, "recipe")
     if isinstance(config, str):
         name = config
-        config, recipe = named(PRESETS, name, "preset"), recipe or RECIPES[name]
+        config, recipe = named(PRESETS, name, "preset"), recipe or of_preset(name)
     seed = checks.integer(seed, "seed")
     recipe = _changed(recipe or Recipe(), changes)
     x_train, x_val = split(x_train, x_val, recipe)
@@ -250,13 +261,12 @@ def _check(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> N
             f"the recipe's train_candidates must be at most {config.codebook_size}, got "
             f"{recipe.train_candidates}"
         )
-    shares = recipe.num_updates * jax.local_device_count()
     batch_size, *_ = length(recipe, len(x_train))
-    if recipe.batch_size % recipe.num_updates or batch_size == 0 or batch_size % shares:
+    if batch_size == 0:
         raise InputError(
-            f"batches of {min(recipe.batch_size, len(x_train))} rows cannot be divided among "
-            f"{recipe.num_updates} updates on {jax.local_device_count()} devices; set batch_size "
-            f"to a multiple of {shares}, at most the {len(x_train)} training vectors"
+            f"batches of {min(recipe.batch_size, len(x_train))} rows cannot be shared by "
+            f"{recipe.num_updates} updates on {jax.local_device_count()} devices; raise batch_size "
+            "or lower num_updates, or give more vectors"
         )
     if recipe.mix and len(x_train) > MAX_MIXED:
         raise InputError(

@@ -321,6 +321,7 @@ def test_bad_arguments_are_refused_before_anything_is_made(folder: Path, tmp_pat
         (["train", "--dataset", "deep2m", "--out", out], "choose one of sift-photos"),
         (["train", "--dataset", tmp_path, "--out", out], "holds no training vectors"),
         (["train", "--dataset", x, "--out", out, "--preset", "larg"], "small, qinco1"),
+        (["train", "--dataset", x, "--out", out, "--recipe", "larg"], "small, accelerator"),
         (["train", "--dataset", x, "--out", out, "--set", "hiden_dim=3"], "'hidden_dim'"),
         *((["train", "--dataset", x, "--out", out, "--bytes", rate], "not a whole number")
           for rate in ("0.3", "nan", "inf")),

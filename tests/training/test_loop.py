@@ -249,6 +249,7 @@ def test_the_cosine_reaches_its_floor() -> None:
         (vectors(), {"num_epoch": 3}, "did you mean 'num_epochs'"),
         (vectors(), {"schedule": "linear"}, "schedule must be cosine or plateau"),
         (vectors(), {"batch_size": 0}, "batch_size must be 1 to"),
+        (vectors(), {"batch_size": 7, "num_updates": 8}, "7 rows cannot be shared by 8 updates"),
         (vectors(), {"train_candidates": 17}, "train_candidates must be at most 16"),
     ],
 )
@@ -272,4 +273,4 @@ def test_the_default_length_is_minutes_whatever_the_set() -> None:
     recipe = recipe_module.RECIPES["small"]
     for num_rows in (95_000, 490_000, 10_000_000):
         batch_size, _, num_batches = recipe_module.length(recipe, num_rows)
-        assert 1 <= num_batches * batch_size / recipe_module.DEFAULT_ROWS < 1.3
+        assert 1 <= num_batches * batch_size / recipe.default_rows < 1.3

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from killed import CONFIG, vectors
 
 import qinco_jax as qj
 from qinco_jax.training import run_folder, seeds
+from qinco_jax.training.recipe import of_preset
 
 X, X_VAL = np.split(vectors(4000), [3600])
 LONGER = qj.Recipe(num_epochs=10, batch_size=64)
@@ -72,6 +74,21 @@ def test_a_preset_is_given_by_name() -> None:
     model = qj.train(x, "small", num_epochs=0)
     assert model.config == qj.PRESETS["small"].for_dim(8)
     assert_same(model, qj.train(x, qj.PRESETS["small"], num_epochs=0))
+
+
+def test_a_recipe_is_given_by_name_or_chosen_by_the_platform(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = vectors(300)
+    qj.train(x, "small", "accelerator", num_epochs=0, run_dir=tmp_path)
+    there = json.loads((tmp_path / run_folder.IDENTITY).read_text())["recipe"]
+    assert (there["batch_size"], there["default_rows"]) == (296, 4_800_000)  # of 300 rows
+    with pytest.raises(qj.InputError, match="unknown recipe 'accelerato'; did you mean"):
+        qj.train(x, "small", "accelerato")
+    assert of_preset("small") is qj.RECIPES["small"]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert of_preset("small") is qj.RECIPES["accelerator"]
+    assert of_preset("qinco2-M") is qj.RECIPES["qinco2-M"]
 
 
 def test_a_training_that_improves_on_nothing_says_so() -> None:
