@@ -1,5 +1,7 @@
 """What `--dry-run` shows: rows, bytes, memory and time, from a measurement of some seconds."""
 
+import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -9,13 +11,16 @@ from typing import Any
 import numpy as np
 
 from qinco_jax.codecs.codec import Contender
+from qinco_jax.codecs.size import size_of, smaller
 from qinco_jax.config import QincoConfig
 from qinco_jax.datasets.official import format_size
 from qinco_jax.evaluate import machine
 from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.coding import Model
-from qinco_jax.training.estimate import Estimate, estimate
-from qinco_jax.training.recipe import Recipe
+from qinco_jax.training.estimate import Costs, Estimate, estimate
+from qinco_jax.training.recipe import Recipe, length
+from qinco_jax.training.run_folder import Schedule
+from qinco_jax.training.train import settled
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows
 
@@ -25,7 +30,41 @@ TRAINED_ROWS = 4096, 8192  # of a codec whose training is timed as a whole
 
 def training(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> str:
     """Of a training, which ends earlier if it stops improving."""
+    recipe = settled(recipe, len(x_train), len(x_val))
     return f"dry run: {_training(estimate(x_train, x_val, config, recipe))}; {_memory()}"
+
+
+def schedule(chosen: Schedule, found: Costs, recipe: Recipe, num_rows: int) -> str:
+    """How long a run will train that was given minutes, and why."""
+    seen = chosen.num_epochs * chosen.epoch_rows
+    batch_size, *_ = length(recipe, num_rows)
+    return (
+        f"{chosen.minutes:g} minutes are {chosen.num_epochs:,} epochs of {chosen.epoch_rows:,} "
+        f"rows, each of the {num_rows:,} seen {seen / num_rows:.2g} times: here the start takes "
+        f"about {duration(found.start)}, compiling {duration(found.compiling)}, "
+        f"{batch_size:,} rows {found.batch:.2g} seconds, and a validation {found.validation:.2g}"
+    )
+
+
+def large_model(config: QincoConfig, num_rows: int) -> str:
+    """That a model takes more bytes than the codes of so many vectors, and what would take less.
+
+    Empty where it takes no more.
+    """
+    own, codes = size_of(config), math.ceil(num_rows * config.bits / 8)
+    if own <= codes:
+        return ""
+    text = (
+        f"the model takes {format_size(own)}, more than the codes of the {num_rows:,} vectors, "
+        f"{format_size(codes)}; they are as large from {8 * own / config.bits:,.0f} vectors on"
+    )
+    settings = smaller(config, codes)
+    if not settings:
+        return text
+    less = size_of(dataclasses.replace(config, **settings))
+    asked = " ".join(f"--set {name}={value}" for name, value in settings.items())
+    even = "A smaller network" if less <= codes else "Even the smallest network"
+    return f"{text}. {even}, {asked}, takes {format_size(less)}"
 
 
 def encoding(model: Model, x: Rows, **search: Any) -> str:
@@ -51,7 +90,8 @@ def comparison(contenders: Sequence[Contender], x_train: Rows, x_val: Rows, seed
         name = f"{contender.codec} at {contender.bytes:g} bytes"
         if "recipe" in settings:
             config = QincoConfig.from_settings(settings["config"])
-            found = estimate(x_train, x_val, config, Recipe(**settings["recipe"]))
+            recipe = settled(Recipe(**settings["recipe"]), len(x_train), len(x_val))
+            found = estimate(x_train, x_val, config, recipe)
             lines.append(f"{name}: {_training(found)}")
             total += found.seconds
         elif "config" in settings:

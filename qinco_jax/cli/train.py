@@ -1,6 +1,8 @@
 """`qinco train` and `qinco centroids`."""
 
+import dataclasses
 import functools
+import time
 from pathlib import Path
 
 import click
@@ -22,9 +24,12 @@ from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.transform import approximate
 from qinco_jax.training import mixing, run_folder
+from qinco_jax.training.estimate import costs
 from qinco_jax.training.logs import run_log, stage_bar
+from qinco_jax.training.minutes import lasting
 from qinco_jax.training.recipe import Recipe
-from qinco_jax.training.train import split
+from qinco_jax.training.run_folder import Schedule
+from qinco_jax.training.train import check_sizes, settled, split
 from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows
@@ -37,6 +42,9 @@ RQ_ROWS = 100_000
 @measure.data_options(20_000)
 @click.option("--preset", default="small", show_default=True, help=", ".join(PRESETS))
 @click.option("--bytes", "num_bytes", type=float, help="bytes per vector [default: 8]")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True),
+              help="train for about so long on this machine, start included, and then measure "
+                   "[default: as many epochs as the recipe says]")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1),
               help="of the start and the data order")  # fmt: skip
 @click.option("--centroids", metavar="FILE", help="coarse centroids, of `qinco centroids`")
@@ -50,15 +58,16 @@ RQ_ROWS = 100_000
 @compute_dtype_option
 @click.option("--dry-run", is_flag=True, help="show what it will take, and train nothing")
 def train(
-    preset: str, num_bytes: float | None, seed: int, centroids: str | None, init: str | None,
-    out: str | None, settings: tuple[str, ...], compute_dtype: str | None, dry_run: bool,
-    eval_rows: int, **files: str | None,
+    preset: str, num_bytes: float | None, minutes: float | None, seed: int, centroids: str | None,
+    init: str | None, out: str | None, settings: tuple[str, ...], compute_dtype: str | None,
+    dry_run: bool, eval_rows: int, **files: str | None,
 ) -> None:  # fmt: skip
     """Trains a model, then shows its error and recall next to those of RQ.
 
     The run's folder holds the model, checkpoints, metrics, the table and its plot. Run the same
     command again to resume after an interruption.
     """
+    begin = time.monotonic()
     data = measure.load(files)
     coarse = None if centroids is None else np.asarray(formats.read(centroids))
     if coarse is not None and not any(text.startswith("num_centroids=") for text in settings):
@@ -69,6 +78,14 @@ def train(
     config, recipe = _sizes(preset, num_bytes, settings, begun)
     folder = path_of(out or f"runs/{data.name}-{preset}-{config.bits / 8:g}B{'-on' * bool(init)}")
     kept, held_back = split(data.train, data.validation, recipe)
+    stored = len(data.train if data.database is None else data.database)
+    if begun is None and (text := estimates.large_model(config.for_dim(kept.shape[1]), stored)):
+        click.echo(text)
+    if minutes is not None:
+        if any(text.startswith(("num_epochs=", "epoch_rows=")) for text in settings):
+            raise InputError("--minutes sets num_epochs and epoch_rows; leave out these or that")
+        place = None if dry_run else folder
+        recipe = _lasting(minutes, begin, place, kept, held_back, config, recipe)
     if dry_run:
         click.echo(estimates.training(kept, held_back, config, recipe))
         return
@@ -119,6 +136,30 @@ def _sizes(
             "settings but those of the recipe"
         )
     return init.config, recipe
+
+
+def _lasting(
+    minutes: float,
+    begin: float,
+    folder: Path | None,
+    x: Rows,
+    x_val: Rows,
+    config: QincoConfig,
+    recipe: Recipe,
+) -> Recipe:
+    """The recipe that ends so long after `begin`; the folder keeps what was decided for a run."""
+    if recipe.schedule != "cosine":
+        raise InputError("--minutes sets the length of a cosine; add --set schedule=cosine")
+
+    def decide() -> Schedule:
+        check_sizes(x, x_val, config.for_dim(x.shape[1]), recipe)
+        found = costs(x, x_val, config, settled(recipe, len(x), len(x_val)))
+        schedule = lasting(minutes, time.monotonic() - begin, found, recipe, len(x))
+        click.echo(estimates.schedule(schedule, found, recipe, len(x)))
+        return schedule
+
+    chosen = decide() if folder is None else run_folder.scheduled(folder, minutes, decide)
+    return dataclasses.replace(recipe, num_epochs=chosen.num_epochs, epoch_rows=chosen.epoch_rows)
 
 
 def _mix(folder: Path, config: QincoConfig, recipe: Recipe, num_rows: int) -> tuple[float, str]:

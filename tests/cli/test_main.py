@@ -18,7 +18,10 @@ from click.testing import CliRunner, Result
 import qinco_jax as qj
 from qinco_jax import datasets
 from qinco_jax.cli import main as cli
+from qinco_jax.cli import train as train_command
 from qinco_jax.quantizers.packing import from_rows, unpack
+from qinco_jax.training import loop
+from qinco_jax.training.estimate import Costs
 from qinco_jax.vectors import formats
 
 SMALL = [
@@ -99,6 +102,46 @@ def test_the_same_command_again_only_measures(folder: Path) -> None:
     before, after = ran.output.split("val_mse of training is the error on the 100 validation ")
     assert "training RQ on 900 vectors: 100%" in before and "measured on" in after
     assert after.startswith("vectors, searched with A=4 B=2; MSE in the table is the error on ")
+
+
+def test_minutes_are_a_schedule_that_an_interrupted_run_keeps(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decided by the speed that is measured when it begins, not by that of a slower day."""
+    command = ["train", "--dataset", folder, *SMALL[:-2]]
+
+    def measured(speed: float) -> None:
+        found = Costs(5.0, 5.0, 1 / speed, 0.01, 0, 0)
+        monkeypatch.setattr(train_command, "costs", lambda *_: found)
+
+    def killed(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    measured(speed=1.0)
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "SAVE_SECONDS", 0.0)
+        patch.setattr(loop.training, "end_epoch", killed)
+        patch.setattr(loop, "LOG_STEPS", 1)
+        begun = qinco(*command, "--out", run, "--minutes", 0.6)
+    ((epochs, rows),) = re.findall(r"0\.6 minutes are (\d+) epochs of (\d+) rows", begun.output)
+    assert isinstance(begun.exception, RuntimeError) and (run / "schedule.json").exists()
+    measured(speed=0.5)
+    resumed = qinco(*command, "--out", run, "--minutes", 0.6)
+    assert resumed.exit_code == 0 and "0.6 minutes are" not in resumed.output, resumed.output
+    lengths = [f"num_epochs={epochs}", f"epoch_rows={rows}"]
+    sets = [part for setting in lengths for part in ("--set", setting)]
+    assert qinco(*command, "--out", tmp_path / "other", *sets).exit_code == 0
+    one, other = (qj.load(path) for path in (run, tmp_path / "other"))
+    np.testing.assert_array_equal(one.steps.codebook, other.steps.codebook)
+    for more, words in (
+        (["--minutes", 0.7], "trains for 0.6 minutes, not 0.7"),
+        (["--minutes", 0.6, *sets], "sets num_epochs and epoch_rows"),
+        (["--minutes", 0.6, "--preset", "qinco1"], "add --set schedule=cosine"),
+        (["--minutes", 0.1, "--dry-run"], "0.1 minutes are too few"),
+    ):
+        ran = qinco(*command, "--out", run, *more)
+        assert ran.exit_code == 2 and words in ran.output, ran.output
 
 
 def test_files_go_through_encode_and_decode(folder: Path) -> None:
