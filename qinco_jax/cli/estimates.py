@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from qinco_jax.codecs import faiss, named
 from qinco_jax.codecs.codec import Contender
 from qinco_jax.codecs.size import size_of, smaller
 from qinco_jax.config import QincoConfig
@@ -17,7 +18,7 @@ from qinco_jax.datasets.official import format_size
 from qinco_jax.evaluate import machine
 from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.coding import Model
-from qinco_jax.training.estimate import Costs, Estimate, estimate
+from qinco_jax.training.estimate import Costs, Estimate, estimate, searching
 from qinco_jax.training.recipe import Recipe, length
 from qinco_jax.training.run_folder import Schedule
 from qinco_jax.training.train import settled
@@ -97,8 +98,8 @@ def comparison(contenders: Sequence[Contender], x_train: Rows, x_val: Rows, seed
         elif "config" in settings:
             lines.append(f"{name}: a trained model")
         else:
-            seconds = _whole_training(contender, x_train)
-            lines.append(f"{name}: {len(x_train):,} rows take about {duration(seconds)}")
+            rows, seconds = _baseline(contender, x_train)
+            lines.append(f"{name}: {rows:,} rows take about {duration(seconds)}")
             total += seconds
     times = f" with each of {seeds} seeds" if seeds > 1 else ""
     whole = f"dry run: training{times} takes about {duration(seeds * total)}, and then measuring"
@@ -121,8 +122,19 @@ def _training(found: Estimate) -> str:
     )
 
 
-def _whole_training(contender: Contender, x: Rows) -> float:
-    """Seconds on all rows, along the line through two trainings on a few."""
+def _baseline(contender: Contender, x: Rows) -> tuple[int, float]:
+    """Rows that it is trained on, and the seconds; if they are moved, with finding neighbours."""
+    if "mix" not in contender.facts:
+        return len(x), _whole_training(contender, x, len(x))
+    text = contender.codec.replace(named.MOVED, "")
+    (plain,) = named.contenders([text], [contender.bytes], x.shape[1])
+    rows = -(-faiss.MOVED_ROWS // len(x)) * len(x)
+    found, _ = searching(checks.finite(np.asarray(x[: TRAINED_ROWS[-1]], np.float32)), len(x))
+    return rows, found + _whole_training(plain, x, rows)
+
+
+def _whole_training(contender: Contender, x: Rows, num_rows: int) -> float:
+    """Seconds on so many rows, along the line through two trainings on a few."""
     sizes = [min(count, len(x)) for count in TRAINED_ROWS]
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +144,7 @@ def _whole_training(contender: Contender, x: Rows) -> float:
             seconds.append(time.perf_counter() - begin)
     _, low, high = seconds
     slope = max(0.0, high - low) / max(1, sizes[1] - sizes[0])
-    return high + slope * (len(x) - sizes[1])
+    return high + slope * (num_rows - sizes[1])
 
 
 def _silent(done: float, total: float, doing: str = "") -> None:

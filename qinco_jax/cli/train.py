@@ -188,7 +188,7 @@ def _rq(x: Rows, x_val: Rows, config: QincoConfig, seed: int, mix: float = 0.0) 
     title = f"training RQ on {some}{len(x):,} vectors{moved}"
     if mix:
         x = approximate(x, config.unit_norm)
-        x = mixing.mixed(x, mixing.nearest_others(x), mix, seed, -(-RQ_ROWS // len(x)))
+        x = mixing.at_least(x, mix, seed, RQ_ROWS)
     with stage_bar(title) as advance:
         model = ours.best_rq(
             x, x_val, width * config.num_steps, config.codebook_size,

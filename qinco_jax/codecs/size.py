@@ -24,7 +24,7 @@ def size_of(config: QincoConfig) -> int:
     return size(disk.abstract(config))
 
 
-def smaller(config: QincoConfig, most: int) -> dict[str, int]:
+def smaller(config: QincoConfig, most: int) -> dict[str, Any]:
     """Settings of the largest narrower network whose model takes at most so many bytes.
 
     E and H are halved together, with one residual block. Where none is small enough, it is the
@@ -34,14 +34,14 @@ def smaller(config: QincoConfig, most: int) -> dict[str, int]:
       config: its `dim` is set.
       most: bytes.
     """
-    found: dict[str, int] = {}
+    found: dict[str, Any] = {}
     for found in _narrower(config):
         if size_of(dataclasses.replace(config, **found)) <= most:
             return found
     return found
 
 
-def _narrower(config: QincoConfig) -> Iterator[dict[str, int]]:
+def _narrower(config: QincoConfig) -> Iterator[dict[str, Any]]:
     """Settings of ever smaller networks."""
     part = config.part
     assert part.dim is not None

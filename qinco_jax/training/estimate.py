@@ -21,7 +21,8 @@ from qinco_jax.training.single import DECIDING_ROWS
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows
 
-MEASURED_ROWS = 4096
+MEASURED_ROWS = 8192  # of k-means, whose time a row is greater for many rows
+VALIDATED_ROWS = 2048
 MEASURED_BATCHES = 3
 CHECKPOINTS = 3  # that a run keeps
 
@@ -95,13 +96,14 @@ def costs(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> Co
     model, initial, compiling = _timed(lambda: _initial(rows, part))
     start, model_bytes = _kmeans_rows(recipe, part, len(x_train)) * initial / few, _bytes(model)
     if recipe.mix != 0:
-        _, search, compiled = _timed(lambda: mixing.nearest_others(rows))
-        start += search * (len(x_train) / few) ** 2
-        compiling += compiled
+        search, compiled = searching(rows, len(x_train))
+        start, compiling = start + search, compiling + compiled
     batch = validation = 0.0
     state_bytes = 0
     if recipe.num_epochs != 0:
-        few_val = _of_part(checks.finite(approximate(x_val[:few], config.unit_norm)), part)
+        few_val = _of_part(
+            checks.finite(approximate(x_val[:VALIDATED_ROWS], config.unit_norm)), part
+        )
         _, validation, compiled = _timed(lambda: validation_error(model, few_val, recipe))
         compiling += compiled
         if recipe.mix is None:  # of each kind of k-means on held-back rows, of one on its own
@@ -113,6 +115,12 @@ def costs(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> Co
         parts * start, parts * compiling, parts * batch, parts * validation,
         parts * model_bytes, parts * state_bytes,
     )  # fmt: skip
+
+
+def searching(rows: np.ndarray, num_rows: int) -> tuple[float, float]:
+    """Seconds of the search for the neighbours of `num_rows`, by that of [R, D]; and compiling."""
+    _, seconds, compiling = _timed(lambda: mixing.nearest_others(rows))
+    return seconds * (num_rows / len(rows)) ** 2, compiling
 
 
 def _kmeans_rows(recipe: Recipe, part: QincoConfig, num_rows: int) -> int:

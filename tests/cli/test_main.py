@@ -484,7 +484,8 @@ def test_a_dry_run_says_what_it_takes_and_leaves_nothing(
         "train": ["--dataset", folder, "--out", tmp_path / "run", *SMALL],
         "encode": [folder / "run", folder / "train.npy", tmp_path / "codes.npy"],
         "compare": [
-            "--dataset", folder, "--codecs", f"pq,small,{folder / 'run' / 'model'}", "--rates", 2,
+            "--dataset", folder, "--rates", 2,
+            "--codecs", f"pq,pq:moved,small,{folder / 'run' / 'model'}",
             "--out", tmp_path / "all", *SMALL[2:],
         ],
     }[command]  # fmt: skip
@@ -493,7 +494,8 @@ def test_a_dry_run_says_what_it_takes_and_leaves_nothing(
     expected = {
         "train": r"900 rows in \d+ batches take about \d+ (seconds|minutes)",
         "encode": r"1,000 vectors at [\d,]+ a second take about 1 seconds; the codes take 2.00kB",
-        "compare": r"pq at 2 bytes: 900 rows take(.*\n)+small at 2 bytes: 900 rows in(.*\n)+"
+        "compare": r"pq at 2 bytes: 900 rows take(.*\n)+pq:moved at 2 bytes: 100,800 rows take"
+                   r"(.*\n)+small at 2 bytes: 900 rows in(.*\n)+"
                    r".*: a trained model\ndry run: training takes about",
     }[command]  # fmt: skip
     assert re.search(expected, ran.output), ran.output
