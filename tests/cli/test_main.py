@@ -144,6 +144,38 @@ def test_minutes_are_a_schedule_that_an_interrupted_run_keeps(
         assert ran.exit_code == 2 and words in ran.output, ran.output
 
 
+def test_a_file_that_is_the_database_has_two_errors(folder: Path, tmp_path: Path) -> None:
+    """On vectors that were held back, and on all; with --train-on-all only the latter is known."""
+    x, out = np.load(folder / "train.npy"), tmp_path / "some"
+    command = ["train", "--dataset", folder / "train.npy", *SMALL, "--eval-rows", 1000]
+    ran = qinco(*command, "--out", out)
+    assert ran.exit_code == 0, ran.output
+    held_back = re.search(
+        r"on 100 validation vectors.* MSE of (\S+) and RQ.* of (\S+):", ran.output
+    )
+    whole = re.search(r"all 1,000 vectors .* 900 of which were .* MSE is (\S+):", ran.output)
+    assert held_back and whole
+    model = qj.load(out)
+    for rows, found in ((x[900:], held_back[1]), (x, whole[1])):
+        assert float(found) == pytest.approx(
+            qj.mse(rows, qj.decode(model, qj.encode(model, rows))), rel=1e-4
+        )
+    assert ("RQ is as good here" in ran.output) == (float(held_back[1]) >= float(held_back[2]))
+
+    out = tmp_path / "all"
+    ran = qinco(*command, "--out", out, "--train-on-all")
+    assert ran.exit_code == 0 and "nobody knows by how much" in ran.output, ran.output
+    run = json.loads((out / "run.json").read_text())
+    assert run["recipe"]["weight_decay"] == 0.1 and run["data"]["shape"] == [1000, 8]
+    measured = "measured on 900 vectors with 100 queries"
+    assert "best epoch is chosen by 100 of those" in ran.output and measured in ran.output
+    assert "reading" not in (out / "results.jsonl").read_text()
+    np.save(tmp_path / "val.npy", x[:9])
+    (tmp_path / "train.npy").symlink_to(folder / "train.npy")
+    ran = qinco("train", "--dataset", tmp_path, "--train-on-all", *SMALL)
+    assert ran.exit_code == 2 and "the set has validation vectors" in ran.output
+
+
 def test_files_go_through_encode_and_decode(folder: Path) -> None:
     model, codes, vectors = folder / "run" / "model", folder / "codes.npy", folder / "x.fvecs"
     assert qinco("encode", model, folder / "database.npy", codes).exit_code == 0

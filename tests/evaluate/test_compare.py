@@ -208,10 +208,10 @@ def test_a_codec_may_be_trained_on_moved_vectors(
     """Of which many more than there are; RQ is chosen by rows that are left as they are."""
     monkeypatch.setattr(faiss_codecs, "MOVED_ROWS", 1500)
     x = np.float32(np.random.default_rng(0).normal(size=(700, 8)))
-    taken = []
+    taken, at_least = [], mixing.at_least
 
     def moved(rows: np.ndarray, *given: Any) -> np.ndarray:
-        taken.append((rows, np.asarray(mixing.at_least(rows, *given))))
+        taken.append((rows, np.asarray(at_least(rows, *given))))
         return taken[-1][1]
 
     monkeypatch.setattr(faiss_codecs.mixing, "at_least", moved)
