@@ -128,9 +128,7 @@ def test_few_rows_are_trained_on_by_each_recipe(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = script("few_rows", monkeypatch)
-    small = qj.QincoConfig(num_steps=2, **FEW)
-    presets = {"small": small}
-    monkeypatch.setattr(qj, "PRESETS", {"small": small})
+    monkeypatch.setattr(qj, "PRESETS", {"small": qj.QincoConfig(num_steps=2, **FEW)})
     monkeypatch.setattr(qj, "RECIPES", {"small": qj.Recipe(batch_size=64, num_updates=2)})
     given = ["--dataset", folder, "--rows", 300, "--epochs", 2, "--out", folder / "out.jsonl"]
     run(module, *given, "--recipe", "plain")
