@@ -2,7 +2,7 @@ PYTHON ?= python3
 DATASET ?= sift-photos
 PRESET ?= small
 BYTES ?= 8
-CODECS ?= pq,opq,rq:B=32,lsq,unq,small@16
+CODECS ?=
 RATES ?= 4,8,12,16
 SCALE ?= small
 EXPERIMENTS ?= table1 multi_rate k_m_tradeoff ablations blocks parts candidates_beam times variants
@@ -19,7 +19,7 @@ train: .venv/run  ## train and measure: DATASET=name|path PRESET=small BYTES=8 A
 eval: .venv/eval  ## compare codecs, about 80 minutes on 2 cores, less with fewer CODECS or RATES: DATASET=name|path CODECS=opq,rq,small@16 RATES=8
 	@echo "By default this takes about 80 minutes on 2 cores, four fifths of them for lsq and unq."
 	@echo "Shorter: CODECS=pq,opq,rq:B=32,small@16 a fifth of that, RATES=8 a quarter."
-	.venv/bin/qinco compare --dataset "$(DATASET)" --codecs "$(CODECS)" --rates "$(RATES)" $(ARGS)
+	.venv/bin/qinco compare --dataset "$(DATASET)" $(if $(CODECS),--codecs "$(CODECS)") --rates "$(RATES)" $(ARGS)
 
 search: .venv/eval  ## nearest neighbours beside Faiss's indexes, about 12 minutes on 2 cores: DATASET=name|path PRESET=small BYTES=8 ARGS="--lists 256"
 	@echo "This takes about 12 minutes on 2 cores, 7 of them to train the model, if \`make train\` has"

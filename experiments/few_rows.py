@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import qinco_jax as qj
-from qinco_jax.evaluate import results
+from qinco_jax.evaluate import results, tables
 from qinco_jax.quantizers.batching import num_cores
 from qinco_jax.quantizers.transform import approximated
 from qinco_jax.training.train import split
@@ -29,6 +29,11 @@ RECIPES = {
     "default": {},
 }
 TEST_ROWS = 10_000  # of the database
+KEYS = {
+    "start_val_mse": "start, held back",
+    "val_mse": "held back",
+    "database_mse": "database",
+}
 
 
 def error(model, x):
@@ -86,17 +91,14 @@ def main(dataset, num_rows, names, num_epochs, preset, seed, out):
 
 def table(rows):
     """One line for each training."""
-    lines = ["| set | rows | recipe | epochs | start, held back | held back | database | seconds |"]
-    lines.append("|---|--:|---|--:|--:|--:|--:|--:|")
+    lines = [["set", "rows", "recipe", "epochs", *KEYS.values(), "seconds"]]
     for row in rows:
-        errors = " | ".join(
-            f"{row[key]:#.4g}" for key in ("start_val_mse", "val_mse", "database_mse")
-        )
-        lines.append(
-            f"| {row['dataset']} | {row['rows']:,} | {row['recipe']} | {row['epochs']} | {errors} "
-            f"| {row['seconds']} |"
-        )
-    return "\n".join(lines)
+        errors = [f"{row[key]:#.4g}" for key in KEYS]
+        lines.append([
+            row["dataset"], f"{row['rows']:,}", row["recipe"], f"{row['epochs']}", *errors,
+            f"{row['seconds']}",
+        ])  # fmt: skip
+    return tables.aligned(lines)
 
 
 if __name__ == "__main__":

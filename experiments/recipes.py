@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 import qinco_jax as qj
-from qinco_jax.evaluate import results
+from qinco_jax.evaluate import results, tables
 from qinco_jax.quantizers import qinco
 from qinco_jax.quantizers.batching import num_cores
 from qinco_jax.training import step
@@ -109,8 +109,7 @@ def main(name, minutes, seed, dataset, out):
 
 def table(rows):
     """One line for each recipe and time."""
-    lines = ["| recipe | minutes | vectors seen | validation MSE of each seed | mean |"]
-    lines.append("|---|--:|--:|---|--:|")
+    lines = [["recipe", "minutes", "vectors seen", "validation MSE of each seed", "mean"]]
     kinds = sorted({(row["recipe"], row["asked"]) for row in rows}, key=lambda kind: kind[::-1])
     for recipe, asked in kinds:
         same = [row for row in rows if (row["recipe"], row["asked"]) == (recipe, asked)]
@@ -118,11 +117,11 @@ def table(rows):
         minutes, seen, mse = (
             np.array([row[key] for row in same]) for key in ("minutes", "vectors", "val_mse")
         )
-        lines.append(
-            f"| {recipe} | {minutes.mean():.2f} | {seen.mean():,.0f} | "
-            f"{', '.join(f'{value:.0f}' for value in mse)} | {mse.mean():.0f} |"
-        )
-    return "\n".join(lines)
+        lines.append([
+            recipe, f"{minutes.mean():.2f}", f"{seen.mean():,.0f}",
+            ", ".join(f"{value:.0f}" for value in mse), f"{mse.mean():.0f}",
+        ])  # fmt: skip
+    return tables.aligned(lines)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,24 @@ def test_the_shortlist_of_all_rows_finds_what_exhaustive_search_does(
     assert rows[0]["recall@1"] > 0.5
 
 
+def test_few_rows_are_trained_on_by_each_recipe(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("few_rows", monkeypatch)
+    monkeypatch.setattr(qj, "PRESETS", {"small": qj.QincoConfig(num_steps=2, **FEW)})
+    monkeypatch.setattr(qj, "RECIPES", {"small": qj.Recipe(batch_size=64, num_updates=2)})
+    given = ["--dataset", folder, "--rows", 300, "--epochs", 2, "--out", folder / "out.jsonl"]
+    run(module, *given, "--recipe", "plain")
+    shown = run(module, *given, "--recipe", "mixed, decay")
+    rows = read(folder / "out.jsonl")
+    assert [row["recipe"] for row in rows] == ["plain", "mixed, decay"]
+    for row in rows:
+        assert len(row["curve"]) == 3 and row["val_mse"] <= row["start_val_mse"] * (1 + 1e-6)
+    lines = shown.strip().splitlines()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
+    assert f"{rows[1]['database_mse']:#.4g}" in lines[3]
+
+
 def test_costs_are_measured_once_for_each_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

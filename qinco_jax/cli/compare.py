@@ -19,13 +19,15 @@ from qinco_jax.models import disk
 from qinco_jax.quantizers import packing, precision
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.training.logs import stage_bar
-from qinco_jax.training.recipe import Recipe
+from qinco_jax.training.recipe import FEW_ROWS, Recipe
 from qinco_jax.training.train import split
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.shards import read_rows
 from qinco_jax.vectors.stored import Rows
 
 T = TypeVar("T")
+CODECS = "pq,opq,rq:B=32,lsq,unq,small@16"
+MOVED = "opq:moved,rq:moved:B=32,lsq:moved"
 
 
 @click.command()
@@ -86,9 +88,9 @@ def _codes_of(database: Rows | None, path: str, model: Model) -> np.ndarray:
 @measure.data_options(None)
 @click.option(
     "--codecs",
-    default="pq,opq,rq:B=32,lsq,unq,small@16",
-    show_default=True,
-    help="what to compare, such as opq,rq:B=32,small@16:A=4:B=8,PATH/model",
+    help="what to compare, such as opq,rq:B=32:moved,small@16:A=4:B=8,PATH/model [default: "
+    f"{CODECS}; with at most {FEW_ROWS:,} training vectors {MOVED} too, trained on vectors moved "
+    "towards their neighbours, as our models may be]",
 )
 @click.option("--rates", default="4,8,12,16", show_default=True, help="bytes per vector")
 @click.option("--seeds", default="0", show_default=True, help="train every codec with each")
@@ -115,9 +117,9 @@ def _codes_of(database: Rows | None, path: str, model: Model) -> np.ndarray:
 )
 @click.option("--dry-run", is_flag=True, help="show what training will take, and train nothing")
 def compare(
-    codecs: str, rates: str, seeds: str, metrics: str | None, noise: str, shifted: tuple[str, ...],
-    out: str | None, settings: tuple[str, ...], dry_run: bool, eval_rows: int | None,
-    **files: str | None,
+    codecs: str | None, rates: str, seeds: str, metrics: str | None, noise: str,
+    shifted: tuple[str, ...], out: str | None, settings: tuple[str, ...], dry_run: bool,
+    eval_rows: int | None, **files: str | None,
 ) -> None:  # fmt: skip
     """Trains and compares codecs: a table, plots and a page (report.html).
 
@@ -127,6 +129,8 @@ def compare(
     data = measure.load(files)
     folder = path_of(out or f"runs/compare-{data.name}")
     x_train, held_back = split(data.train, data.validation, Recipe())
+    if codecs is None:
+        codecs = f"{CODECS},{MOVED}" if len(x_train) <= FEW_ROWS else CODECS
     if dry_run:
         names, sizes = _items(codecs, str), _items(rates, float)
         found = named.contenders(names, sizes, x_train.shape[1], settings)

@@ -1,5 +1,7 @@
 """What `--dry-run` shows: rows, bytes, memory and time, from a measurement of some seconds."""
 
+import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -8,14 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from qinco_jax.codecs import faiss, named
 from qinco_jax.codecs.codec import Contender
+from qinco_jax.codecs.size import size_of, smaller
 from qinco_jax.config import QincoConfig
 from qinco_jax.datasets.official import format_size
 from qinco_jax.evaluate import machine
 from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.coding import Model
-from qinco_jax.training.estimate import Estimate, estimate
-from qinco_jax.training.recipe import Recipe
+from qinco_jax.training.estimate import Costs, Estimate, estimate, searching
+from qinco_jax.training.recipe import Recipe, length
+from qinco_jax.training.run_folder import Schedule
+from qinco_jax.training.train import settled
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows
 
@@ -25,7 +31,41 @@ TRAINED_ROWS = 4096, 8192  # of a codec whose training is timed as a whole
 
 def training(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> str:
     """Of a training, which ends earlier if it stops improving."""
+    recipe = settled(recipe, len(x_train), len(x_val))
     return f"dry run: {_training(estimate(x_train, x_val, config, recipe))}; {_memory()}"
+
+
+def schedule(chosen: Schedule, found: Costs, recipe: Recipe, num_rows: int) -> str:
+    """How long a run will train that was given minutes, and why."""
+    seen = chosen.num_epochs * chosen.epoch_rows
+    batch_size, *_ = length(recipe, num_rows)
+    return (
+        f"{chosen.minutes:g} minutes are {chosen.num_epochs:,} epochs of {chosen.epoch_rows:,} "
+        f"rows, each of the {num_rows:,} seen {seen / num_rows:.2g} times: here the start takes "
+        f"about {duration(found.start)}, compiling {duration(found.compiling)}, "
+        f"{batch_size:,} rows {found.batch:.2g} seconds, and a validation {found.validation:.2g}"
+    )
+
+
+def large_model(config: QincoConfig, num_rows: int) -> str:
+    """That a model takes more bytes than the codes of so many vectors, and what would take less.
+
+    Empty where it takes no more.
+    """
+    own, codes = size_of(config), math.ceil(num_rows * config.bits / 8)
+    if own <= codes:
+        return ""
+    text = (
+        f"the model takes {format_size(own)}, more than the codes of the {num_rows:,} vectors, "
+        f"{format_size(codes)}; they are as large from {8 * own / config.bits:,.0f} vectors on"
+    )
+    settings = smaller(config, codes)
+    if not settings:
+        return text
+    less = size_of(dataclasses.replace(config, **settings))
+    asked = " ".join(f"--set {name}={value}" for name, value in settings.items())
+    even = "A smaller network" if less <= codes else "Even the smallest network"
+    return f"{text}. {even}, {asked}, takes {format_size(less)}"
 
 
 def encoding(model: Model, x: Rows, **search: Any) -> str:
@@ -51,14 +91,15 @@ def comparison(contenders: Sequence[Contender], x_train: Rows, x_val: Rows, seed
         name = f"{contender.codec} at {contender.bytes:g} bytes"
         if "recipe" in settings:
             config = QincoConfig.from_settings(settings["config"])
-            found = estimate(x_train, x_val, config, Recipe(**settings["recipe"]))
+            recipe = settled(Recipe(**settings["recipe"]), len(x_train), len(x_val))
+            found = estimate(x_train, x_val, config, recipe)
             lines.append(f"{name}: {_training(found)}")
             total += found.seconds
         elif "config" in settings:
             lines.append(f"{name}: a trained model")
         else:
-            seconds = _whole_training(contender, x_train)
-            lines.append(f"{name}: {len(x_train):,} rows take about {duration(seconds)}")
+            rows, seconds = _baseline(contender, x_train)
+            lines.append(f"{name}: {rows:,} rows take about {duration(seconds)}")
             total += seconds
     times = f" with each of {seeds} seeds" if seeds > 1 else ""
     whole = f"dry run: training{times} takes about {duration(seeds * total)}, and then measuring"
@@ -81,8 +122,19 @@ def _training(found: Estimate) -> str:
     )
 
 
-def _whole_training(contender: Contender, x: Rows) -> float:
-    """Seconds on all rows, along the line through two trainings on a few."""
+def _baseline(contender: Contender, x: Rows) -> tuple[int, float]:
+    """Rows that it is trained on, and the seconds; if they are moved, with finding neighbours."""
+    if "mix" not in contender.facts:
+        return len(x), _whole_training(contender, x, len(x))
+    text = contender.codec.replace(named.MOVED, "")
+    (plain,) = named.contenders([text], [contender.bytes], x.shape[1])
+    rows = -(-faiss.MOVED_ROWS // len(x)) * len(x)
+    found, _ = searching(checks.finite(np.asarray(x[: TRAINED_ROWS[-1]], np.float32)), len(x))
+    return rows, found + _whole_training(plain, x, rows)
+
+
+def _whole_training(contender: Contender, x: Rows, num_rows: int) -> float:
+    """Seconds on so many rows, along the line through two trainings on a few."""
     sizes = [min(count, len(x)) for count in TRAINED_ROWS]
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +144,7 @@ def _whole_training(contender: Contender, x: Rows) -> float:
             seconds.append(time.perf_counter() - begin)
     _, low, high = seconds
     slope = max(0.0, high - low) / max(1, sizes[1] - sizes[0])
-    return high + slope * (len(x) - sizes[1])
+    return high + slope * (num_rows - sizes[1])
 
 
 def _silent(done: float, total: float, doing: str = "") -> None:

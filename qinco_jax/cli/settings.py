@@ -23,7 +23,13 @@ def meanings(kind: type[Any]) -> dict[str, str]:
 
 @click.command()
 def settings() -> None:
-    """Lists what --set NAME=VALUE may change, with defaults; presets have values of their own."""
+    """Lists what --set NAME=VALUE may change, with defaults; presets have values of their own.
+
+    For example, a smaller network, trained for about five minutes (--minutes, and not num_epochs
+    and epoch_rows, which it chooses):
+
+        qinco train --minutes 5 --set hidden_dim=64 --set num_blocks=1
+    """
     for kind, title in TITLES.items():
         click.echo(f"{title}:")
         known = meanings(kind)

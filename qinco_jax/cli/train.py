@@ -1,13 +1,15 @@
 """`qinco train` and `qinco centroids`."""
 
+import dataclasses
 import functools
+import time
 from pathlib import Path
 
 import click
 import numpy as np
 
 from qinco_jax import datasets
-from qinco_jax.cli import estimates, measure
+from qinco_jax.cli import estimates, measure, verdict
 from qinco_jax.cli.models import compute_dtype_option
 from qinco_jax.codecs import named, ours
 from qinco_jax.codecs.codec import Codec
@@ -20,11 +22,15 @@ from qinco_jax.models import disk
 from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
+from qinco_jax.quantizers.rq import sample_rows
 from qinco_jax.quantizers.transform import approximate
 from qinco_jax.training import mixing, run_folder
+from qinco_jax.training.estimate import costs
 from qinco_jax.training.logs import run_log, stage_bar
+from qinco_jax.training.minutes import lasting
 from qinco_jax.training.recipe import RECIPES, Recipe
-from qinco_jax.training.train import split
+from qinco_jax.training.run_folder import Schedule
+from qinco_jax.training.train import check_sizes, settled, split
 from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows
@@ -40,6 +46,16 @@ RQ_ROWS = 100_000
               help=f"{', '.join(RECIPES)} [default: the preset's; of small on a GPU or TPU "
                    "accelerator]")  # fmt: skip
 @click.option("--bytes", "num_bytes", type=float, help="bytes per vector [default: 8]")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True),
+              help="train for about so long on this machine, start included, and then measure "
+                   "[default: as many epochs as the recipe says]")  # fmt: skip
+@click.option(
+    "--train-on-all",
+    is_flag=True,
+    help="hold no vectors back, where those to train on are those to store: their own "
+    "error is lower, but the best epoch is chosen by vectors that it has seen, none "
+    "are moved unless --set mix says so, and the error of others is not known",
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1),
               help="of the start and the data order")  # fmt: skip
 @click.option("--centroids", metavar="FILE", help="coarse centroids, of `qinco centroids`")
@@ -53,15 +69,21 @@ RQ_ROWS = 100_000
 @compute_dtype_option
 @click.option("--dry-run", is_flag=True, help="show what it will take, and train nothing")
 def train(
-    preset: str, recipe_name: str | None, num_bytes: float | None, seed: int,
-    centroids: str | None, init: str | None, out: str | None, settings: tuple[str, ...],
-    compute_dtype: str | None, dry_run: bool, eval_rows: int, **files: str | None,
+    preset: str, recipe_name: str | None, num_bytes: float | None, minutes: float | None,
+    train_on_all: bool, seed: int, centroids: str | None, init: str | None, out: str | None,
+    settings: tuple[str, ...], compute_dtype: str | None, dry_run: bool, eval_rows: int,
+    **files: str | None,
 ) -> None:  # fmt: skip
     """Trains a model, then shows its error and recall next to those of RQ.
 
     The run's folder holds the model, checkpoints, metrics, the table and its plot. Run the same
     command again to resume after an interruption.
+
+    For example, in about ten minutes, on vectors that are also those to store:
+
+        qinco train --dataset vectors.npy --bytes 8 --minutes 10 --train-on-all
     """
+    begin = time.monotonic()
     data = measure.load(files)
     coarse = None if centroids is None else np.asarray(formats.read(centroids))
     if coarse is not None and not any(text.startswith("num_centroids=") for text in settings):
@@ -70,8 +92,21 @@ def train(
     if compute_dtype is not None:
         settings = (*settings, f"compute_dtype={precision.resolve(compute_dtype)}")
     config, recipe = _sizes(preset, num_bytes, settings, recipe_name, begun)
-    folder = path_of(out or f"runs/{data.name}-{preset}-{config.bits / 8:g}B{'-on' * bool(init)}")
+    kind = "-on" * bool(init) + "-all" * train_on_all
+    folder = path_of(out or f"runs/{data.name}-{preset}-{config.bits / 8:g}B{kind}")
+    stored = data.train if data.database is None else data.database
+    to_store = data.train if data.database is None and data.validation is None else None
+    if train_on_all:
+        data, recipe = _on_all(data, recipe, seed)
     kept, held_back = split(data.train, data.validation, recipe)
+    sizes = config.for_dim(kept.shape[1])
+    if begun is None and (text := estimates.large_model(sizes, len(stored))):
+        click.echo(text)
+    if minutes is not None:
+        if any(text.startswith(("num_epochs=", "epoch_rows=")) for text in settings):
+            raise InputError("--minutes sets num_epochs and epoch_rows; leave out these or that")
+        place = None if dry_run else folder
+        recipe = _lasting(minutes, begin, place, kept, held_back, config, recipe)
     if dry_run:
         click.echo(estimates.training(kept, held_back, config, recipe))
         return
@@ -84,7 +119,8 @@ def train(
         )
     if len(held_back) == 0:  # the untrained model, which has seen none of them
         held_back = kept
-    trial_rows = readings.trial_rows(data, held_back)
+    nothing_unseen = train_on_all and to_store is not None
+    trial_rows = data.train[:0] if nothing_unseen else readings.trial_rows(data, held_back)
     data = measure.complete(data, held_back)
     questions = measure.questions(data, eval_rows, config.unit_norm)  # before hours of training
     with run_log(folder) as (log, advance):
@@ -98,10 +134,14 @@ def train(
     baseline = _rq(kept, held_back, config, seed)
     if mix:
         baseline += _rq(kept, held_back, config, seed, mix)
+    own = _ours(model, folder, recipe.compute_dtype)
     if recipe.num_epochs != 0:
         click.echo(measure.two_errors(model, recipe, held_back))
-    every = [*baseline, *_ours(model, folder, recipe.compute_dtype)]
-    rows = measure.measure(every, data, eval_rows, questions, trial_rows)
+        compared = sample_rows(kept, eval_rows, seed) if nothing_unseen else held_back
+        click.echo(verdict.beside_rq(own[-1], baseline, compared, train_on_all))
+        if to_store is not None:
+            click.echo(verdict.of_stored(own[-1], to_store, len(kept), eval_rows))
+    rows = measure.measure([*baseline, *own], data, eval_rows, questions, np.asarray(trial_rows))
     results.write(rows, folder / "results.jsonl")
     plots.plot_rates(folder / "results.jsonl", folder / "results.png", data.name)
     click.echo(tables.markdown(rows))
@@ -127,6 +167,51 @@ def _sizes(
             "settings but those of the recipe"
         )
     return init.config, recipe
+
+
+def _on_all(data: datasets.Dataset, recipe: Recipe, seed: int) -> tuple[datasets.Dataset, Recipe]:
+    """The set whose validation vectors are some of those trained on, and the recipe.
+
+    No vectors are held back that could tell whether moved ones do good, and those that are trained
+    on may be learned by heart, if they are the database.
+    """
+    if data.validation is not None:
+        raise InputError(
+            "the set has validation vectors, so none are held back; leave out --train-on-all"
+        )
+    some = sample_rows(data.train, min(recipe.num_val, max(1, len(data.train) // 10)), seed)
+    click.echo(
+        f"--train-on-all: no vectors are held back, so the best epoch is chosen by {len(some):,} "
+        "of those trained on"
+    )
+    database = data.train if data.database is None else data.database
+    mix = 0.0 if recipe.mix is None else recipe.mix
+    changed = data._replace(validation=some, database=database)
+    return changed, dataclasses.replace(recipe, mix=mix)
+
+
+def _lasting(
+    minutes: float,
+    begin: float,
+    folder: Path | None,
+    x: Rows,
+    x_val: Rows,
+    config: QincoConfig,
+    recipe: Recipe,
+) -> Recipe:
+    """The recipe that ends so long after `begin`; the folder keeps what was decided for a run."""
+    if recipe.schedule != "cosine":
+        raise InputError("--minutes sets the length of a cosine; add --set schedule=cosine")
+
+    def decide() -> Schedule:
+        check_sizes(x, x_val, config.for_dim(x.shape[1]), recipe)
+        found = costs(x, x_val, config, settled(recipe, len(x), len(x_val)))
+        schedule = lasting(minutes, time.monotonic() - begin, found, recipe, len(x))
+        click.echo(estimates.schedule(schedule, found, recipe, len(x)))
+        return schedule
+
+    chosen = decide() if folder is None else run_folder.scheduled(folder, minutes, decide)
+    return dataclasses.replace(recipe, num_epochs=chosen.num_epochs, epoch_rows=chosen.epoch_rows)
 
 
 def _mix(folder: Path, config: QincoConfig, recipe: Recipe, num_rows: int) -> tuple[float, str]:
@@ -155,7 +240,7 @@ def _rq(x: Rows, x_val: Rows, config: QincoConfig, seed: int, mix: float = 0.0) 
     title = f"training RQ on {some}{len(x):,} vectors{moved}"
     if mix:
         x = approximate(x, config.unit_norm)
-        x = mixing.mixed(x, mixing.nearest_others(x), mix, seed, -(-RQ_ROWS // len(x)))
+        x = mixing.at_least(x, mix, seed, RQ_ROWS)
     with stage_bar(title) as advance:
         model = ours.best_rq(
             x, x_val, width * config.num_steps, config.codebook_size,

@@ -21,7 +21,7 @@ class Codec(NamedTuple):
       bits: of a code.
       encode: vectors [N, D] -> codes [N, ...], integers.
       decode: codes [N, ...] -> reconstructions [N, D] float32.
-      size: bytes of the codebooks and networks.
+      size: bytes of the codebooks and networks in float32, those of the encoder too.
       unit_norm: whether the reconstructions approximate x / |x|, not x.
       column_sizes: how many values each column of a code takes; `None` if all columns have the
         same number of bits.

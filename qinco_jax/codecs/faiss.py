@@ -1,9 +1,10 @@
 """Faiss's codecs: PQ, OPQ, RQ, LSQ, and those of vector databases.
 
 PQ, OPQ, RQ and LSQ have 8 bits per code and Faiss's defaults, as in the QINCo paper (Sec. 5.1), and
-at most 500,000 training vectors; RQ is the better of two trainings. RaBitQ, TurboQuant (without its
-unbiased part) and scalar quantization keep some bits of every dimension, so they have few rates,
-from D / 8 bytes.
+at most 500,000 training vectors; RQ is the better of two trainings. All four may be trained on
+vectors that are moved towards their neighbours (`training.mixing`), where there are few. RaBitQ,
+TurboQuant (without its unbiased part) and scalar quantization keep some bits of every dimension, so
+they have few rates, from D / 8 bytes.
 """
 
 import functools
@@ -16,6 +17,7 @@ from qinco_jax import optional
 from qinco_jax.codecs.codec import Array, Codec
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers.rq import sample_rows
+from qinco_jax.training import mixing
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Vectors
 
@@ -35,6 +37,8 @@ NAMES = {
     "sq": "SQ",
 }
 NAMED = ", ".join(NAMES.values())
+MOVABLE = "pq", "opq", "rq", "lsq"  # codecs that learn codebooks, and may overfit
+MOVED_ROWS = 100_000  # at least, that a codec is trained on if rows are moved
 
 
 def rates(name: str, dim: int) -> list[int] | None:
@@ -49,7 +53,13 @@ def rates(name: str, dim: int) -> list[int] | None:
 
 
 def train(
-    name: str, x: Vectors, num_bytes: int, *, seed: int = 0, beam_size: int | None = None
+    name: str,
+    x: Vectors,
+    num_bytes: int,
+    *,
+    seed: int = 0,
+    beam_size: int | None = None,
+    mix: float = 0.0,
 ) -> Codec:
     """Trains a codec.
 
@@ -60,9 +70,12 @@ def train(
       seed: of the sample and the order of the rows, on which Faiss's initial centroids depend.
       beam_size: B of RQ's encoding; `None` is Faiss's 5. RQ is trained with a beam of 1 and of 5,
         and the one with the smaller error on a tenth of the rows, held back, is taken.
+      mix: of a codec in `MOVABLE`: it is trained on `MOVED_ROWS`, which are `x` several times over,
+        each time moved by at most this share of the way towards a neighbour; 0 moves none.
 
     Raises:
-      InputError: Faiss is not installed, invalid vectors, or a rate that the codec does not have.
+      InputError: Faiss is not installed, invalid vectors, too many to be moved, or a rate that the
+        codec does not have.
     """
     faiss = optional.faiss(NAMED)
     checks.vectors(x, what="the training vectors")
@@ -81,13 +94,17 @@ def train(
     make = functools.partial(faiss.index_factory, x.shape[1], _factory(name, x.shape[1], num_bytes))
     encode, decode = (_unit_encode, _unit_decode) if name == "turboquant" else (_encode, _decode)
     rows = np.random.default_rng(seed).permutation(rows)
+    held_back = min(len(rows) // 10, CHOICE_ROWS, len(rows) - CODEWORDS) if name == "rq" else 0
+    rows, goal = np.split(rows, [len(rows) - held_back])
+    if mix:
+        rows = np.asarray(mixing.at_least(rows, mix, seed, MOVED_ROWS))
     if name == "rq":
-        index = _better_rq(make, rows, beam_size)
+        index = _better_rq(make, rows, goal, beam_size)
     else:
         index = make()
         index.train(rows / _norms(rows) if name == "turboquant" else rows)
     return Codec(
-        NAMES[name] + (f" B={beam_size}" if beam_size else ""),
+        NAMES[name] + f" B={beam_size}" * bool(beam_size) + ", moved" * bool(mix),
         8.0 * num_bytes,
         functools.partial(encode, index),
         functools.partial(decode, index),
@@ -95,10 +112,10 @@ def train(
     )
 
 
-def _better_rq(make: Callable[[], Any], rows: np.ndarray, beam_size: int | None) -> Any:
-    """Which of two beams in training gives the smaller error depends on the vectors."""
-    held_back = min(len(rows) // 10, CHOICE_ROWS, len(rows) - CODEWORDS)
-    rows, goal = np.split(rows, [len(rows) - held_back])
+def _better_rq(
+    make: Callable[[], Any], rows: np.ndarray, goal: np.ndarray, beam_size: int | None
+) -> Any:
+    """Which of two beams in training gives the smaller error on `goal` depends on the vectors."""
     found = []
     for training_beam in TRAINING_BEAMS:
         index = make()

@@ -1,9 +1,11 @@
 """Codecs by name, ready to be trained and compared: `opq`, `rq:B=32`, `unq`, `small@16:A=4:B=8`.
 
-NAME[@BYTES][:A=..][:B=..][:joint|:each][:float32|:bfloat16]. Without @BYTES a codec is trained for
-every rate it is measured at; with it, one model of that size is cut to a prefix for each rate. A
-and B are the search's candidates and beam, the last is the `compute_dtype` that it is measured in.
-NAME is a baseline, a preset, or the folder of a trained model.
+NAME[@BYTES][:moved][:A=..][:B=..][:joint|:each][:float32|:bfloat16]. Without @BYTES a codec is
+trained for every rate it is measured at; with it, one model of that size is cut to a prefix for
+each rate. A and B are the search's candidates and beam, the last is the `compute_dtype` that it is
+measured in.
+`moved` trains PQ, OPQ, RQ or LSQ on vectors moved towards their neighbours, as recipes with `mix`
+train our models. NAME is a baseline, a preset, or the folder of a trained model.
 """
 
 import dataclasses
@@ -25,10 +27,11 @@ from qinco_jax.models import disk, orbax
 from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.training.loop import Advance, Log
-from qinco_jax.training.recipe import RECIPES, Recipe, of_preset
+from qinco_jax.training.recipe import MIX, RECIPES, Recipe, of_preset
 from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors.stored import Vectors
 
+MOVED = ":moved"
 NAMES = (*faiss_codecs.NAMES, "unq", *PRESETS)
 
 
@@ -39,11 +42,12 @@ class Spec(NamedTuple):
     name: str
     bytes: float | None
     search: Mapping[str, Any]
+    moved: bool
 
     @property
     def model(self) -> str:
         """The specification without its search options."""
-        return self.text.partition(":")[0]
+        return self.text.partition(":")[0] + MOVED * self.moved
 
 
 def contenders(
@@ -81,7 +85,10 @@ def parse(text: str) -> Spec:
     if name not in NAMES and not (disk.place_of(name) / orbax.METADATA).exists():
         raise InputError(f"{unknown('codec', name, NAMES)} (or the folder of a model)")
     search: dict[str, Any] = {}
+    moved = MOVED[1:] in options and name in faiss_codecs.MOVABLE
     for option in options:
+        if moved and option == MOVED[1:]:
+            continue
         key, _, value = option.partition("=")
         if option in ("joint", "each"):
             search["joint"] = option == "joint"
@@ -92,14 +99,14 @@ def parse(text: str) -> Spec:
         else:
             raise InputError(
                 f"{text!r} has the option {option!r}; expected A=, B=, joint or each, float32 or "
-                "bfloat16"
+                f"bfloat16, or moved of {', '.join(faiss_codecs.MOVABLE)}"
             )
     allowed = {"beam_size"} if name == "rq" else set() if _is_baseline(name) else set(search)
     if set(search) - allowed or (at and _is_baseline(name)):
         raise InputError(f"{text!r} has an option that {name} does not take; leave it out")
     if at and not size.replace(".", "", 1).isdecimal():
         raise InputError(f"{text!r} needs a number of bytes after the @, such as {name}@16")
-    return Spec(text, name, float(size) if at else None, search)
+    return Spec(text, name, float(size) if at else None, search, moved)
 
 
 def _is_baseline(name: str) -> bool:
@@ -135,9 +142,10 @@ def _of_baseline(spec: Spec, rates: Sequence[float], dim: int) -> list[Contender
     if spec.name in faiss_codecs.NAMES:
         optional.faiss(faiss_codecs.NAMED)  # fails before training, which may take hours
     possible = faiss_codecs.rates(spec.name, dim) or range(1, dim + 1)
+    facts = {**spec.search, "mix": MIX} if spec.moved else spec.search
     return [
         Contender(
-            spec.text, spec.model, rate, (rate,), {**spec.search},
+            spec.text, spec.model, rate, (rate,), facts,
             functools.partial(_train_baseline, spec, int(rate)),
         )
         for rate in rates if rate in possible
@@ -150,7 +158,8 @@ def _train_baseline(
     if spec.name == "unq":
         codec = unq.codec(train_unq(x, num_bytes, seed=seed, log=_log(advance)))
     else:
-        codec = faiss_codecs.train(spec.name, x, num_bytes, seed=seed, **spec.search)
+        mix = MIX * spec.moved
+        codec = faiss_codecs.train(spec.name, x, num_bytes, seed=seed, mix=mix, **spec.search)
     return lambda rate: codec
 
 

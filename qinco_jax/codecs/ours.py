@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-from typing import Any
 
-import jax
 import numpy as np
 
 from qinco_jax.codecs.codec import Codec
+from qinco_jax.codecs.size import size
 from qinco_jax.quantizers import coding, precision, rq
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.qinco import Search
@@ -116,8 +115,3 @@ def best_rq(
         x_hat = np.asarray(rq.decode(model, rq.encode(model, rows)))
         found.append((np.square(goal - x_hat, dtype=np.float64).sum(), model))
     return min(found, key=lambda pair: pair[0])[1]
-
-
-def size(model: Any) -> int:
-    """Bytes of a pytree's arrays."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(model))

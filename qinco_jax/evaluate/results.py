@@ -54,7 +54,7 @@ def score(
     known_codes: np.ndarray | None = None,
     trial_rows: np.ndarray | None = None,
 ) -> list[Row]:
-    """One row for each codec: its name, bytes, and what `metrics.measure` finds.
+    """One row for each codec: its name, bytes, model's size, and what `metrics.measure` finds.
 
     The field `unit_norm` tells whether the error is that of unit vectors. `known_codes` are the
     database's, by every one of the codecs; `None` encodes it. `trial_rows` [T, D] are other
@@ -65,8 +65,8 @@ def score(
         with stage(f"measuring {codec.name} at {codec.bits / 8:g} bytes") as advance:
             progress = counting(advance, len(database))
             found = measure(codec, database, query_sets, progress, known_codes, trial_rows)
-        what = {"codec": codec.name, "bytes": codec.bits / 8, "unit_norm": codec.unit_norm}
-        rows.append({**what, **fields(found, query_sets)})
+        what = {"codec": codec.name, "bytes": codec.bits / 8, "model_bytes": codec.size}
+        rows.append({**what, "unit_norm": codec.unit_norm, **fields(found, query_sets)})
     return rows
 
 

@@ -139,7 +139,7 @@ def _train(
 
 
 def _run_name(contender: Contender, seed: int) -> str:
-    name = contender.model.partition("@")[0].replace("/", "-").strip("-.")
+    name = contender.model.partition("@")[0].replace("/", "-").replace(":", "-").strip("-.")
     return f"{name}-{contender.bytes:g}B-seed{seed}"
 
 

@@ -21,6 +21,10 @@ READING_BYTES = (
     "bytes of a code and of what that reading keeps beside it: nothing where it is the distance to "
     "the reconstruction, or a byte of the vector's length or of a scale for the reconstruction"
 )
+MODEL_BYTES = (
+    "bytes of the codebooks and networks, in float32, which all codes share and a reader needs once"
+)
+MODEL_NOTE = f"model: {MODEL_BYTES}."
 NOTE = """\
 R@k: by the distance to the reconstruction. R@k*: by the reading of distances that found most in a
 trial on rows that are not measured; bytes that it keeps beside each code are those after the +."""
@@ -48,20 +52,23 @@ class Column(NamedTuple):
 def markdown(rows: Sequence[Row]) -> str:
     """Rows as a Markdown table, ordered by rate, that also reads well in a terminal.
 
-    Recall by the chosen reading has columns of its own, and a note below, if any row has it.
+    Recall by the chosen reading, and the models' sizes, have columns of their own, and a note
+    below, if any row has them.
     """
     ranks = [k for k in RANKS if all(f"recall@{k}" in row for row in rows)]
     shown = {f"R@{k}": f"recall@{k}" for k in ranks}
-    has_reading = any("reading" in row for row in rows)
+    has_reading, has_model = (any(key in row for row in rows) for key in ("reading", "model_bytes"))
     if has_reading:
         shown |= {f"R@{k}*": f"{BY_READING}recall@{k}" for k in READING_RANKS if k in ranks}
-    lines = [["codec", "bytes", "MSE", *shown]]
+    lines = [["codec", "bytes", *["model"] * has_model, "MSE", *shown]]
     for row in sorted(rows, key=lambda row: row["bytes"]):
         recall = [f"{100 * row[key]:.1f}" if key in row else DASH for key in shown.values()]
         extra = _bytes_beside(row)
         size = f"{row['bytes']:g}" + f"+{extra:g}" * (extra > 0)
-        lines.append([row["codec"], size, f"{row['mse']:.6g}", *recall])
-    return "\n".join([aligned(lines), *(["", NOTE] if has_reading else [])])
+        model = [_megabytes(row["model_bytes"]) if "model_bytes" in row else DASH] * has_model
+        lines.append([row["codec"], size, *model, f"{row['mse']:.6g}", *recall])
+    notes = [NOTE] * has_reading + [MODEL_NOTE] * has_model
+    return "\n".join([aligned(lines), *([""] if notes else []), *notes])
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -121,7 +128,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         Column("decode_us", "decode\nµs", "time to decode a vector, in microseconds", _short),
         Column("train_seconds", "train\ns", "time of training, in seconds", _short),
         Column("peak_mib", "peak\nMiB", "peak memory of encoding and decoding", _short),
-        Column("model_bytes", "model\nkB", "size of the model", lambda v: _short(v / 1000)),
+        Column("model_bytes", "model", MODEL_BYTES, _megabytes),
     ]
 
 
@@ -165,6 +172,10 @@ def _digits(value: float) -> str:
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _megabytes(num_bytes: float) -> str:
+    return f"{_short(num_bytes / 1e6)} MB"
 
 
 def _table(

@@ -72,7 +72,9 @@ def train(
     """Trains codebooks step by step by k-means on what the earlier steps leave over.
 
     Args:
-      x: [N, D], any real dtype; a memory map or a `Stored` is sampled, not read whole.
+      x: [N, D], any real dtype; a memory map or a `Stored` is sampled, not read whole. Where there
+        are few, it overfits them less if they are moved towards their neighbours first
+        (`training.mixing.at_least`); baselines' tables show it with and without.
       num_steps: M.
       codebook_size: K, at most N.
       seed: of the sample and the k-means.

@@ -9,17 +9,43 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from qinco_jax.config import QincoConfig
-from qinco_jax.quantizers import coding
+from qinco_jax.quantizers import rq
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import approximate
+from qinco_jax.training import mixing
 from qinco_jax.training import step as training
 from qinco_jax.training.initial_model import initial_model
+from qinco_jax.training.loop import validation_error
 from qinco_jax.training.recipe import Recipe, length
+from qinco_jax.training.single import DECIDING_ROWS
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows
 
-MEASURED_ROWS = 2048
+MEASURED_ROWS = 8192  # of k-means, whose time a row is greater for many rows
+VALIDATED_ROWS = 2048
+MEASURED_BATCHES = 3
 CHECKPOINTS = 3  # that a run keeps
+
+
+class Costs(NamedTuple):
+    """What the pieces of a training take here, those of all parts of a product together.
+
+    Attributes:
+      start: seconds of the search for neighbours and of the residual k-means. Where held-back rows
+        decide whether rows are moved, of k-means both ways and of that decision.
+      compiling: seconds, of all programs once.
+      batch: seconds of one.
+      validation: seconds of one.
+      model_bytes: of the finished model in memory.
+      state_bytes: of a checkpoint.
+    """
+
+    start: float
+    compiling: float
+    batch: float
+    validation: float
+    model_bytes: int
+    state_bytes: int
 
 
 class Estimate(NamedTuple):
@@ -28,7 +54,7 @@ class Estimate(NamedTuple):
     Attributes:
       rows: training vectors.
       batches: of the whole training.
-      seconds: of the residual k-means, of all batches and of all validations, without compiling.
+      seconds: of the start, of all batches and of all validations, without compiling.
       model_bytes: of the finished model in memory.
       run_bytes: of the checkpoints and models in a run's folder, at most.
     """
@@ -41,27 +67,67 @@ class Estimate(NamedTuple):
 
 
 def estimate(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> Estimate:
-    """Measures the parts of a training on a few rows; `x_train` and `x_val` as of `split`.
+    """Measures the pieces of a training on a few rows; the arguments are those of `costs`.
 
-    Training of coarse centroids is not counted, and the model is not trained.
+    Training of coarse centroids and OPQ are not counted, and the model is not trained.
+    """
+    found, parts = costs(x_train, x_val, config, recipe), config.num_parts
+    _, per_epoch, batches = length(recipe, len(x_train))
+    seconds, run_bytes = found.start, 2 * found.model_bytes
+    if batches:
+        seconds += batches * found.batch + (1 + batches / per_epoch) * found.validation
+        run_bytes += CHECKPOINTS * found.state_bytes
+    return Estimate(len(x_train), parts * batches, seconds, found.model_bytes, run_bytes)
+
+
+def costs(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> Costs:
+    """Measures the pieces of a training on a few rows.
+
+    Args:
+      x_train: [N, D] and
+      x_val: [V, D], as of `split`.
+      config: of the model.
+      recipe: as of `settled`.
     """
     config = config.for_dim(x_train.shape[1])
     parts, part = config.num_parts, config.part
     few = max(part.codebook_size, min(MEASURED_ROWS, len(x_train)))
     rows = _of_part(checks.finite(approximate(x_train[:few], config.unit_norm)), part)
-    model, initial = _timed(lambda: _initial(rows, part))
-    batch_size, per_epoch, batches = length(recipe, len(x_train))
-    start, model_bytes = initial * len(x_train) / few, parts * _bytes(model)
-    run_bytes, seconds = 2 * model_bytes, parts * start
-    if batches:
-        few_val = _of_part(checks.finite(approximate(x_val[:few], config.unit_norm)), part)
-        search = {**recipe.search, "compute_dtype": recipe.compute_dtype}
-        _, validation = _timed(lambda: np.asarray(coding.encode(model, few_val, **search)))
-        state_bytes, batch = _one_batch(model, recipe, batches, rows, batch_size)
-        validation *= len(x_val) / max(1, len(few_val)) * (1 + batches / per_epoch)
-        seconds += parts * (batches * batch + validation)
-        run_bytes += CHECKPOINTS * parts * state_bytes
-    return Estimate(len(x_train), parts * batches, seconds, model_bytes, run_bytes)
+    model, initial, compiling = _timed(lambda: _initial(rows, part))
+    start, model_bytes = _kmeans_rows(recipe, part, len(x_train)) * initial / few, _bytes(model)
+    if recipe.mix != 0:
+        search, compiled = searching(rows, len(x_train))
+        start, compiling = start + search, compiling + compiled
+    batch = validation = 0.0
+    state_bytes = 0
+    if recipe.num_epochs != 0:
+        few_val = _of_part(
+            checks.finite(approximate(x_val[:VALIDATED_ROWS], config.unit_norm)), part
+        )
+        _, validation, compiled = _timed(lambda: validation_error(model, few_val, recipe))
+        compiling += compiled
+        if recipe.mix is None:  # of each kind of k-means on held-back rows, of one on its own
+            start += 3 * validation * min(DECIDING_ROWS, len(x_val)) / len(few_val)
+        validation *= len(x_val) / len(few_val)
+        state_bytes, batch, compiled = _batch(model, recipe, rows, len(x_train))
+        compiling += compiled
+    return Costs(
+        parts * start, parts * compiling, parts * batch, parts * validation,
+        parts * model_bytes, parts * state_bytes,
+    )  # fmt: skip
+
+
+def searching(rows: np.ndarray, num_rows: int) -> tuple[float, float]:
+    """Seconds of the search for the neighbours of `num_rows`, by that of [R, D]; and compiling."""
+    _, seconds, compiling = _timed(lambda: mixing.nearest_others(rows))
+    return seconds * (num_rows / len(rows)) ** 2, compiling
+
+
+def _kmeans_rows(recipe: Recipe, part: QincoConfig, num_rows: int) -> int:
+    """Rows that the residual k-means takes, of both kinds where it is not known which."""
+    most = rq.ROWS_PER_CODEWORD * part.codebook_size
+    plain, moved = min(num_rows, most), most
+    return plain + moved if recipe.mix is None else moved if recipe.mix else plain
 
 
 def _of_part(rows: np.ndarray, part: QincoConfig) -> np.ndarray:
@@ -76,16 +142,16 @@ def _initial(rows: np.ndarray, config: QincoConfig) -> Qinco:
     return jax.block_until_ready(initial_model(rows, config, 0, centroids))
 
 
-def _one_batch(
-    model: Qinco, recipe: Recipe, total: int, rows: np.ndarray, batch_size: int
-) -> tuple[int, float]:
-    """Bytes of the state of a training, and the seconds that a batch takes. Ends the model."""
+def _batch(
+    model: Qinco, recipe: Recipe, rows: np.ndarray, num_rows: int
+) -> tuple[int, float, float]:
+    """Bytes of the state of a training, and the seconds of a batch and of compiling it."""
+    batch_size, _, total = length(recipe, num_rows)
     mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,))
     state = jax.device_put(training.init_state(model, recipe), NamedSharding(mesh, PartitionSpec()))
     batch = jax.device_put(
         np.resize(rows, (batch_size, rows.shape[1])), NamedSharding(mesh, PartitionSpec("data"))
     )
-
     size = _bytes(state)
 
     def step() -> None:
@@ -93,16 +159,20 @@ def _one_batch(
         state, loss = training.train_step(state, batch, recipe, total, mesh)
         jax.block_until_ready(loss)
 
-    _, seconds = _timed(step)
-    return size, seconds
+    _, seconds, compiling = _timed(step, MEASURED_BATCHES)
+    return size, seconds, compiling
 
 
-def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    """What a second call returns, and its seconds; the first one compiles."""
-    function()
-    begin = time.perf_counter()
-    found = function()
-    return found, time.perf_counter() - begin
+def _timed(function: Callable[[], Any], count: int = 1) -> tuple[Any, float, float]:
+    """What a later call returns, its seconds (the median), and those of compiling it."""
+    seconds = []
+    for _ in range(1 + count):
+        begin = time.perf_counter()
+        found = function()
+        seconds.append(time.perf_counter() - begin)
+    first, *later = seconds
+    typical = float(np.median(later))
+    return found, typical, max(0.0, first - typical)
 
 
 def _bytes(tree: Any) -> int:

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from qinco_jax.errors import InputError
 from qinco_jax.quantizers.batching import map_rows
 from qinco_jax.quantizers.distances import smallest, squared_distances
 from qinco_jax.training import shuffle
+from qinco_jax.training.recipe import MAX_MIXED
 from qinco_jax.training.seeds import MIXED_ROWS, seed_for
 from qinco_jax.vectors.stored import Rows, Stored, derived
 
@@ -64,6 +66,20 @@ def _nearest(x: jax.Array, queries: jax.Array, count: int) -> jax.Array:
     shape = queries.shape[0], count
     best = jnp.full(shape, jnp.inf), jnp.zeros(shape, jnp.int32)
     return lax.scan(body, best, jnp.arange(0, size, block, dtype=jnp.int32))[0][1]
+
+
+def at_least(x: Rows, mix: float, seed: int, num_rows: int) -> Stored:
+    """The rows of `x` [N, D] so many times over that they are `num_rows`, moved as `mixed` does.
+
+    Raises:
+      InputError: there are more than `MAX_MIXED`.
+    """
+    if len(x) > MAX_MIXED:
+        raise InputError(
+            f"{len(x):,} vectors are too many to move towards their neighbours (at most "
+            f"{MAX_MIXED:,}), nor do so many need it; leave them as they are"
+        )
+    return mixed(x, nearest_others(x), mix, seed, -(-num_rows // len(x)))
 
 
 def mixed(x: Rows, neighbours: np.ndarray, mix: float, seed: int, copies: int) -> Stored:

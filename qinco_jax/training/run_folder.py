@@ -12,7 +12,7 @@ import numpy as np
 
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
-from qinco_jax.files import replacing
+from qinco_jax.files import locked, replacing
 from qinco_jax.models import disk
 from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coding import Model
@@ -25,6 +25,7 @@ from qinco_jax.vectors.stored import Rows, fingerprint
 IDENTITY, START, FINISHED, CHECKPOINTS = disk.IDENTITY, "start", disk.FINISHED, "checkpoints"
 ROTATION, CENTROIDS, NEIGHBOURS = "rotation.npy", "centroids.npy", "neighbours.npy"
 MIXING = "mixing.json"  # whether rows are moved, and the errors that decided it
+SCHEDULE = "schedule.json"  # how long a run trains that was given minutes
 LOCK = ".lock"  # of who trains there
 PART = "part-{}"  # folder of a product's part
 CONTENTS = START, FINISHED, CHECKPOINTS, ROTATION, CENTROIDS, NEIGHBOURS, MIXING
@@ -99,6 +100,46 @@ def keep_mix(folder: Path, decided: Decided) -> None:
     """Keeps what was decided, for the run to go on with."""
     with replacing(folder / MIXING) as partial:
         partial.write_text(json.dumps(decided._asdict(), indent=2) + "\n")
+
+
+class Schedule(NamedTuple):
+    """How long a run trains that was given minutes.
+
+    Attributes:
+      minutes: that were asked for.
+      num_epochs: of the recipe.
+      epoch_rows: of the recipe.
+    """
+
+    minutes: float
+    num_epochs: int
+    epoch_rows: int
+
+
+def scheduled(folder: Path, minutes: float, decide: Callable[[], Schedule]) -> Schedule:
+    """What is decided as a run begins; the folder keeps it, so that it resumes with the same.
+
+    Raises:
+      InputError: the folder's run was given other minutes or none, or another process trains there.
+    """
+    file, other = folder / SCHEDULE, "choose another folder or remove that one"
+    if not file.exists():
+        if (folder / IDENTITY).exists():
+            raise InputError(
+                f"the run in {folder} began without minutes; leave them out, or {other}"
+            )
+        found = decide()
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / LOCK, f"trains in {folder}"):
+            if not file.exists():  # another process may have been faster
+                with replacing(file) as partial:
+                    partial.write_text(json.dumps(found._asdict(), indent=2) + "\n")
+    known = Schedule(**json.loads(file.read_text()))
+    if known.minutes != minutes:
+        raise InputError(
+            f"the run in {folder} trains for {known.minutes:g} minutes, not {minutes:g}; {other}"
+        )
+    return known
 
 
 def start_of(folder: Path, model: Model) -> Model | None:

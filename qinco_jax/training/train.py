@@ -115,13 +115,16 @@ def train(
     seed = checks.integer(seed, "seed")
     recipe = _changed(recipe or Recipe(), changes)
     x_train, x_val = split(x_train, x_val, recipe)
-    recipe = _settled(recipe, len(x_train), len(x_val))
+    recipe = settled(recipe, len(x_train), len(x_val))
     config = _config(config, init).for_dim(x_train.shape[1])
     if centroids is not None:
         if init is not None:
             raise InputError("init has its own centroids, if any; leave out centroids")
         config, centroids = with_centroids(config, centroids)
-    _check(x_train, x_val, config, recipe)
+    check_sizes(x_train, x_val, config, recipe)
+    for what, x in (("the training vectors", x_train), ("the validation vectors", x_val)):
+        for span in spans(len(x), CHECKED_ROWS):
+            checks.finite(x[span], span.start, what)
     folder = None if run_dir is None else path_of(run_dir)
     if folder is not None:
         identity = run_folder.identity(x_train, config, recipe, seed, centroids, init)
@@ -153,7 +156,7 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return Recipe(**{**dataclasses.asdict(recipe), **changes})
 
 
-def _settled(recipe: Recipe, num_rows: int, num_val: int) -> Recipe:
+def settled(recipe: Recipe, num_rows: int, num_val: int) -> Recipe:
     """The recipe with its `mix` and weight decay, unless held-back rows are to choose them."""
     mix = recipe.mix
     if mix is None and (num_rows > FEW_ROWS or num_val == 0):
@@ -233,8 +236,8 @@ def split(x_train: Vectors, x_val: Vectors | None, recipe: Recipe) -> tuple[Rows
     return x_train[: len(x_train) - count], x_train[len(x_train) - count :]
 
 
-def _check(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> None:
-    """Finds before training what would stop it later."""
+def check_sizes(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> None:
+    """Finds before training what would stop it later, but for NaN and Inf; reads no rows."""
     if len(x_train) < config.codebook_size:
         raise InputError(
             f"{len(x_train)} training vectors for {config.codebook_size} codewords; give at least "
@@ -274,6 +277,3 @@ def _check(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> N
             f"{len(x_train):,} are too many (at most {MAX_MIXED:,}), nor do so many need it; set "
             "mix=0"
         )
-    for what, x in (("the training vectors", x_train), ("the validation vectors", x_val)):
-        for span in spans(len(x), CHECKED_ROWS):
-            checks.finite(x[span], span.start, what)

@@ -18,7 +18,10 @@ from click.testing import CliRunner, Result
 import qinco_jax as qj
 from qinco_jax import datasets
 from qinco_jax.cli import main as cli
+from qinco_jax.cli import train as train_command
 from qinco_jax.quantizers.packing import from_rows, unpack
+from qinco_jax.training import loop
+from qinco_jax.training.estimate import Costs
 from qinco_jax.vectors import formats
 
 SMALL = [
@@ -99,6 +102,78 @@ def test_the_same_command_again_only_measures(folder: Path) -> None:
     before, after = ran.output.split("val_mse of training is the error on the 100 validation ")
     assert "training RQ on 900 vectors: 100%" in before and "measured on" in after
     assert after.startswith("vectors, searched with A=4 B=2; MSE in the table is the error on ")
+
+
+def test_minutes_are_a_schedule_that_an_interrupted_run_keeps(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decided by the speed that is measured when it begins, not by that of a slower day."""
+    command = ["train", "--dataset", folder, *SMALL[:-2]]
+
+    def measured(speed: float) -> None:
+        found = Costs(5.0, 5.0, 1 / speed, 0.01, 0, 0)
+        monkeypatch.setattr(train_command, "costs", lambda *_: found)
+
+    def killed(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    measured(speed=1.0)
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "SAVE_SECONDS", 0.0)
+        patch.setattr(loop.training, "end_epoch", killed)
+        patch.setattr(loop, "LOG_STEPS", 1)
+        begun = qinco(*command, "--out", run, "--minutes", 0.6)
+    ((epochs, rows),) = re.findall(r"0\.6 minutes are (\d+) epochs of (\d+) rows", begun.output)
+    assert isinstance(begun.exception, RuntimeError) and (run / "schedule.json").exists()
+    measured(speed=0.5)
+    resumed = qinco(*command, "--out", run, "--minutes", 0.6)
+    assert resumed.exit_code == 0 and "0.6 minutes are" not in resumed.output, resumed.output
+    lengths = [f"num_epochs={epochs}", f"epoch_rows={rows}"]
+    sets = [part for setting in lengths for part in ("--set", setting)]
+    assert qinco(*command, "--out", tmp_path / "other", *sets).exit_code == 0
+    one, other = (qj.load(path) for path in (run, tmp_path / "other"))
+    np.testing.assert_array_equal(one.steps.codebook, other.steps.codebook)
+    for more, words in (
+        (["--minutes", 0.7], "trains for 0.6 minutes, not 0.7"),
+        (["--minutes", 0.6, *sets], "sets num_epochs and epoch_rows"),
+        (["--minutes", 0.6, "--preset", "qinco1"], "add --set schedule=cosine"),
+        (["--minutes", 0.1, "--dry-run"], "0.1 minutes are too few"),
+    ):
+        ran = qinco(*command, "--out", run, *more)
+        assert ran.exit_code == 2 and words in ran.output, ran.output
+
+
+def test_a_file_that_is_the_database_has_two_errors(folder: Path, tmp_path: Path) -> None:
+    """On vectors that were held back, and on all; with --train-on-all only the latter is known."""
+    x, out = np.load(folder / "train.npy"), tmp_path / "some"
+    command = ["train", "--dataset", folder / "train.npy", *SMALL, "--eval-rows", 1000]
+    ran = qinco(*command, "--out", out)
+    assert ran.exit_code == 0, ran.output
+    held_back = re.search(
+        r"on 100 validation vectors.* MSE of (\S+) and RQ.* of (\S+):", ran.output
+    )
+    whole = re.search(r"all 1,000 vectors .* 900 of which were .* MSE is (\S+):", ran.output)
+    assert held_back and whole
+    model = qj.load(out)
+    for rows, found in ((x[900:], held_back[1]), (x, whole[1])):
+        assert float(found) == pytest.approx(
+            qj.mse(rows, qj.decode(model, qj.encode(model, rows))), rel=1e-4
+        )
+    assert ("RQ is as good here" in ran.output) == (float(held_back[1]) >= float(held_back[2]))
+
+    out = tmp_path / "all"
+    ran = qinco(*command, "--out", out, "--train-on-all")
+    assert ran.exit_code == 0 and "nobody knows by how much" in ran.output, ran.output
+    run = json.loads((out / "run.json").read_text())
+    assert run["recipe"]["weight_decay"] == 0.1 and run["data"]["shape"] == [1000, 8]
+    measured = "measured on 900 vectors with 100 queries"
+    assert "best epoch is chosen by 100 of those" in ran.output and measured in ran.output
+    assert "reading" not in (out / "results.jsonl").read_text()
+    np.save(tmp_path / "val.npy", x[:9])
+    (tmp_path / "train.npy").symlink_to(folder / "train.npy")
+    ran = qinco("train", "--dataset", tmp_path, "--train-on-all", *SMALL)
+    assert ran.exit_code == 2 and "the set has validation vectors" in ran.output
 
 
 def test_files_go_through_encode_and_decode(folder: Path) -> None:
@@ -442,7 +517,8 @@ def test_a_dry_run_says_what_it_takes_and_leaves_nothing(
         "train": ["--dataset", folder, "--out", tmp_path / "run", *SMALL],
         "encode": [folder / "run", folder / "train.npy", tmp_path / "codes.npy"],
         "compare": [
-            "--dataset", folder, "--codecs", f"pq,small,{folder / 'run' / 'model'}", "--rates", 2,
+            "--dataset", folder, "--rates", 2,
+            "--codecs", f"pq,pq:moved,small,{folder / 'run' / 'model'}",
             "--out", tmp_path / "all", *SMALL[2:],
         ],
     }[command]  # fmt: skip
@@ -451,7 +527,8 @@ def test_a_dry_run_says_what_it_takes_and_leaves_nothing(
     expected = {
         "train": r"900 rows in \d+ batches take about \d+ (seconds|minutes)",
         "encode": r"1,000 vectors at [\d,]+ a second take about 1 seconds; the codes take 2.00kB",
-        "compare": r"pq at 2 bytes: 900 rows take(.*\n)+small at 2 bytes: 900 rows in(.*\n)+"
+        "compare": r"pq at 2 bytes: 900 rows take(.*\n)+pq:moved at 2 bytes: 100,800 rows take"
+                   r"(.*\n)+small at 2 bytes: 900 rows in(.*\n)+"
                    r".*: a trained model\ndry run: training takes about",
     }[command]  # fmt: skip
     assert re.search(expected, ran.output), ran.output

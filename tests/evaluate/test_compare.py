@@ -16,6 +16,7 @@ from qinco_jax.cli import main as cli
 from qinco_jax.codecs import faiss as faiss_codecs
 from qinco_jax.codecs import named
 from qinco_jax.evaluate.metrics import measure
+from qinco_jax.training import mixing
 
 CODECS = "pq,rq:B=4,small@2,small@2:A=2:B=2"
 SETTINGS = ["codebook_size=16", "hidden_dim=16", "num_epochs=2", "batch_size=128"]
@@ -140,6 +141,7 @@ def test_finished_rows_are_not_made_again(data: Path, folder: Path) -> None:
         (["--codecs", "opg"], "unknown codec 'opg'; did you mean 'opq'?"),
         (["--codecs", "pq:B=2"], "pq does not take"),
         (["--codecs", "small:Z=2"], "expected A=, B=, joint or each"),
+        (["--codecs", "small:moved"], "or moved of pq, opq, rq, lsq"),
         (["--rates", "9", "--codecs", "pq"], "pq takes 1 to 8 whole bytes, not 9"),
         (["--rates", "4", "--codecs", "small@2"], "takes whole steps up to 2 bytes, not 4"),
         (["--rates", "two"], "is not a comma-separated list of numbers"),
@@ -197,6 +199,30 @@ def test_faiss_codecs_compress_to_the_bytes_that_they_say(name: str) -> None:
         faiss_codecs.train(name, x, 21)
     with pytest.raises(qj.InputError, match="at least as many"):
         faiss_codecs.train(name, x[:100], (faiss_codecs.rates(name, 20) or [2])[0])
+
+
+@pytest.mark.parametrize("name", faiss_codecs.MOVABLE)
+def test_a_codec_may_be_trained_on_moved_vectors(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which many more than there are; RQ is chosen by rows that are left as they are."""
+    monkeypatch.setattr(faiss_codecs, "MOVED_ROWS", 1500)
+    x = np.float32(np.random.default_rng(0).normal(size=(700, 8)))
+    taken, at_least = [], mixing.at_least
+
+    def moved(rows: np.ndarray, *given: Any) -> np.ndarray:
+        taken.append((rows, np.asarray(at_least(rows, *given))))
+        return taken[-1][1]
+
+    monkeypatch.setattr(faiss_codecs.mixing, "at_least", moved)
+    (one,) = named.contenders([f"{name}:moved"], [2], 8)
+    assert one.model == f"{name}:moved" and one.facts == {"mix": 0.7}
+    codec = one.train(x, 3, Path(), lambda *_: None)(2)
+    ((rows, found),) = taken
+    assert codec.name.endswith(", moved") and len(found) == len(rows) * -(-1500 // len(rows))
+    assert len(rows) == 700 - 70 * (name == "rq") and set(map(bytes, rows)) <= set(map(bytes, x))
+    plain = faiss_codecs.train(name, x, 2, seed=3)
+    assert (plain.encode(x) != codec.encode(x)).any() and plain.size == codec.size
 
 
 def test_prefixes_of_a_model_are_measured_at_their_rates() -> None:

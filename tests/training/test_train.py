@@ -101,6 +101,19 @@ def test_a_training_that_improves_on_nothing_says_so() -> None:
         qj.train(X, CONFIG, LONGER, x_val=X_VAL)
 
 
+@pytest.mark.parametrize("num_rows", [300, 5000])
+def test_few_rows_of_noise_never_end_worse_than_they_began(num_rows: int, tmp_path: Path) -> None:
+    """Noise has nothing to learn; by the search and on the vectors that training goes by."""
+    x = np.random.default_rng(0).normal(size=(num_rows, 8)).astype(np.float32)
+    recipe = qj.Recipe(num_epochs=3, batch_size=64, learning_rate=0.02)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that no epoch improved on the start
+        model = qj.train(x, CONFIG, recipe, run_dir=tmp_path)
+    start, held_back = run_folder.start_of(tmp_path, model), x[-(num_rows // 10) :]
+    assert start is not None
+    assert mse(model, held_back) <= mse(start, held_back) * (1 + 1e-6)
+
+
 def test_every_use_of_a_seed_has_numbers_of_its_own() -> None:
     uses = itertools.product(range(20), [(0,), (1,), (2, 0), (2, 1), (2, 2)])
     assert len({seeds.seed_for(seed, *use) for seed, use in uses}) == 100

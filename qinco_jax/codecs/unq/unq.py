@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.codecs.codec import Codec
+from qinco_jax.codecs.size import size
 from qinco_jax.codecs.unq import lookup, network
 from qinco_jax.codecs.unq.network import Network
 from qinco_jax.errors import InputError
@@ -138,10 +139,8 @@ def codec(model: UNQ) -> Codec:
     """The model as a codec of M log2(K) bits; its size is that of all its arrays."""
     num_steps, codebook_size, _ = model.codebooks.shape
     bits = num_steps * math.log2(codebook_size)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
-    return Codec(
-        "UNQ", bits, functools.partial(encode, model), functools.partial(decode, model), size
-    )
+    functions = functools.partial(encode, model), functools.partial(decode, model)
+    return Codec("UNQ", bits, *functions, size(model))
 
 
 def _full_codes(model: UNQ, codes: Array) -> Array:
