@@ -78,12 +78,15 @@ def projected(step: Step, z: jax.Array) -> Projected:
 def evaluate(form: str, step: Step, codeword: jax.Array, inside: Projected) -> jax.Array:
     """f_m [C, D] for codewords [C, D], from the sum `inside` of their and their contexts' parts.
 
-    So a candidate starts with the second product of the first block.
+    So a candidate starts with the second product of the first block. Sums z, and their product with
+    P_out, are kept in the dtype of `inside.z`; f_m is float32.
     """
-    z = inside.z + matmul(jax.nn.relu(inside.up), step.down[0])
-    for up, down in zip(step.up[1:], step.down[1:], strict=True):
-        z = z + matmul(jax.nn.relu(matmul(z, up).astype(up.dtype)), down)
-    f = z if step.proj_out is None else matmul(z, step.proj_out)
+    z = inside.z
+    for number, down in enumerate(step.down):
+        up = inside.up if number == 0 else matmul(z, step.up[number]).astype(down.dtype)
+        z = z + matmul(jax.nn.relu(up), down).astype(z.dtype)
+    f = z if step.proj_out is None else matmul(z, step.proj_out).astype(z.dtype)
+    f = f.astype(jnp.float32)
     return f + codeword if form == "qinco2" else f
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, Self
 
 import flax.struct
@@ -28,6 +29,9 @@ from qinco_jax.quantizers.transform import Transform, from_model_space, to_model
 Array = jax.Array | np.ndarray
 
 DRAWN_AT_ONCE = 2**16
+
+OfEntries = Callable[[jax.Array], jax.Array]
+"""What belongs to the entries of a beam [B, ...] -> the same of the candidates [C, ...]."""
 
 
 @flax.struct.dataclass
@@ -258,32 +262,46 @@ def reconstructions(model: Qinco, codes: jax.Array) -> jax.Array:
 
 def _preselect(
     step: Step, residual: jax.Array, absent: jax.Array, search: Search
-) -> tuple[jax.Array, jax.Array]:
-    """Entry and codeword [C] of the candidates that go through the network."""
+) -> tuple[OfEntries, jax.Array]:
+    """The candidates that go through the network: how they get what belongs to entries, codewords.
+
+    Unless chosen jointly, every entry has as many candidates, in turn: then nothing is gathered.
+    """
     beam_size, codebook_size = len(residual), step.codebook.shape[0]
+    repeat = functools.partial(jnp.repeat, repeats=search.num_candidates, axis=0)
     if search.num_candidates == codebook_size:
-        return jnp.divmod(jnp.arange(beam_size * codebook_size, dtype=jnp.int32), codebook_size)
+        return repeat, jnp.tile(jnp.arange(codebook_size, dtype=jnp.int32), beam_size)
     assert step.preselect is not None
     scores = squared_distances(residual, step.preselect)
     if search.joint:
         scores = jnp.where(absent[:, None], jnp.inf, scores).reshape(-1)
         _, flat = smallest(scores, beam_size * search.num_candidates)
-        return jnp.divmod(flat, codebook_size)
+        parent, index = jnp.divmod(flat, codebook_size)
+        return lambda values: values[parent], index
     _, index = smallest(scores, search.num_candidates)
-    return jnp.repeat(jnp.arange(beam_size), search.num_candidates), index.reshape(-1)
+    return repeat, index.reshape(-1)
 
 
 def _propose(
     form: str, search: Search, inputs: tuple[Step, Projected], x: jax.Array, entries: beam.Beam
 ) -> Candidates:
-    """The codewords that S finds nearest to the residuals (all K without S), by true distance."""
+    """The codewords that S finds nearest to the residuals (all K without S), by true distance.
+
+    Sums inside the network are rounded to the dtype of its matrices here, where they are too many
+    for caches; errors are float32.
+    """
     step, tables = inputs
+    dtype = step.up.dtype
     residual = x[None] - entries.x_hat
-    parent, index = _preselect(step, residual, jnp.isinf(entries.error), search)
+    of_entries, index = _preselect(step, residual, jnp.isinf(entries.error), search)
     context = projected(step, of_context(step, entries.x_hat))
-    inside = jax.tree.map(lambda table, of_entry: table[index] + of_entry[parent], tables, context)
+    inside = jax.tree.map(
+        lambda table, part: table.astype(dtype)[index] + of_entries(part.astype(dtype)),
+        tables, context,
+    )  # fmt: skip
     f = network.evaluate(form, step, step.codebook[index], inside)
-    error = jnp.sum(jnp.square(residual[parent] - f), axis=-1)
+    error = jnp.sum(jnp.square(of_entries(residual) - f), axis=-1)
+    parent = of_entries(jnp.arange(len(residual), dtype=jnp.int32))
     return Candidates(parent, index, error, lambda best: entries.x_hat[parent[best]] + f[best])
 
 
