@@ -287,22 +287,27 @@ def _propose(
 ) -> Candidates:
     """The codewords that S finds nearest to the residuals (all K without S), by true distance.
 
-    Sums inside the network are rounded to the dtype of its matrices here, where they are too many
-    for caches; errors are float32.
+    What exists for each candidate has the dtype of the network's matrices, sums z and codewords
+    too; errors, and the reconstructions of the few that are chosen, are float32.
     """
     step, tables = inputs
-    dtype = step.up.dtype
+    narrow = functools.partial(jax.tree.map, lambda leaf: leaf.astype(step.up.dtype))
     residual = x[None] - entries.x_hat
     of_entries, index = _preselect(step, residual, jnp.isinf(entries.error), search)
     context = projected(step, of_context(step, entries.x_hat))
     inside = jax.tree.map(
-        lambda table, part: table.astype(dtype)[index] + of_entries(part.astype(dtype)),
-        tables, context,
-    )  # fmt: skip
-    f = network.evaluate(form, step, step.codebook[index], inside)
+        lambda table, part: table[index] + of_entries(part), narrow(tables), narrow(context)
+    )
+    output = network.output(step, inside)
+    f = network.implicit(form, narrow(step.codebook)[index], output)
     error = jnp.sum(jnp.square(of_entries(residual) - f), axis=-1)
     parent = of_entries(jnp.arange(len(residual), dtype=jnp.int32))
-    return Candidates(parent, index, error, lambda best: entries.x_hat[parent[best]] + f[best])
+
+    def x_hat(best: jax.Array) -> jax.Array:
+        f = network.implicit(form, step.codebook[index[best]], output[best])
+        return entries.x_hat[parent[best]] + f
+
+    return Candidates(parent, index, error, x_hat)
 
 
 @flax.struct.dataclass
