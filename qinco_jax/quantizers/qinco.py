@@ -147,7 +147,8 @@ class Qinco:
 
         Args:
           compute_dtype: "float32" or "bfloat16", of the products with the network's matrices and
-            with S, and of what lies between two of them. Sums and errors are float32.
+            with S, of what lies between two of them, and of candidates' sums z in `beams`. Other
+            sums, and errors, are float32.
         """
         model, preselect = network_dtype(self, compute_dtype), self.steps.preselect
         if preselect is not None:
