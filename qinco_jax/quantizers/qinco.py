@@ -263,24 +263,25 @@ def reconstructions(model: Qinco, codes: jax.Array) -> jax.Array:
 
 def _preselect(
     step: Step, residual: jax.Array, absent: jax.Array, search: Search
-) -> tuple[OfEntries, jax.Array]:
-    """The candidates that go through the network: how they get what belongs to entries, codewords.
+) -> tuple[jax.Array, jax.Array, OfEntries]:
+    """Entry and codeword [C] of the candidates that go through the network, and an entry's values.
 
     Unless chosen jointly, every entry has as many candidates, in turn: then nothing is gathered.
     """
     beam_size, codebook_size = len(residual), step.codebook.shape[0]
     repeat = functools.partial(jnp.repeat, repeats=search.num_candidates, axis=0)
+    parent = repeat(jnp.arange(beam_size, dtype=jnp.int32))
     if search.num_candidates == codebook_size:
-        return repeat, jnp.tile(jnp.arange(codebook_size, dtype=jnp.int32), beam_size)
+        return parent, jnp.tile(jnp.arange(codebook_size, dtype=jnp.int32), beam_size), repeat
     assert step.preselect is not None
     scores = squared_distances(residual, step.preselect)
     if search.joint:
         scores = jnp.where(absent[:, None], jnp.inf, scores).reshape(-1)
         _, flat = smallest(scores, beam_size * search.num_candidates)
         parent, index = jnp.divmod(flat, codebook_size)
-        return lambda values: values[parent], index
+        return parent, index, lambda values: values[parent]
     _, index = smallest(scores, search.num_candidates)
-    return repeat, index.reshape(-1)
+    return parent, index.reshape(-1), repeat
 
 
 def _propose(
@@ -294,7 +295,7 @@ def _propose(
     step, tables = inputs
     narrow = functools.partial(jax.tree.map, lambda leaf: leaf.astype(step.up.dtype))
     residual = x[None] - entries.x_hat
-    of_entries, index = _preselect(step, residual, jnp.isinf(entries.error), search)
+    parent, index, of_entries = _preselect(step, residual, jnp.isinf(entries.error), search)
     context = projected(step, of_context(step, entries.x_hat))
     inside = jax.tree.map(
         lambda table, part: table[index] + of_entries(part), narrow(tables), narrow(context)
@@ -302,7 +303,6 @@ def _propose(
     output = network.output(step, inside)
     f = network.implicit(form, narrow(step.codebook)[index], output)
     error = jnp.sum(jnp.square(of_entries(residual) - f), axis=-1)
-    parent = of_entries(jnp.arange(len(residual), dtype=jnp.int32))
 
     def x_hat(best: jax.Array) -> jax.Array:
         f = network.implicit(form, step.codebook[index[best]], output[best])
