@@ -76,15 +76,26 @@ def projected(step: Step, z: jax.Array) -> Projected:
 
 
 def evaluate(form: str, step: Step, codeword: jax.Array, inside: Projected) -> jax.Array:
-    """f_m [C, D] for codewords [C, D], from the sum `inside` of their and their contexts' parts.
+    """f_m [C, D] float32 for codewords [C, D], from the sum `inside` of their and contexts' parts.
 
     So a candidate starts with the second product of the first block.
     """
-    z = inside.z + matmul(jax.nn.relu(inside.up), step.down[0])
-    for up, down in zip(step.up[1:], step.down[1:], strict=True):
-        z = z + matmul(jax.nn.relu(matmul(z, up).astype(up.dtype)), down)
-    f = z if step.proj_out is None else matmul(z, step.proj_out)
-    return f + codeword if form == "qinco2" else f
+    return implicit(form, codeword, output(step, inside))
+
+
+def output(step: Step, inside: Projected) -> jax.Array:
+    """The network's last sum z times P_out, if any, [C, D]; both have the dtype of `inside.z`."""
+    z = inside.z
+    for number, down in enumerate(step.down):
+        up = inside.up if number == 0 else matmul(z, step.up[number]).astype(down.dtype)
+        z = z + matmul(jax.nn.relu(up), down).astype(z.dtype)
+    return z if step.proj_out is None else matmul(z, step.proj_out).astype(z.dtype)
+
+
+def implicit(form: str, codeword: jax.Array, output: jax.Array) -> jax.Array:
+    """f_m [C, D] float32 of codewords [C, D] and the network's `output` for them."""
+    output = output.astype(jnp.float32)
+    return output + codeword.astype(jnp.float32) if form == "qinco2" else output
 
 
 def mean_codewords(form: str, step: Step, x_hat: jax.Array) -> jax.Array:

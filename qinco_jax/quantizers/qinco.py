@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, Self
 
 import flax.struct
@@ -28,6 +29,9 @@ from qinco_jax.quantizers.transform import Transform, from_model_space, to_model
 Array = jax.Array | np.ndarray
 
 DRAWN_AT_ONCE = 2**16
+
+OfEntries = Callable[[jax.Array], jax.Array]
+"""What belongs to the entries of a beam [B, ...] -> the same of the candidates [C, ...]."""
 
 
 @flax.struct.dataclass
@@ -143,7 +147,8 @@ class Qinco:
 
         Args:
           compute_dtype: "float32" or "bfloat16", of the products with the network's matrices and
-            with S, and of what lies between two of them. Sums and errors are float32.
+            with S, of what lies between two of them, and of candidates' sums z in `beams`. Other
+            sums, and errors, are float32.
         """
         model, preselect = network_dtype(self, compute_dtype), self.steps.preselect
         if preselect is not None:
@@ -274,33 +279,52 @@ def reconstructions(model: Qinco, codes: jax.Array) -> jax.Array:
 
 def _preselect(
     step: Step, residual: jax.Array, absent: jax.Array, search: Search
-) -> tuple[jax.Array, jax.Array]:
-    """Entry and codeword [C] of the candidates that go through the network."""
+) -> tuple[jax.Array, jax.Array, OfEntries]:
+    """Entry and codeword [C] of the candidates that go through the network, and an entry's values.
+
+    Unless chosen jointly, every entry has as many candidates, in turn: then nothing is gathered.
+    """
     beam_size, codebook_size = len(residual), step.codebook.shape[0]
+    repeat = functools.partial(jnp.repeat, repeats=search.num_candidates, axis=0)
+    parent = repeat(jnp.arange(beam_size, dtype=jnp.int32))
     if search.num_candidates == codebook_size:
-        return jnp.divmod(jnp.arange(beam_size * codebook_size, dtype=jnp.int32), codebook_size)
+        return parent, jnp.tile(jnp.arange(codebook_size, dtype=jnp.int32), beam_size), repeat
     assert step.preselect is not None
     scores = squared_distances(residual, step.preselect)
     if search.joint:
         scores = jnp.where(absent[:, None], jnp.inf, scores).reshape(-1)
         _, flat = smallest(scores, beam_size * search.num_candidates)
-        return jnp.divmod(flat, codebook_size)
+        parent, index = jnp.divmod(flat, codebook_size)
+        return parent, index, lambda values: values[parent]
     _, index = smallest(scores, search.num_candidates)
-    return jnp.repeat(jnp.arange(beam_size), search.num_candidates), index.reshape(-1)
+    return parent, index.reshape(-1), repeat
 
 
 def _propose(
     form: str, search: Search, inputs: tuple[Step, Projected], x: jax.Array, entries: beam.Beam
 ) -> Candidates:
-    """The codewords that S finds nearest to the residuals (all K without S), by true distance."""
+    """The codewords that S finds nearest to the residuals (all K without S), by true distance.
+
+    What exists for each candidate has the dtype of the network's matrices, sums z and codewords
+    too; errors, and the reconstructions of the few that are chosen, are float32.
+    """
     step, tables = inputs
+    narrow = functools.partial(jax.tree.map, lambda leaf: leaf.astype(step.up.dtype))
     residual = x[None] - entries.x_hat
-    parent, index = _preselect(step, residual, jnp.isinf(entries.error), search)
+    parent, index, of_entries = _preselect(step, residual, jnp.isinf(entries.error), search)
     context = projected(step, of_context(step, entries.x_hat))
-    inside = jax.tree.map(lambda table, of_entry: table[index] + of_entry[parent], tables, context)
-    f = network.evaluate(form, step, step.codebook[index], inside)
-    error = jnp.sum(jnp.square(residual[parent] - f), axis=-1)
-    return Candidates(parent, index, error, lambda best: entries.x_hat[parent[best]] + f[best])
+    inside = jax.tree.map(
+        lambda table, part: table[index] + of_entries(part), narrow(tables), narrow(context)
+    )
+    output = network.output(step, inside)
+    f = network.implicit(form, narrow(step.codebook)[index], output)
+    error = jnp.sum(jnp.square(of_entries(residual) - f), axis=-1)
+
+    def x_hat(best: jax.Array) -> jax.Array:
+        f = network.implicit(form, step.codebook[index[best]], output[best])
+        return entries.x_hat[parent[best]] + f
+
+    return Candidates(parent, index, error, x_hat)
 
 
 @flax.struct.dataclass
