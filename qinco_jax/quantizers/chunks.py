@@ -81,9 +81,14 @@ def over_chunks(job: Job, x: Vectors, rows: int) -> Any:
 
 
 def _few(num_rows: int) -> int:
-    """The least of a few sizes for so many rows: powers of two, and from 12 on half-way ones."""
+    """The least of a few sizes for so many rows.
+
+    Up to 8 they are the powers of two; up to 64 there is one more between two of them, and then
+    three: the more rows, the more of the time is theirs, and not the program's.
+    """
     power = 1 << max(0, num_rows - 1).bit_length()
-    return 3 * power // 4 if power >= 16 and num_rows <= 3 * power // 4 else power
+    unit = max(1, power // (2 if power <= 8 else 4 if power <= 64 else 8))
+    return -(-max(1, num_rows) // unit) * unit
 
 
 def _device_of(tree: Any) -> jax.Device | None:
@@ -177,17 +182,20 @@ def _in_threads(job: Job, prepared: Any, x: Rows, rows: int) -> Any:
     chunk_rows = max(rows, min(CHUNK_BLOCKS * rows, CHUNK_ROWS))
     if len(x) <= CHUNK_BLOCKS * rows:
         chunk_rows = rows
-    first, whole = _padded(job, x, 0, chunk_rows), np.int32(chunk_rows)
-    compiled = _chunk.lower(prepared, first, whole, job.apply, rows, job.options).compile()
+
+    def filled(begin: int) -> np.int32 | None:
+        return None if chunk_rows == rows else np.int32(min(chunk_rows, len(x) - begin))
+
+    first = _padded(job, x, 0, chunk_rows)
+    compiled = _chunk.lower(prepared, first, filled(0), job.apply, rows, job.options).compile()
     out = jax.tree.map(
         lambda info: _aligned_empty((x.shape[0], *info.shape[1:]), info.dtype), compiled.out_info
     )
 
     def run(begin: int) -> None:
         chunk = first if begin == 0 else _padded(job, x, begin, chunk_rows)
-        count = min(chunk_rows, len(x) - begin)
-        found = compiled(prepared, chunk, np.int32(count))
-        jax.tree.map(functools.partial(_copy_rows, begin, count), out, found)
+        found = compiled(prepared, chunk, filled(begin))
+        jax.tree.map(functools.partial(_copy_rows, begin), out, found)
 
     pool = ThreadPoolExecutor(THREADS)
     try:
@@ -197,8 +205,9 @@ def _in_threads(job: Job, prepared: Any, x: Rows, rows: int) -> Any:
     return out
 
 
-def _copy_rows(begin: int, count: int, out: np.ndarray, chunk: jax.Array) -> None:
-    out[begin : begin + count] = np.asarray(chunk)[:count]
+def _copy_rows(begin: int, out: np.ndarray, chunk: jax.Array) -> None:
+    room = out[begin : begin + len(chunk)]
+    room[:] = np.asarray(chunk)[: len(room)]
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: Any, alignment: int = 64) -> np.ndarray:

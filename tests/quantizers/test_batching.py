@@ -40,7 +40,7 @@ def test_few_sizes_are_compiled() -> None:
     before = chunks._chunk._cache_size()
     for count in range(1, 600, 37):
         qj.encode(model, X[:count], beam_size=2)
-    assert chunks._chunk._cache_size() - before <= 6
+    assert chunks._chunk._cache_size() - before <= 8
 
 
 def test_what_is_prepared_dies_with_its_model() -> None:

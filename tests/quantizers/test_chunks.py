@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import host_reads
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,18 +40,7 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of arrays that are read by the host."""
-    shapes: list[tuple[int, ...]] = []
-    get, convert = jax.device_get, np.asarray
-
-    def noted(x: Any, *options: Any, **further: Any) -> Any:
-        if isinstance(x, jax.Array):
-            shapes.append(x.shape)
-            return get(x)
-        return convert(x, *options, **further)
-
-    monkeypatch.setattr(jax, "device_get", noted)
-    monkeypatch.setattr(np, "asarray", noted)
-    return shapes
+    return host_reads.noted(monkeypatch)
 
 
 @pytest.mark.usefixtures("accelerator")
