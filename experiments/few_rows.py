@@ -17,7 +17,7 @@ import numpy as np
 
 import qinco_jax as qj
 from qinco_jax.evaluate import results, tables
-from qinco_jax.quantizers.batching import num_cores
+from qinco_jax.quantizers.chunks import num_cores
 from qinco_jax.quantizers.transform import approximated
 from qinco_jax.training.train import split
 

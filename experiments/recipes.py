@@ -23,7 +23,7 @@ import numpy as np
 import qinco_jax as qj
 from qinco_jax.evaluate import results, tables
 from qinco_jax.quantizers import qinco
-from qinco_jax.quantizers.batching import num_cores
+from qinco_jax.quantizers.chunks import num_cores
 from qinco_jax.training import step
 from qinco_jax.training.train import split
 

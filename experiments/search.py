@@ -30,7 +30,7 @@ from tqdm import tqdm
 import qinco_jax as qj
 from qinco_jax.evaluate import results
 from qinco_jax.files import replacing
-from qinco_jax.quantizers import batching, beam, qinco
+from qinco_jax.quantizers import batching, beam, chunks, qinco
 from qinco_jax.quantizers.rq import to_model_space
 
 MARKERS = "os^vDPX"
@@ -92,7 +92,7 @@ def encode(model, x, way):
     prepare = jax.jit(qinco.Qinco.prepare, static_argnames="compute_dtype")
     prepared = prepare(model, compute_dtype=way.dtype)
     work = max(a * b for a, b in zip(way.candidates, way.beams, strict=False))
-    size = batching.block_rows(work)
+    size = batching.block_rows(work, 4 * 3 * model.dim * work)
     blocks = [np.resize(x[i : i + size], (size, x.shape[1])) for i in range(0, len(x), size)]
 
     def run(block):
@@ -100,7 +100,7 @@ def encode(model, x, way):
 
     run(blocks[0])
     begin = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor(batching.THREADS) as pool:
+    with concurrent.futures.ThreadPoolExecutor(chunks.THREADS) as pool:
         codes = np.concatenate(list(pool.map(run, blocks)))[: len(x)]
     return codes, time.perf_counter() - begin
 

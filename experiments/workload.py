@@ -9,7 +9,8 @@ import numpy as np
 
 from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.quantizers import qinco
-from qinco_jax.quantizers.batching import CHUNK_BLOCKS, CHUNK_ROWS, THREADS, block_rows
+from qinco_jax.quantizers.batching import block_rows
+from qinco_jax.quantizers.chunks import CHUNK_BLOCKS, CHUNK_ROWS, THREADS
 from qinco_jax.quantizers.rq import RQ
 
 MODELS = {
@@ -17,6 +18,7 @@ MODELS = {
     "qinco L=16": QincoConfig(form="qinco", num_blocks=16),
     **PRESETS,
 }
+EVALUATION_BYTES = 2**11  # of activations, about
 
 
 def sized(name, dim=128, num_steps=8):
@@ -30,7 +32,7 @@ def search(num_candidates, beam_size, joint=False):
 
 def row_counts(work_per_row):
     """A block of `qinco_jax.rows`, and the rows that give each of its threads a whole chunk."""
-    start = block_rows(work_per_row)
+    start = block_rows(work_per_row, EVALUATION_BYTES * work_per_row)
     return {"start": start, "enough": THREADS * max(start, min(CHUNK_BLOCKS * start, CHUNK_ROWS))}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from qinco_jax.quantizers.batching import num_cores
+from qinco_jax.quantizers.chunks import num_cores
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 CPU_INFO = Path("/proc/cpuinfo")

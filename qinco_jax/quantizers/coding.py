@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers import packing, precision
-from qinco_jax.quantizers.batching import block_rows, is_traced, map_rows
+from qinco_jax.quantizers.batching import block_rows, is_traced, map_rows, of_one
 from qinco_jax.quantizers.product import PreparedProduct, Product
 from qinco_jax.quantizers.qinco import Prepared, Qinco, Search
 from qinco_jax.vectors import checks
@@ -77,12 +78,11 @@ def encode(
         raise InputError(f"output must be {', '.join(OUTPUTS)}, got {output!r}")
     compute_dtype = precision.resolve(compute_dtype)
     if x.ndim == 1:
-        found = encode(
-            model, x[None],
-            **dataclasses.asdict(search), output=output, compute_dtype=compute_dtype,
-        )  # fmt: skip
-        return jax.tree.map(lambda leaf: leaf[0], found)
-    rows = block_rows(work(model, search))
+        of_rows = functools.partial(
+            encode, model, **dataclasses.asdict(search), output=output, compute_dtype=compute_dtype
+        )
+        return of_one(of_rows, x)
+    rows = block_rows(work(model, search), memory(model, search, compute_dtype))
     return map_rows(
         _encoded, model, x,
         rows=rows, options=(search, output), prepare=_preparing(compute_dtype),
@@ -146,13 +146,13 @@ def decode(model: Model, codes: Array, *, compute_dtype: str | None = None) -> j
     codes = packing.checked(codes, len(model.column_sizes))
     compute_dtype = precision.resolve(compute_dtype)
     if codes.ndim == 1:
-        return decode(model, codes[None], compute_dtype=compute_dtype)[0]
+        return of_one(functools.partial(decode, model, compute_dtype=compute_dtype), codes)
     model = model.first_columns(codes.shape[1])
     check = functools.partial(packing.check_range, model.column_sizes)
+    rows = block_rows(2, memory(model, Search(1, 1, joint=False), compute_dtype))
     return map_rows(
-        _decoded, model, codes,
-        rows=block_rows(2), prepare=_preparing(compute_dtype), check=check,
-    )  # fmt: skip
+        _decoded, model, codes, rows=rows, prepare=_preparing(compute_dtype), check=check
+    )
 
 
 def prefix(model: M, num_steps: int) -> M:
@@ -178,6 +178,16 @@ def work(model: Model, search: Search) -> int:
     """Network evaluations a row and step that encoding costs, for `block_rows`."""
     candidates = search.num_candidates * search.beam_size
     return max(candidates, search.beam_size * model.codebook_size // 64)
+
+
+def memory(model: Model, search: Search, compute_dtype: str) -> int:
+    """Bytes of a row's activations in a step, for `block_rows`."""
+    one = model.parts[0] if isinstance(model, Product) else model
+    embed_dim, hidden_dim = one.config.embed_dim, one.config.hidden_dim
+    assert embed_dim is not None
+    candidate = 4 * (embed_dim + one.dim) + jnp.dtype(compute_dtype).itemsize * hidden_dim
+    scores = 4 * one.codebook_size
+    return search.beam_size * (search.num_candidates * candidate + scores)
 
 
 def search_of(

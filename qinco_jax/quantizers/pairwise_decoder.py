@@ -101,7 +101,7 @@ def decode(decoder: PairwiseDecoder, codes: Array) -> jax.Array:
         raise InputError(f"codes have shape {codes.shape}; this decoder takes [N, {columns}]")
     sizes = (len(decoder.coarse_codes), *(decoder.codebook_size,) * decoder.num_steps)
     check = functools.partial(packing.check_range, sizes)
-    rows = block_rows(decoder.pairs.shape[1])
+    rows = block_rows(decoder.pairs.shape[1], 8 * decoder.tables.shape[-1])
     return map_rows(decode_rows, decoder, codes, rows=rows, check=check)
 
 

@@ -364,10 +364,14 @@ class Prepared:
         One entry has to fill the beam, so it proposes max(A, B) candidates (QINCo2, Sec. 3.3).
         """
         model = self.model
+        error, centroid = nearest(x, model.codebook)
+        if model.num_steps == 0:
+            return jax.vmap(functools.partial(self._centroid, beam_size=search.beam_size))(
+                error, centroid
+            )
         most = min(max(search.num_candidates, search.beam_size), model.codebook_size)
         wide = Search(most, 1, joint=False)
         inputs = jax.tree.map(lambda leaf: leaf[0], (model.steps, self.tables))
-        _, centroid = nearest(x, model.codebook)
 
         def one(x: jax.Array, centroid: jax.Array) -> beam.Beam:
             root = beam.root(model.codebook[centroid], len(model.column_sizes))
@@ -376,6 +380,13 @@ class Prepared:
             return beam.expand(root, proposed, 1, search.beam_size)
 
         return jax.vmap(one)(x, centroid)
+
+    def _centroid(self, error: jax.Array, centroid: jax.Array, beam_size: int) -> beam.Beam:
+        """The beam of a model without steps: the centroid."""
+        x_hat = self.model.codebook[centroid][None]
+        first = jnp.zeros(1, jnp.int32)
+        only = Candidates(first, centroid[None], error[None], lambda best: x_hat[best])
+        return beam.expand(beam.root(jnp.zeros_like(x_hat[0]), 1), only, 0, beam_size)
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """Reconstructions [N, D] of codes with a column for each step of the model."""

@@ -13,7 +13,7 @@ import numpy as np
 from qinco_jax.config import MAX_CODEBOOK
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers import beam, packing
-from qinco_jax.quantizers.batching import block_rows, map_rows
+from qinco_jax.quantizers.batching import block_rows, map_rows, of_one
 from qinco_jax.quantizers.beam import Beam, Candidates
 from qinco_jax.quantizers.distances import nearest, squared_distances
 from qinco_jax.quantizers.kmeans import kmeans
@@ -136,7 +136,7 @@ def train_behind(
     rows = _training_rows(x, codebook_size, None, seed)
     found = of_rows(rows, **transform)
     coarse = _in_model_space(centroids, dataclasses.replace(found, unit_norm=False))
-    target = map_rows(_left_over, coarse, _in_model_space(rows, found), rows=block_rows(1))
+    target = map_rows(_left_over, coarse, _in_model_space(rows, found), rows=_block(1, coarse))
     books = codebooks(target, num_steps, codebook_size, seed, 1, 10, advance)
     options = transform["unit_norm"], transform["center"]
     return RQ(books, found.mean, found.scale, found.rotation, *options), coarse
@@ -146,6 +146,11 @@ def train_behind(
 def _in_model_space(rows: jax.Array, transform: Transform) -> jax.Array:
     """`to_model_space` in one program."""
     return to_model_space(rows, transform)
+
+
+def _block(work_per_row: int, codebook: jax.Array, beam_size: int = 1) -> int:
+    """Rows per block where B residuals of each row are compared with K codewords."""
+    return block_rows(work_per_row, 4 * beam_size * sum(codebook.shape))
 
 
 def _left_over(centroids: jax.Array, rows: jax.Array) -> jax.Array:
@@ -178,12 +183,12 @@ def codebooks(
     for step in range(num_steps):
         books.append(_codebook(key, step, residual, codebook_size, num_iters))
         if beam_size == 1:  # one program for all steps
-            residual = map_rows(_left_over, books[-1], residual, rows=block_rows(1))
+            residual = map_rows(_left_over, books[-1], residual, rows=_block(1, books[-1]))
         elif step + 1 < num_steps:
             so_far = RQ(jnp.stack(books), jnp.zeros_like(target[0]), jnp.float32(1))
             residual = map_rows(
                 _residual_rows, so_far, target,
-                rows=block_rows(beam_size), options=(beam_size,),
+                rows=_block(beam_size, books[0], beam_size), options=(beam_size,),
             )  # fmt: skip
         jax.block_until_ready(residual)  # else it would be told before it is done
         advance(step + 1, num_steps)
@@ -214,10 +219,11 @@ def encode(model: RQ, x: Vectors, *, beam_size: int = 32) -> jax.Array:
     x = checks.vectors(x, model.mean.shape[-1])
     beam_size = checks.integer(beam_size, "beam_size", 1)
     if x.ndim == 1:
-        return encode(model, x[None], beam_size=beam_size)[0]
+        return of_one(functools.partial(encode, model, beam_size=beam_size), x)
+    work = beam_size * max(1, model.codebooks.shape[1] // 256)
     return map_rows(
         _encode_rows, model, x,
-        rows=block_rows(beam_size * max(1, model.codebooks.shape[1] // 256)),
+        rows=_block(work, model.codebooks[0], beam_size),
         options=(beam_size,), check=checks.finite,
     )  # fmt: skip
 
@@ -230,12 +236,13 @@ def decode(model: RQ, codes: Array) -> jax.Array:
     Raises:
       InputError: wrong shape or dtype, or codes outside 0..K-1 (outside `jit`).
     """
-    num_steps, codebook_size, _ = model.codebooks.shape
+    num_steps, codebook_size, dim = model.codebooks.shape
     codes = packing.checked(codes, num_steps)
     if codes.ndim == 1:
-        return decode(model, codes[None])[0]
+        return of_one(functools.partial(decode, model), codes)
     check = functools.partial(packing.check_range, codebook_size)
-    return map_rows(_decode_rows, model, codes, rows=block_rows(1), check=check)
+    rows = block_rows(1, 4 * num_steps * dim)
+    return map_rows(_decode_rows, model, codes, rows=rows, check=check)
 
 
 def prefix(model: RQ, num_steps: int) -> RQ:

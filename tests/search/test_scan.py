@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from indexes import QUERIES, ROWS
 
-from qinco_jax.quantizers import batching
+from qinco_jax.quantizers import chunks
 from qinco_jax.search import scan
 
 faiss = pytest.importorskip("faiss")
@@ -63,9 +63,9 @@ def test_a_graph_over_many_lists_finds_the_same(
 def test_searches_of_any_size_compile_few_programs() -> None:
     index = indexes.filled()
     rng = np.random.default_rng(0)
-    before = batching._chunk._cache_size()
+    before = chunks._chunk._cache_size()
     for count in rng.permutation([*range(1, 300, 23), 300]).tolist():
         queries = np.resize(QUERIES, (count, indexes.DIM))
         found = index.search(queries, 1 + count % 20)
         assert found[1].shape == (count, 1 + count % 20)
-    assert batching._chunk._cache_size() - before <= 10
+    assert chunks._chunk._cache_size() - before <= 10

@@ -10,6 +10,7 @@ import itertools
 import sys
 import traceback
 
+import host_reads
 import jax
 import numpy as np
 import oracle
@@ -46,7 +47,11 @@ def assert_same(name: str, codes: jax.Array, x_hat: jax.Array) -> None:
 
 def eager(name: str, mesh: jax.sharding.Mesh, spec: P) -> None:
     x, codes = (jax.device_put(a, NamedSharding(mesh, spec)) for a in (X, codes_of(name)))
-    assert_same(name, qj.encode(MODELS[name], x), qj.decode(MODELS[name], codes))
+    with pytest.MonkeyPatch.context() as patch:
+        read = host_reads.noted(patch)
+        found = qj.encode(MODELS[name], x), qj.decode(MODELS[name], codes)
+        assert set(read) <= {(), (2, *x.shape[1:]), (2, *codes.shape[1:])}  # scale, extremes
+    assert_same(name, *found)
     assert qj.encode(MODELS[name], x).sharding.is_equivalent_to(x.sharding, 2)
 
 

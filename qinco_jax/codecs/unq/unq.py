@@ -18,7 +18,7 @@ from qinco_jax.codecs.unq import lookup, network
 from qinco_jax.codecs.unq.network import Network
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers import packing
-from qinco_jax.quantizers.batching import block_rows, map_rows
+from qinco_jax.quantizers.batching import block_rows, map_rows, of_one
 from qinco_jax.quantizers.distances import matmul, smallest
 from qinco_jax.quantizers.packing import code_dtype
 from qinco_jax.quantizers.transform import Transform, from_model_space, to_model_space
@@ -71,9 +71,10 @@ def encode(model: UNQ, x: Vectors) -> jax.Array:
     """
     x = checks.vectors(x, model.mean.shape[-1])
     if x.ndim == 1:
-        return encode(model, x[None])[0]
+        return of_one(functools.partial(encode, model), x)
     num_steps, codebook_size, _ = model.codebooks.shape
-    rows = block_rows(max(1, num_steps * codebook_size // 512))
+    work = max(1, num_steps * codebook_size // 512)
+    rows = block_rows(work, 4 * (num_steps * codebook_size + _width(model)))
     return map_rows(_encode_rows, model, x, rows=rows, check=checks.finite)
 
 
@@ -92,9 +93,10 @@ def decode(model: UNQ, codes: Array) -> jax.Array:
     """
     codes = _full_codes(model, codes)
     if codes.ndim == 1:
-        return decode(model, codes[None])[0]
+        return of_one(functools.partial(decode, model), codes)
     check = functools.partial(packing.check_range, model.codebooks.shape[1])
-    return map_rows(_decode_rows, model, codes, rows=block_rows(1), check=check)
+    rows = block_rows(1, 4 * _width(model))
+    return map_rows(_decode_rows, model, codes, rows=rows, check=check)
 
 
 def search(model: UNQ, codes: Array, queries: Array, k: int, shortlist: int = 500) -> np.ndarray:
@@ -141,6 +143,11 @@ def codec(model: UNQ) -> Codec:
     bits = num_steps * math.log2(codebook_size)
     functions = functools.partial(encode, model), functools.partial(decode, model)
     return Codec("UNQ", bits, *functions, size(model))
+
+
+def _width(model: UNQ) -> int:
+    """Numbers of a row that exist at the same time in a network, about."""
+    return sum(model.decoder.first.shape) + model.decoder.last.shape[1]
 
 
 def _full_codes(model: UNQ, codes: Array) -> Array:
