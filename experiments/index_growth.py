@@ -21,7 +21,8 @@ import numpy as np
 import qinco_jax as qj
 from qinco_jax.evaluate import machine, results
 from qinco_jax.models import codes as code_files
-from qinco_jax.quantizers import packing, qinco, rq
+from qinco_jax.quantizers import packing, rq
+from qinco_jax.quantizers.untrained import init
 from qinco_jax.vectors.stored import derived
 
 DIM, NUM_CLUSTERS, NUM_NOISES = 128, 20_000, 65_536
@@ -75,7 +76,7 @@ def queries_per_second(index, queries):
 def untrained():
     x = np.asarray(clustered(0, 50_000))
     start = rq.train(x, 8, 256)
-    return qinco.init(jax.random.key(0), qj.PRESETS["small"], start)
+    return init(jax.random.key(0), qj.PRESETS["small"], start)
 
 
 def measured(model, empty, num_rows, work):

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.config import PRESETS, QincoConfig
-from qinco_jax.quantizers import qinco
 from qinco_jax.quantizers.batching import block_rows
 from qinco_jax.quantizers.chunks import CHUNK_BLOCKS, CHUNK_ROWS, THREADS
 from qinco_jax.quantizers.rq import RQ
+from qinco_jax.quantizers.untrained import init
 
 MODELS = {
     "qinco L=2": QincoConfig(form="qinco", num_blocks=2),
@@ -70,7 +70,7 @@ def random_rq(dim, num_steps=8, codebook_size=256, seed=0):
 def random_model(config, seed=0):
     """A model whose steps change their codewords by an amount of the codewords' own size."""
     rq = random_rq(config.dim, config.num_steps, config.codebook_size, seed)
-    model = qinco.init(jax.random.key(seed + 1), config, rq)
+    model = init(jax.random.key(seed + 1), config, rq)
     keys = iter(jax.random.split(jax.random.key(seed + 2), 8))
     size = _halving(config.num_steps)[1:]
 

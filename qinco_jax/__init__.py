@@ -20,7 +20,8 @@ from qinco_jax.quantizers.network import Step
 from qinco_jax.quantizers.packing import pack, unpack
 from qinco_jax.quantizers.preselector import fit_preselector
 from qinco_jax.quantizers.product import Product
-from qinco_jax.quantizers.qinco import Qinco, init
+from qinco_jax.quantizers.qinco import Qinco
+from qinco_jax.quantizers.untrained import init
 from qinco_jax.training.recipe import RECIPES, Recipe
 from qinco_jax.training.step import TrainState, end_epoch, init_state, loss, train_step
 from qinco_jax.training.train import train

@@ -12,11 +12,11 @@ from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
 from qinco_jax.files import path_of
 from qinco_jax.models import orbax, safetensors
-from qinco_jax.quantizers import qinco
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.rq import RQ
+from qinco_jax.quantizers.untrained import init
 from qinco_jax.version import __version__
 
 PYTORCH = ".pt", ".pth"
@@ -112,4 +112,4 @@ def _blank_qinco(config: QincoConfig) -> Qinco:
     rotation = jnp.eye(dim) if config.rotate else None
     rq = RQ(books, jnp.zeros(dim), jnp.ones(()), rotation, config.unit_norm, config.center)
     coarse = None if centroids is None else jnp.zeros((centroids, dim))
-    return qinco.init(jax.random.key(0), config, rq, coarse)
+    return init(jax.random.key(0), config, rq, coarse)

@@ -8,8 +8,9 @@ import numpy as np
 
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
-from qinco_jax.quantizers import qinco, rq
+from qinco_jax.quantizers import rq
 from qinco_jax.quantizers.qinco import Qinco
+from qinco_jax.quantizers.untrained import init
 from qinco_jax.training.loop import Advance, unseen
 from qinco_jax.training.seeds import INITIAL_WEIGHTS, seed_for
 from qinco_jax.vectors import checks
@@ -29,10 +30,10 @@ def initial_model(
     tell = functools.partial(advance, doing="residual k-means")
     if config.num_centroids is None:
         start = rq.train(x, *sizes, seed=seed, advance=tell, **config.transform)
-        return qinco.init(key, config, start)
+        return init(key, config, start)
     assert centroids is not None
     behind = rq.train_behind(centroids, x, *sizes, seed, advance=tell, **config.transform)
-    return qinco.init(key, config, *behind)
+    return init(key, config, *behind)
 
 
 def start_copies(config: QincoConfig, num_rows: int) -> int:

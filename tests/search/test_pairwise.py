@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import qinco_jax as qj
-from qinco_jax.quantizers import pairwise_decoder, qinco, rq
+from qinco_jax.quantizers import pairwise_decoder, rq
+from qinco_jax.quantizers.untrained import init
 from qinco_jax.search import additive, disk, pairwise, scan
 
 pytest.importorskip("faiss")
@@ -144,7 +145,7 @@ def woven() -> tuple[qj.Qinco, np.ndarray]:
     )  # fmt: skip
     books = jnp.asarray(np.float32(rng.normal(size=(3, 8, 8))))
     plain = rq.RQ(books, jnp.zeros(8), jnp.float32(1))
-    model = qinco.init(jax.random.key(0), config, plain)
+    model = init(jax.random.key(0), config, plain)
     weights = {
         name: jnp.asarray(np.float32(rng.normal(size=getattr(model.steps, name).shape) * scale))
         for name, scale in {"concat": 1.0, "down": 0.3, "proj_out": 0.15}.items()
