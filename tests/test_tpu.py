@@ -23,7 +23,7 @@ CONFIG = qj.QincoConfig(
 )
 MODEL = oracle.random_model(CONFIG)
 MODELS = {
-    "joint": dataclasses.replace(MODEL, config=dataclasses.replace(CONFIG, joint=True)),
+    "joint": dataclasses.replace(MODEL, config=dataclasses.replace(MODEL.config, joint=True)),
     "ivf": oracle.random_model(dataclasses.replace(CONFIG, num_centroids=30)),
     "product": oracle.random_product(dataclasses.replace(CONFIG, num_parts=2)),
     "low rank": oracle.random_model(dataclasses.replace(CONFIG, form="qinco-lr")),

@@ -40,13 +40,9 @@ class Searching:
     def set_query_arguments(self, num_probes, num_reranked):
         """Chooses a setting and compiles what any number of queries takes, so that none waits."""
         self.query_arguments = {"num_probes": num_probes, "num_reranked": num_reranked}
-        fewest = 1
-        for most in QUERY_SIZES:
-            # What is compiled for a size depends on the number of codes too, by powers of 8.
-            for number in [*_doubling(fewest, most), most]:
-                queries = np.resize(self.index.list_vectors, (number, self.index.model.dim))
-                self.search(queries, self.count)
-            fewest = most + 1
+        for size in QUERY_SIZES:
+            queries = np.resize(self.index.list_vectors, (size, self.index.model.dim))
+            self.search(queries, self.count)
 
     def search(self, queries, k):
         """Ids [Q, k] of the nearest vectors, -1 where fewer are found."""
@@ -58,9 +54,3 @@ class Searching:
 
     def __str__(self):
         return "-".join([self.name, *(f"{name}={n}" for name, n in self.query_arguments.items())])
-
-
-def _doubling(number, end):
-    while number < end:
-        yield number
-        number *= 2

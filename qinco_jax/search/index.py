@@ -24,7 +24,7 @@ from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
 
 BLOCK_ROWS = 65536
 QUERY_BLOCK = 512  # searched at once; fewer are filled up to one of `QUERY_SIZES`
-QUERY_SIZES = 1, 16, QUERY_BLOCK
+QUERY_SIZES = 1, 2, 4, 8, 16, 32, 64, 128, 256, 384, QUERY_BLOCK
 NUM_PROBES = 16
 EF_SEARCH = 64
 
@@ -366,24 +366,24 @@ class Index:
         lists: np.ndarray, packed: np.ndarray,
     ) -> np.ndarray:  # fmt: skip
         """Distances [Q, S] by the network or by pairs; inf where there is no code."""
-        shape, there = ids.shape, ids >= 0
+        size = next(size for size in QUERY_SIZES if size >= len(queries))
+        more = (0, size - len(queries)), (0, 0)
+        queries, ids, lists = np.pad(queries, more), np.pad(ids, more), np.pad(lists, more)
+        packed, there = np.pad(packed, (*more, (0, 0))), ids >= 0
         flat = np.where(there.ravel()[:, None], packed.reshape(-1, packed.shape[2]), 0)
         codes, levels = self._unpacked(flat, lists.ravel())
         if decoder is self.pairs and not self.lists.by_residual:
             codes = np.concatenate([lists.reshape(-1, 1).astype(np.int32), codes], axis=1)
-        size = next(size for size in QUERY_SIZES if size >= len(queries))
-        padded = np.zeros((size, queries.shape[1]), np.float32)
-        padded[: len(queries)] = queries
         origin = self.reading.origin if decoder is self.prepared else jnp.zeros(self.model.dim)
         found = rerank.distances(
             decoder,
             self.reading,
             origin,
-            padded,
-            codes.reshape(*shape, codes.shape[1]),
-            levels.reshape(*shape, levels.shape[1]),
+            queries,
+            codes.reshape(*ids.shape, codes.shape[1]),
+            levels.reshape(*ids.shape, levels.shape[1]),
         )
-        return np.where(there, found, np.inf)
+        return np.where(there, found, np.inf)[: len(scores)]
 
     def _rough(self, queries: np.ndarray, *shortlist: np.ndarray) -> np.ndarray:
         """Distances [Q, S] by pairs or by the additive decoder; inf where there is no code."""

@@ -14,14 +14,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from qinco_jax.errors import InputError
-from qinco_jax.search.index import QUERY_BLOCK, Index
+from qinco_jax.search.index import QUERY_BLOCK, QUERY_SIZES, Index
 from qinco_jax.serve import requests
 from qinco_jax.serve.batches import WAIT_MS, Batches
 from qinco_jax.serve.metrics import CONTENT_TYPE, Metrics
 from qinco_jax.serve.requests import Limits, Refused, Settings
 
 RETRY_SECONDS = 1
-WARM_UP = sorted({round(2 ** (power / 2)) for power in range(17)})  # every size that is compiled
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -132,9 +131,9 @@ class Service:
         )
 
     def _warm_up(self) -> None:
-        x = np.zeros((WARM_UP[-1], self.index.model.dim), np.float32)
+        x = np.zeros((QUERY_BLOCK, self.index.model.dim), np.float32)
         settings = Settings(k=min(Settings.k, len(self.index)))
-        for size in WARM_UP:
+        for size in QUERY_SIZES:  # all that are compiled
             settings.search(self.index, x[:size])
 
 

@@ -43,4 +43,4 @@ def test_a_model_from_disk_needs_one_program_besides_those_of_encode_and_decode(
     programs.clear()
     codes = qj.encode(qj.load(tmp_path / "model"), x)
     qj.decode(qj.load(tmp_path / "model"), codes)
-    assert sorted(programs) == ["jit(_chunk)", "jit(_chunk)", "jit(_prepared)"]
+    assert sorted(programs) == ["jit(_chunk)", "jit(_chunk)", "jit(prepared_from)"]
