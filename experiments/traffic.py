@@ -23,6 +23,7 @@ from jax.experimental import topologies
 
 from qinco_jax.evaluate import machine, results
 from qinco_jax.quantizers import beam, qinco
+from qinco_jax.quantizers.batching import traced_for
 
 SEARCHES = (16, 32, False), (2, 64, True)
 ROWS = {"cpu": 4, "v5e": 512, "h100": 512}  # of a block, about as many as the library takes
@@ -75,9 +76,9 @@ def compiled(config, search, dtype, num_rows, on):
         return jax.vmap(one)(x, beams)
 
     place = jax.sharding.SingleDeviceSharding(on)
-    traced = jax.jit(step, in_shardings=place, out_shardings=place).trace(
-        inputs, jax.ShapeDtypeStruct((num_rows, config.dim), jnp.float32), beams
-    )
+    x = jax.ShapeDtypeStruct((num_rows, config.dim), jnp.float32)
+    with traced_for("cpu" if on.platform == "cpu" else "accelerator"):
+        traced = jax.jit(step, in_shardings=place, out_shardings=place).trace(inputs, x, beams)
     platform = {"gpu": "cuda"}.get(on.platform, on.platform)
     return traced.lower(lowering_platforms=(platform,)).compile()
 

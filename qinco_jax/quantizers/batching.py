@@ -9,8 +9,9 @@ transformations, or for rows that are sharded over a mesh, the blocks are scanne
 each device keeps its own rows.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -41,6 +42,11 @@ T = TypeVar("T")
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
+def on_cpus() -> bool:
+    """Whether what is traced now will run on CPUs."""
+    return (_platform.get() or jax.default_backend()) == "cpu"
+
+
 def block_rows(work_per_row: int, bytes_per_row: int) -> int:
     """Rows per block, a power of two.
 
@@ -51,8 +57,7 @@ def block_rows(work_per_row: int, bytes_per_row: int) -> int:
       work_per_row: network evaluations a row.
       bytes_per_row: of the activations of a row that exist at the same time.
     """
-    platform = _platform.get() or jax.default_backend()
-    if platform == "cpu":
+    if on_cpus():
         rows, most = CPU_WORK // work_per_row, CPU_ROWS
     else:
         rows, most = min(BYTES, _memory() // MEMORY_SHARE) // bytes_per_row, ROWS
@@ -121,21 +126,23 @@ def map_rows(
     return over_chunks(Job(prepare, apply, model, options, check), x, rows)
 
 
+@contextlib.contextmanager
+def traced_for(platform: str) -> Iterator[None]:
+    """What is traced within suits "cpu" or "accelerator", whatever runs here."""
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
 def on_any_platform(function: Callable[[jax.Array], jax.Array]) -> Callable[..., jax.Array]:
-    """`function` with the blocks that suit the platform on which an exported program will run."""
+    """`function` with what suits the platform on which an exported program will run."""
 
-    def traced_for(platform: str) -> Callable[[jax.Array], jax.Array]:
-        def traced(x: jax.Array) -> jax.Array:
-            token = _platform.set(platform)
-            try:
-                return function(x)
-            finally:
-                _platform.reset(token)
+    def suiting(platform: str) -> Callable[[jax.Array], jax.Array]:
+        return traced_for(platform)(function)
 
-        return traced
-
-    cpu, accelerator = traced_for("cpu"), traced_for("accelerator")
-    return lambda x: lax.platform_dependent(x, cpu=cpu, default=accelerator)
+    return lambda x: lax.platform_dependent(x, cpu=suiting("cpu"), default=suiting("accelerator"))
 
 
 def is_traced(tree: Any) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from qinco_jax.config import QincoConfig
 from qinco_jax.quantizers import beam, network
+from qinco_jax.quantizers.batching import on_cpus
 from qinco_jax.quantizers.beam import Candidates
 from qinco_jax.quantizers.distances import nearest, smallest, squared_distances
 from qinco_jax.quantizers.network import Projected, Step, of_codeword, of_context, projected
@@ -140,7 +141,7 @@ class Qinco:
 
         Args:
           compute_dtype: "float32" or "bfloat16", of the products with the network's matrices and
-            with S, of what lies between two of them, and of candidates' sums z in `beams`. Other
+            with S, of what lies between two of them, and on accelerators of candidates' sums z in
             sums, and errors, are float32.
         """
         model, preselect = network_dtype(self, compute_dtype), self.steps.preselect
@@ -217,19 +218,21 @@ def _propose(
 ) -> Candidates:
     """The codewords that S finds nearest to the residuals (all K without S), by true distance.
 
-    What exists for each candidate has the dtype of the network's matrices, sums z and codewords
-    too; errors, and the reconstructions of the few that are chosen, are float32.
+    On accelerators, which wait for memory, what exists for each candidate has the dtype of the
+    network's matrices, sums z and codewords too; CPUs add in float32. Errors, and the
+    reconstructions of the few that are chosen, are float32.
     """
     step, tables = inputs
-    narrow = functools.partial(jax.tree.map, lambda leaf: leaf.astype(step.up.dtype))
+    dtype = jnp.float32 if on_cpus() else step.up.dtype
     residual = x[None] - entries.x_hat
     parent, index, of_entries = _preselect(step, residual, jnp.isinf(entries.error), search)
     context = projected(step, of_context(step, entries.x_hat))
-    inside = jax.tree.map(
-        lambda table, part: table[index] + of_entries(part), narrow(tables), narrow(context)
+    inside = Projected(
+        tables.z.astype(dtype)[index] + of_entries(context.z.astype(dtype)),
+        tables.up[index] + of_entries(context.up),
     )
     output = network.output(step, inside)
-    f = network.implicit(form, narrow(step.codebook)[index], output)
+    f = network.implicit(form, step.codebook.astype(dtype)[index], output)
     error = jnp.sum(jnp.square(of_entries(residual) - f), axis=-1)
 
     def x_hat(best: jax.Array) -> jax.Array:
