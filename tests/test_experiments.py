@@ -237,6 +237,36 @@ def test_shortlists_that_keep_more_find_more(folder: Path, monkeypatch: pytest.M
     assert all(10 <= row["evaluations"] <= 100 for row in rows)  # type: ignore[operator]
 
 
+def test_calls_of_few_rows_are_timed_beside_jitted_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("calls", monkeypatch)
+    small = qj.QincoConfig(num_steps=3, dim=8, embed_dim=8, **FEW)
+    monkeypatch.setattr(module.workload, "sized", lambda name: small)
+    monkeypatch.setattr(module, "NUM_ROWS", (1, 10))
+    shown = run(module, "--seconds", 0, "--out", tmp_path / "out.jsonl")
+    rows = read(tmp_path / "out.jsonl")
+    told = [(row["task"], row["num_rows"]) for row in rows]
+    assert told == [(task, n) for task in ("encode", "decode") for n in (1, 10)]
+    assert all(row["ms"] > 0 and row["jitted_ms"] > 0 for row in rows)  # type: ignore[operator]
+    assert shown.count("under jit") == 4
+
+
+def test_bytes_of_a_candidate_are_counted_for_each_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("traffic", monkeypatch)
+    small = qj.QincoConfig(num_steps=3, dim=8, embed_dim=8, **FEW)
+    monkeypatch.setattr(module.workload, "sized", lambda name: small)
+    monkeypatch.setattr(module, "SEARCHES", ((4, 2, False), (2, 4, True)))
+    shown = run(module, "--out", tmp_path / "out.jsonl")
+    rows = read(tmp_path / "out.jsonl")
+    assert [row["dtype"] for row in rows] == ["float32", "bfloat16"] * 2
+    network = 2 * 2 * 8 * 4  # of a candidate with L = 1: V, and P_out is the identity
+    assert all(row["flops"] > network and row["bytes"] > 4 * 8 for row in rows)  # type: ignore[operator]
+    assert shown.count("a candidate takes") == 4
+
+
 def test_scales_that_heed_how_far_off_a_code_is_find_more(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
