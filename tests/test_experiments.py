@@ -242,7 +242,7 @@ def test_calls_of_few_rows_are_timed_beside_jitted_ones(
 ) -> None:
     module = script("calls", monkeypatch)
     small = qj.QincoConfig(num_steps=3, dim=8, embed_dim=8, **FEW)
-    monkeypatch.setattr(module.workload, "sized", lambda name: small)
+    monkeypatch.setattr(module.workload, "sized", lambda name, *sizes: small)
     monkeypatch.setattr(module, "NUM_ROWS", (1, 10))
     shown = run(module, "--seconds", 0, "--out", tmp_path / "out.jsonl")
     rows = read(tmp_path / "out.jsonl")
@@ -257,7 +257,7 @@ def test_bytes_of_a_candidate_are_counted_for_each_search(
 ) -> None:
     module = script("traffic", monkeypatch)
     small = qj.QincoConfig(num_steps=3, dim=8, embed_dim=8, **FEW)
-    monkeypatch.setattr(module.workload, "sized", lambda name: small)
+    monkeypatch.setattr(module.workload, "sized", lambda name, *sizes: small)
     monkeypatch.setattr(module, "SEARCHES", ((4, 2, False), (2, 4, True)))
     shown = run(module, "--out", tmp_path / "out.jsonl")
     rows = read(tmp_path / "out.jsonl")
