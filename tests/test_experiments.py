@@ -39,6 +39,14 @@ def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module(name)
 
 
+def small_workload(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script whose models are small."""
+    module = script(name, monkeypatch)
+    config = qj.QincoConfig(num_steps=3, dim=8, embed_dim=8, **FEW)
+    monkeypatch.setattr(module.workload, "sized", lambda *asked: config)
+    return module
+
+
 def run(module: ModuleType, *arguments: object) -> str:
     ran = CliRunner().invoke(module.main, [str(argument) for argument in arguments])
     assert ran.exit_code == 0, ran.output
@@ -240,9 +248,7 @@ def test_shortlists_that_keep_more_find_more(folder: Path, monkeypatch: pytest.M
 def test_calls_of_few_rows_are_timed_beside_jitted_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = script("calls", monkeypatch)
-    small = qj.QincoConfig(num_steps=3, dim=8, embed_dim=8, **FEW)
-    monkeypatch.setattr(module.workload, "sized", lambda name, *sizes: small)
+    module = small_workload("calls", monkeypatch)
     monkeypatch.setattr(module, "NUM_ROWS", (1, 10))
     shown = run(module, "--seconds", 0, "--out", tmp_path / "out.jsonl")
     rows = read(tmp_path / "out.jsonl")
@@ -255,9 +261,7 @@ def test_calls_of_few_rows_are_timed_beside_jitted_ones(
 def test_bytes_of_a_candidate_are_counted_for_each_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = script("traffic", monkeypatch)
-    small = qj.QincoConfig(num_steps=3, dim=8, embed_dim=8, **FEW)
-    monkeypatch.setattr(module.workload, "sized", lambda name, *sizes: small)
+    module = small_workload("traffic", monkeypatch)
     monkeypatch.setattr(module, "SEARCHES", ((4, 2, False), (2, 4, True)))
     shown = run(module, "--out", tmp_path / "out.jsonl")
     rows = read(tmp_path / "out.jsonl")

@@ -367,9 +367,11 @@ class Index:
     ) -> np.ndarray:  # fmt: skip
         """Distances [Q, S] by the network or by pairs; inf where there is no code."""
         size = next(size for size in QUERY_SIZES if size >= len(queries))
-        more = (0, size - len(queries)), (0, 0)
-        queries, ids, lists = np.pad(queries, more), np.pad(ids, more), np.pad(lists, more)
-        packed, there = np.pad(packed, (*more, (0, 0))), ids >= 0
+        if size > len(queries):
+            more = (0, size - len(queries)), (0, 0)
+            queries, ids, lists = np.pad(queries, more), np.pad(ids, more), np.pad(lists, more)
+            packed = np.pad(packed, (*more, (0, 0)))
+        there = ids >= 0
         flat = np.where(there.ravel()[:, None], packed.reshape(-1, packed.shape[2]), 0)
         codes, levels = self._unpacked(flat, lists.ravel())
         if decoder is self.pairs and not self.lists.by_residual:
