@@ -21,13 +21,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qinco_jax"
 
 FLOORS = [
-    {"errors", "version", "files", "interrupts", "config", "optional"},
+    {"errors", "version", "files", "interrupts", "config", "optional", "remote"},
     {"vectors"},
     {"datasets"},
     {"quantizers"},
     {"models"},
     {"training"},
     {"search"},
+    {"cluster"},
     {"codecs"},
     {"evaluate"},
     {"serve"},
