@@ -9,7 +9,7 @@ EXPERIMENTS ?= table1 multi_rate k_m_tradeoff ablations blocks parts candidates_
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help train eval search reproduce test bench notebooks lint clean
+.PHONY: help train eval search reproduce test bench notebooks docs lint clean
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
 
@@ -41,6 +41,11 @@ bench: .venv/dev  ## measure speed: ARGS="--grid full --seconds 20"; see experim
 notebooks: .venv/dev  ## run the notebooks and keep their outputs
 	.venv/bin/python tests/support/kernels.py notebooks/*.ipynb
 
+docs: .venv/docs  ## build the site into build/docs
+	.venv/bin/sphinx-build -W --keep-going -q docs build/docs
+	.venv/bin/sphinx-build -W --keep-going -q -b doctest docs build/doctest
+	@echo "open build/docs/index.html"
+
 lint: .venv/dev  ## ruff and mypy
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
@@ -55,3 +60,6 @@ clean:  ## remove the virtual environment and caches; runs stay
 
 .venv/dev: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --editable '.[dev,faiss]' && touch $@ .venv/eval .venv/run
+
+.venv/docs: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --editable '.[docs,search]' && touch $@

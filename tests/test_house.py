@@ -5,17 +5,20 @@ import graphlib
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
 
+import click
 import numpy as np
 import pytest
 from optimized import optimized
 
 import qinco_jax as qj
+from qinco_jax.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qinco_jax"
@@ -140,19 +143,46 @@ def test_a_public_function_says_what_it_takes_and_gives(function: object) -> Non
         assert re.search(r"\[(\.\.\., )?[A-Z]", text), "shapes stand in the docstring"
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/search.md"])
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in pages() if "```python" in path.read_text()],
+    ids=lambda path: path.stem,
+)
 def test_the_python_of_the_documentation_runs(
-    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
-    assert blocks
     scope: dict[str, object] = {}
     with optimized():
-        for block in blocks:
+        for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
             exec(block.replace("20_000", "3_000"), scope)
-    np.testing.assert_array_equal(scope["codes"], qj.encode(scope["model"], scope["x"]))
+
+
+def commands(path: Path, program: str) -> list[list[str]]:
+    """The words after a program's name, of the indented lines of a page that call it."""
+    text = path.read_text().replace("\\\n", " ")
+    lines = re.findall(rf"^ {{4}}{program} (.+?)(?: {{2,}}#.*)?$", text, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: path.stem)
+def test_the_commands_of_the_documentation_exist(path: Path) -> None:
+    """Their options and arguments are those that they take; nothing is run."""
+    for words in commands(path, "qinco"):
+        command: click.Command = main
+        context = click.Context(main)
+        while isinstance(command, click.Group):
+            _, command, words = command.resolve_command(context, words)
+            context = command.make_context(command.name, list(words), parent=context)
+            words = [*context._protected_args, *context.args]
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for words in commands(path, "make"):
+        assert words[0] in targets, words
 
 
 def test_the_embedded_set_is_what_it_says() -> None:
