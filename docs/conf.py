@@ -17,6 +17,7 @@ myst_heading_anchors = 4
 nb_execution_mode = "off"  # the tests execute the notebooks, which hold their outputs
 nb_merge_streams = True
 
+default_role = "code"  # of docstrings, which are in Markdown's way
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
