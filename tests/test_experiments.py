@@ -13,6 +13,7 @@ from types import ModuleType
 
 import h5py
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -24,6 +25,7 @@ from qinco_jax.codecs.unq.train import train as train_unq
 from qinco_jax.evaluate.metrics import measure
 from qinco_jax.evaluate.neighbours import nearest_neighbours, queries_of
 from qinco_jax.models import codes as code_files
+from qinco_jax.quantizers.transform import to_model_space
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = (
@@ -289,6 +291,40 @@ def test_scales_that_heed_how_far_off_a_code_is_find_more(
     given = ["--dataset", folder, "--model", folder / "model", "--out", folder / "out.jsonl"]
     shown = run(module, *given)
     assert len(read(folder / "out.jsonl")) == 2 * 6 and "p = 0.5" in shown
+
+
+def test_what_else_than_the_error_is_minimised_is_compared_by_recall(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("recall_and_error", monkeypatch)
+    queries, error = np.random.default_rng(0).normal(size=(2, 50, 4))
+    found = np.square(error @ module.weighting(queries, 0.0)).sum(axis=1)
+    exact = np.square(error @ queries.T).mean(axis=1)
+    np.testing.assert_allclose(found / found[0], exact / exact[0], rtol=1e-6)
+
+    config = qj.QincoConfig(num_steps=2, **FEW)
+    monkeypatch.setattr(qj, "PRESETS", {"small": config})
+    monkeypatch.setattr(qj, "RECIPES", {"small": qj.Recipe(batch_size=64, mix=0.0)})
+    names = "plain", "directions, queries, eps 10", "first 50% of dimensions", "tuned, ranking .1"
+    asked = [part for name in names for part in ("--variant", name)]
+    given = ["--dataset", folder, "--queries", "topics", "--lengths", 0.2, "--rows", 300]
+    out, image = folder / "out.jsonl", folder / "out.svg"
+    shown = run(module, *given, *asked, "--epochs", 0, "--out", out, "--plot", image)
+    rows = read(out)
+    assert [row["variant"] for row in rows] == list(names) and "topics" in shown
+    assert rows[0]["gain@1"] == 0 and rows[2]["error"] > rows[0]["error"]  # type: ignore[operator]
+    assert image.read_text().count("points of R@") == 2
+
+    model = qj.train(np.load(folder / "train.npy"), config, num_epochs=0)
+    assert isinstance(model, qj.Qinco)
+    x = np.float32(np.load(folder / "train.npy")[:16])
+    codes, ones = qj.encode(model, x), np.ones(16, np.float32)
+    losses = {
+        kind: float(module.recall_losses.loss(model, x, codes, ones, kind, weight))
+        for kind, weight in (("error", 0), ("along", 1.0), ("sphere", 0.0), ("ranking", 0.0))
+    }
+    plain, _ = qj.loss(model, to_model_space(jnp.asarray(x), model.transform), codes)
+    np.testing.assert_allclose(list(losses.values()), float(plain), rtol=1e-5)
 
 
 def test_the_growth_of_an_index_is_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
