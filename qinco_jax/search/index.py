@@ -188,7 +188,7 @@ class Index:
         found = np.full((len(vectors), k), np.inf, np.float32)
         ids = np.full((len(vectors), k), -1, np.int64)
         for span in spans(len(vectors), QUERY_BLOCK):
-            block = vectors[span]
+            block, stretch = self._as_long_as_rows(vectors[span])
             best: Sequence[np.ndarray] = scan.search(
                 self.lists, len(self.tables), block, scanned, num_probes, ef_search, selector
             )
@@ -197,7 +197,8 @@ class Index:
             own = (
                 self._distances(self.prepared, block, *best) if most else self._rough(block, *best)
             )
-            found[span], _, ids[span], *_ = rerank.first(k, own, *best)
+            near, _, ids[span], *_ = rerank.first(k, own, *best)
+            found[span] = near * stretch
         return found, ids
 
     def tune(self, queries: Vectors, neighbours: np.ndarray, k: int = 10) -> list[tuning.Point]:
@@ -357,6 +358,19 @@ class Index:
             raise InputError(f"the queries have shape {vectors.shape}; expected [Q, D]")
         limit = checks.FLOAT32_MAX if self.metric == "cosine" else coding.LARGEST
         return self._in_space(checks.finite(vectors, 0, "the queries", limit))
+
+    def _as_long_as_rows(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Queries [Q, D], and [Q, 1] by which distances from them have to be multiplied.
+
+        What the scan adds for a byte suits queries as long as the rows that it was fitted on. The
+        length of a query changes no order of inner products.
+        """
+        stretch = np.ones((len(queries), 1), np.float32)
+        if self.metric == "ip" and self.reading.squared_length > 0:
+            lengths = np.linalg.norm(queries, axis=1, keepdims=True)
+            usual = np.sqrt(np.asarray(self.reading.squared_length))
+            np.divide(lengths, usual, out=stretch, where=lengths > 0)
+        return queries / stretch, stretch
 
     def _in_space(self, x: np.ndarray) -> np.ndarray:
         return distance.in_space(x, self.metric, np.asarray(self.reading.origin))
