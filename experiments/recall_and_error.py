@@ -12,7 +12,9 @@ same queries, with its 95 % interval. --epochs 0 takes the residual quantizer th
 from, with a beam of 32. Variants named "tuned" go on from the plain model of so many epochs.
 
 Queries come from training rows beyond the first: a half of them is the sample that variants may
-use, the other half is measured. "own" are the set's.
+use, the other half is measured. "own" are the set's. Vectors of a set have length 1 unless
+--vectors gives them random "lengths", takes "means" of neighbours or subtracts the mean
+("centered").
 """
 
 import dataclasses
@@ -33,9 +35,11 @@ from qinco_jax.quantizers.transform import approximated
 from qinco_jax.training import mixing
 
 RANKS = 1, 10
-RUN = "dataset", "queries", "lengths", "rows", "epochs", "preset", "seed"
+RUN = "dataset", "vectors", "queries", "rows", "epochs", "preset", "seed"
 POOL_ROWS, NUM_QUERIES, DATABASE_ROWS = 40_000, 4000, 20_000
 TOPICS, TOPIC_SHARE, CLASS_ROWS = 5, 0.1, 20
+VECTORS = "unit", "lengths", "means", "centered"
+LENGTHS = 0.2  # standard deviation of their logarithm
 QUERIES = "own", "like", "topics", "averages", "differences", "classifiers"
 
 
@@ -47,6 +51,7 @@ class Variant:
       directions: whether x / |x| is quantized, and its length left to the scale.
       eps: rows are multiplied by W = (C_q + eps mean(eigenvalues) I)^(1/2), queries by its inverse;
         `None` leaves both as they are.
+      centered: whether C_q is the covariance of queries, instead of their second moment.
       share: of the dimensions, the greatest principal components, that are quantized at all.
       loss: of `recall_losses`, by which the plain model is tuned; `None` does without.
       weight: of that loss.
@@ -54,6 +59,7 @@ class Variant:
 
     directions: bool = False
     eps: float | None = None
+    centered: bool = False
     share: float = 1.0
     loss: str | None = None
     weight: float = 0.0
@@ -62,12 +68,14 @@ class Variant:
 VARIANTS = {
     "plain": Variant(),
     "directions": Variant(directions=True),
-    **{f"queries, eps {eps:g}": Variant(eps=eps) for eps in (1.0, 10.0, 30.0)},
+    **{f"queries, eps {eps:g}": Variant(eps=eps) for eps in (1.0, 3.0, 10.0, 30.0)},
+    **{f"centered queries, eps {eps:g}": Variant(eps=eps, centered=True) for eps in (1.0, 10.0)},
     **{f"directions, queries, eps {eps:g}": Variant(True, eps) for eps in (3.0, 10.0, 30.0)},
     **{f"first {share:.0%} of dimensions": Variant(share=share) for share in (0.25, 0.5)},
     "tuned, error": Variant(loss="error"),
     "tuned, ranking .1": Variant(loss="ranking", weight=0.1),
     "tuned, ranking .3": Variant(loss="ranking", weight=0.3),
+    "tuned, ranking 3": Variant(loss="ranking", weight=3.0),
     "tuned, sphere .5": Variant(loss="sphere", weight=0.5),
     "tuned, sphere 1": Variant(loss="sphere", weight=1.0),
     "tuned, dense": Variant(loss="dense", weight=4.0),
@@ -76,18 +84,45 @@ VARIANTS = {
 }
 
 
-def queries_of(kind, data, num_rows, rng):
+def vectors_of(kind, data, num_rows, rng):
+    """Training rows, the database, and further rows from which queries are made, all [N, D]."""
+    rows, further = data.train[:num_rows], data.train[num_rows : num_rows + POOL_ROWS]
+    parts = [
+        np.asarray(part, np.float32) for part in (rows, data.database[:DATABASE_ROWS], further)
+    ]
+    if kind == "centered":
+        mean = parts[0].mean(axis=0)
+        return [part - mean for part in parts]
+    parts = [approximated(part, True) for part in parts]
+    if kind == "means":
+        return [means(part, rng) for part in parts]
+    if kind == "lengths":
+        parts[:2] = (
+            part * np.exp(LENGTHS * rng.normal(size=(len(part), 1)), dtype=np.float32)
+            for part in parts[:2]
+        )
+    return parts
+
+
+def means(x, rng):
+    """The mean of each row [N, D] and of 0 to 4 of the nearest ones."""
+    count = rng.integers(1, 6, size=(len(x), 1))
+    weights = np.float32((np.arange(5) < count) / count)
+    groups = np.concatenate([x[:, None], x[mixing.nearest_others(x, 4)]], axis=1)
+    return np.einsum("nk,nkd->nd", weights, groups)
+
+
+def queries_of(kind, data, pool, rng):
     """A sample of queries of a kind, and others [Q, D] to measure."""
-    made = _queries("like" if kind == "own" else kind, data, num_rows, rng)
-    sample, queries = np.array_split(made, 2)
+    sample, queries = np.array_split(_queries("like" if kind == "own" else kind, pool, rng), 2)
     return sample, approximated(data.queries, True) if kind == "own" else queries
 
 
-def _queries(kind, data, num_rows, rng):
-    pool = np.asarray(data.train[num_rows : num_rows + POOL_ROWS], np.float32)
-    unit, count = approximated(pool, True), min(NUM_QUERIES, len(pool))
+def _queries(kind, pool, rng):
+    count = min(NUM_QUERIES, len(pool))
     chosen = rng.choice(len(pool), count, replace=False)
     if kind == "topics":  # the rows nearest to a few
+        unit = approximated(pool, True)
         near = (unit @ unit[chosen[:TOPICS]].T).max(axis=1)
         nearest = np.argsort(-near)[: min(count, int(TOPIC_SHARE * len(pool)))]
         return pool[rng.permutation(nearest)]
@@ -108,11 +143,6 @@ def weighting(queries, eps):
     return (vectors * np.sqrt(values / values.mean())) @ vectors.T
 
 
-def with_lengths(x, spread, rng):
-    """Unit vectors [N, D] given lengths whose logarithm has this standard deviation."""
-    return approximated(x, True) * np.exp(spread * rng.normal(size=(len(x), 1)), dtype=np.float32)
-
-
 def components(x, share):
     """The first principal components [D, d] of rows [N, D]."""
     columns = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)[2].T
@@ -123,7 +153,8 @@ def reconstructed(variant, x, database, sample, train):
     """What the variant's quantizer makes of the database [N, D], in its space but for lengths."""
     there, back = np.eye(x.shape[1]), np.eye(x.shape[1])
     if variant.eps is not None:
-        there = weighting(sample, variant.eps)
+        centered = sample - sample.mean(axis=0) if variant.centered else sample
+        there = weighting(centered, variant.eps)
         back = np.linalg.inv(there)
     elif variant.share < 1:
         there = components(x, variant.share)
@@ -146,12 +177,11 @@ def ranks(queries, database, x_hat):
     return (scores > np.take_along_axis(scores, best, axis=1)).sum(axis=1), cosines
 
 
-def run(data, kind, lengths, names, num_rows, num_epochs, preset, seed, model):
+def run(data, vectors, kind, names, num_rows, num_epochs, preset, seed, model):
     """A row for each variant; the first one is what the others are compared with."""
     rng = np.random.default_rng(seed)
-    sample, queries = queries_of(kind, data, num_rows, rng)
-    x, database = data.train[:num_rows], data.database[:DATABASE_ROWS]
-    x, database = with_lengths(x, lengths, rng), with_lengths(database, lengths, rng)
+    x, database, pool = vectors_of(vectors, data, num_rows, rng)
+    sample, queries = queries_of(kind, data, pool, rng)
 
     @functools.cache
     def plain():
@@ -168,7 +198,7 @@ def run(data, kind, lengths, names, num_rows, num_epochs, preset, seed, model):
         rank, cosines = ranks(queries, database, x_hat)
         first = rank if first is None else first
         yield {
-            "dataset": data.name, "queries": kind, "lengths": lengths, "variant": name,
+            "dataset": data.name, "vectors": vectors, "queries": kind, "variant": name,
             "rows": len(x), "epochs": num_epochs, "preset": preset, "seed": seed,
             "compared_with": names[0], "num_queries": len(queries),
             "error": float(1 - np.square(cosines, dtype=np.float64).mean()),
@@ -195,13 +225,13 @@ def key_of(row):
 
 def table(rows):
     """One line for each variant."""
-    lines = [["set", "queries", "lengths", "epochs", "variant", "error", "R@1", "R@10", "against"]]
+    lines = [["set", "vectors", "queries", "epochs", "variant", "error", "R@1", "R@10", "against"]]
     for row in rows:
         gains = [
             f"{100 * row[f'gain@{k}']:+.1f} ± {100 * row[f'gain_interval@{k}']:.1f}" for k in RANKS
         ]
         lines.append([
-            row["dataset"], row["queries"], f"{row['lengths']:g}", f"{row['epochs']}",
+            row["dataset"], row["vectors"], row["queries"], f"{row['epochs']}",
             row["variant"], f"{row['error']:.4f}", f"{row['recall@1']:.3f}",
             f"{row['recall@10']:.3f}", " / ".join(gains),
         ])  # fmt: skip
@@ -211,7 +241,8 @@ def table(rows):
 def plot(rows, image):
     """Points of recall against per cent of error, compared with the first variant of each run."""
     others = [row for row in rows if row["variant"] != row["compared_with"]]
-    looks = style.looks(dict.fromkeys(row["variant"] for row in others))
+    looks = style.looks(sorted({row["variant"] for row in others}))
+    looks = {name: {**look, "linestyle": "none"} for name, look in looks.items()}
     sets = list(dict.fromkeys(row["dataset"] for row in others))
     panels = [(name, k) for k in RANKS for name in sets]
     first = {key_of(row): row["error"] for row in rows if row["variant"] == row["compared_with"]}
@@ -220,10 +251,9 @@ def plot(rows, image):
         figure, axes = style.panels(len(panels), title, len(sets))
         for axis, (name, k) in zip(axes, panels, strict=True):
             for row in (row for row in others if row["dataset"] == name):
-                look = {**looks[row["variant"]], "linestyle": "none"}
                 axis.errorbar(
                     100 * (row["error"] / first[key_of(row)] - 1), 100 * row[f"gain@{k}"],
-                    100 * row[f"gain_interval@{k}"], elinewidth=0.7, **look,
+                    100 * row[f"gain_interval@{k}"], elinewidth=0.7, **looks[row["variant"]],
                 )  # fmt: skip
             axis.axhline(0, color="black", linewidth=0.8)
             axis.axvline(0, color="black", linewidth=0.8)
@@ -235,7 +265,7 @@ def plot(rows, image):
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--dataset", metavar="NAME|PATH", help="[default: only --plot]")
 @click.option("--queries", "kind", type=click.Choice(QUERIES), default="own", show_default=True)
-@click.option("--lengths", default=0.0, show_default=True, help="their spread; 0 are unit vectors")
+@click.option("--vectors", type=click.Choice(VECTORS), default="unit", show_default=True)
 @click.option("--variant", "names", type=click.Choice(list(VARIANTS)), multiple=True)
 @click.option("--rows", "num_rows", default=20_000, show_default=True)
 @click.option("--epochs", "num_epochs", default=0, show_default=True)
@@ -244,11 +274,11 @@ def plot(rows, image):
 @click.option("--model", help="the plain one, which is then not trained")
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 @click.option("--plot", "image", type=click.Path(path_type=Path), help=".svg or .png")
-def main(dataset, kind, lengths, names, num_rows, num_epochs, preset, seed, model, out, image):
+def main(dataset, kind, vectors, names, num_rows, num_epochs, preset, seed, model, out, image):
     if dataset is not None:
         data = qj.datasets.load(dataset)
         out.parent.mkdir(parents=True, exist_ok=True)
-        for row in run(data, kind, lengths, names, num_rows, num_epochs, preset, seed, model):
+        for row in run(data, vectors, kind, names, num_rows, num_epochs, preset, seed, model):
             with out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
     rows = results.read(out, (*RUN, "variant"))

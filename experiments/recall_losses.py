@@ -12,7 +12,7 @@ from qinco_jax.quantizers.transform import to_model_space
 from qinco_jax.training import mixing
 
 GROUPS, MEMBERS = 128, 8  # of a batch: rows, each followed by its nearest neighbours
-UPDATES, EPOCHS, RATE, CLIP, DECAY, MIX = 8, 4, 3e-4, 0.1, 0.5, 0.7
+UPDATES, EPOCHS, RATE, CLIP, DECAY, MIX = 8, 4, 1e-3, 0.1, 0.5, 0.7
 TEMPERATURE = 0.05  # of similarities in a ranking
 SEARCH = {"num_candidates": 4, "beam_size": 2, "joint": False}
 

@@ -307,7 +307,7 @@ def test_what_else_than_the_error_is_minimised_is_compared_by_recall(
     monkeypatch.setattr(qj, "RECIPES", {"small": qj.Recipe(batch_size=64, mix=0.0)})
     names = "plain", "directions, queries, eps 10", "first 50% of dimensions", "tuned, ranking .1"
     asked = [part for name in names for part in ("--variant", name)]
-    given = ["--dataset", folder, "--queries", "topics", "--lengths", 0.2, "--rows", 300]
+    given = ["--dataset", folder, "--queries", "topics", "--vectors", "lengths", "--rows", 300]
     out, image = folder / "out.jsonl", folder / "out.svg"
     shown = run(module, *given, *asked, "--epochs", 0, "--out", out, "--plot", image)
     rows = read(out)
