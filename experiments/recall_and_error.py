@@ -168,13 +168,17 @@ def reconstructed(variant, x, database, sample, train):
     return np.float32(np.asarray(qj.decode(model, qj.encode(model, database))) @ back)
 
 
-def ranks(queries, database, x_hat):
-    """How many rows [Q] the scaled reconstructions put before the one that is truly best."""
+def scales(database, x_hat):
+    """What an index keeps of the rows [N], and the cosines [N] of rows and reconstructions."""
     lengths, own = (np.linalg.norm(rows, axis=1) for rows in (database, x_hat))
     cosines = np.maximum((database * x_hat).sum(axis=1) / (lengths * own), 0)
-    scores = queries @ (x_hat * (np.sqrt(cosines) * lengths / own)[:, None]).T
-    best = nearest_neighbours(database, queries, 1, "ip")
-    return (scores > np.take_along_axis(scores, best, axis=1)).sum(axis=1), cosines
+    return np.sqrt(cosines) * lengths / own, cosines
+
+
+def ranks(queries, database, x_hat):
+    """How many rows [Q] the reconstructions put before the one that is truly best."""
+    scores, best = queries @ x_hat.T, nearest_neighbours(database, queries, 1, "ip")
+    return (scores > np.take_along_axis(scores, best, axis=1)).sum(axis=1)
 
 
 def run(data, vectors, kind, names, num_rows, num_epochs, preset, seed, model):
@@ -195,7 +199,9 @@ def run(data, vectors, kind, names, num_rows, num_epochs, preset, seed, model):
         variant = VARIANTS[name]
         same = variant.loss is not None or variant == Variant()
         x_hat = reconstructed(variant, x, database, sample, (lambda _: plain()) if same else train)
-        rank, cosines = ranks(queries, database, x_hat)
+        scale, cosines = scales(database, x_hat)
+        rank = ranks(queries, database, x_hat * scale[:, None])
+        as_it_is = ranks(queries, database, x_hat)
         first = rank if first is None else first
         yield {
             "dataset": data.name, "vectors": vectors, "queries": kind, "variant": name,
@@ -203,6 +209,7 @@ def run(data, vectors, kind, names, num_rows, num_epochs, preset, seed, model):
             "compared_with": names[0], "num_queries": len(queries),
             "error": float(1 - np.square(cosines, dtype=np.float64).mean()),
             **{key: value for k in RANKS for key, value in recall(rank, first, k).items()},
+            **{f"recall@{k} as it is": float((as_it_is < k).mean()) for k in RANKS},
             "device": jax.devices()[0].device_kind, "cores": num_cores(), "jax": jax.__version__,
         }  # fmt: skip
 

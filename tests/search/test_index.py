@@ -59,9 +59,10 @@ def test_without_re_ranking_distances_are_sums_of_tables(case: tuple[str, str, s
     index = indexes.filled(*case)
     reading, queries = index.reading, indexes.in_space(index, QUERIES)
     adds = float(reading.offset) + indexes.levels(index, X) @ np.float64(reading.slope)
-    stretch = 1.0
+    stretch: Any = 1.0
     if index.metric == "ip":  # the byte is worth more to a longer query
-        stretch = np.linalg.norm(queries, axis=1, keepdims=True) / reading.squared_length**0.5
+        usual = float(reading.squared_length) ** 0.5
+        stretch = np.linalg.norm(queries, axis=1, keepdims=True) / usual
     scores = queries @ indexes.rough(index, X).T + stretch * adds
     expected = -scores
     if index.metric == "l2":
