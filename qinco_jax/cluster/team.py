@@ -48,10 +48,10 @@ class Team:
         self._ray = ray
         count, num_cores, options = _room(ray, asked)
         host = jax.tree.map(np.asarray, model)
-        start = Start(host, versions(), num_cores, _compiled())
-        held = ray.put(start)
+        self._held = (ray.put(host),)  # Ray keeps it for workers that are restarted
         actor = ray.remote(Worker).options(max_restarts=-1, **options)
-        self._workers = [actor.remote(held) for _ in range(min(count, num_shards))]
+        start = Start(versions(), num_cores, _compiled())
+        self._workers = [actor.remote(start) for _ in range(min(count, num_shards))]
 
     def compute_dtype(self, asked: str | None) -> str:
         """The dtype that the first worker to be ready computes in.
@@ -102,7 +102,7 @@ class Team:
           Unfinished: some shards failed three times, no worker is left, or the folder is full.
           Interrupted: `interrupted` was set.
         """
-        _Course(self._ray, self._workers, task, numbers, advance).run(interrupted)
+        _Course(self._ray, self._workers, (task, self._held), numbers, advance).run(interrupted)
 
 
 class _Course:
@@ -112,11 +112,12 @@ class _Course:
         self,
         ray: Any,
         workers: Sequence[Any],
-        task: Task,
+        given: tuple[Task, tuple[Any]],
         shards: Sequence[int],
         advance: Callable[[int], Any],
     ) -> None:
-        self._ray, self._workers, self._task, self._advance = ray, workers, task, advance
+        self._ray, self._workers, self._given, self._advance = ray, workers, given, advance
+        self._shards = given[0].shards
         self._waiting = deque(shards)
         self._next: dict[int, int] = {}  # the shard whose vectors a worker reads ahead
         self._calls: dict[Any, tuple[int, int | None]] = {}  # the worker, and the shard it is at
@@ -148,16 +149,16 @@ class _Course:
         if self._unfit:
             warnings.warn(f"{len(self._unfit)} workers could not work: {reason}", stacklevel=2)
         if self._failed:
-            names = listed([Path(self._task.shards.name(shard)) for shard in self._failed])
+            names = listed([Path(self._shards.name(shard)) for shard in self._failed])
             raise Unfinished(
-                f"{len(self._failed)} of {self._task.shards.count} shards failed, {names}: "
+                f"{len(self._failed)} of {self._shards.count} shards failed, {names}: "
                 f"{next(iter(self._failed.values()))}; the others are kept, and the same command "
                 "again tries these"
             )
 
     def _open(self, worker: int) -> None:
         """Lets a worker open its vectors, when it is started or restarted."""
-        call = self._workers[worker].open.options(max_task_retries=-1).remote(self._task)
+        call = self._workers[worker].open.options(max_task_retries=-1).remote(*self._given)
         self._calls[call] = worker, None
 
     def _occupy(self) -> None:
@@ -176,7 +177,7 @@ class _Course:
             self._go_on(worker, shard)
 
     def _go_on(self, worker: int, shard: int) -> None:
-        call = self._workers[worker].work.remote(self._task, shard, self._next.get(worker))
+        call = self._workers[worker].work.remote(*self._given, shard, self._next.get(worker))
         self._calls[call] = worker, shard
 
     def _answer(self, call: Any, worker: int, shard: int | None) -> None:
@@ -197,7 +198,7 @@ class _Course:
                 return
             if shard is not None:
                 del self._rows[shard]
-                self._done += self._task.shards.num_rows_of(shard)
+                self._done += self._shards.num_rows_of(shard)
             self._idle.append(worker)
 
     def _refuse(self, worker: int, shard: int | None, cause: BaseException) -> None:

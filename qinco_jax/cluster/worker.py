@@ -32,13 +32,11 @@ class Start(NamedTuple):
     """What a worker begins with.
 
     Attributes:
-      model: with arrays of NumPy, since JAX's would start its threads.
       versions: of the driver.
       num_cores: that it keeps to; `None` where it works on an accelerator.
       compiled: where JAX keeps compiled programs, if anywhere.
     """
 
-    model: Model
     versions: dict[str, str]
     num_cores: int | None
     compiled: str | None
@@ -53,7 +51,7 @@ class Worker:
         if start.compiled is not None:
             jax.config.update("jax_compilation_cache_dir", start.compiled)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        self._model, self._versions = start.model, start.versions
+        self._start = start
         self._encoder: tuple[Task, Encoder] | None = None
         self._shard: tuple[int, Iterator[int]] | None = None
 
@@ -66,22 +64,30 @@ class Worker:
         self._check_versions()
         return precision.resolve(asked)
 
-    def open(self, task: Task) -> None:
+    def open(self, task: Task, held: tuple[Any]) -> None:
         """Opens the vectors of a task, unless they are open.
+
+        Args:
+          task: the same in all calls.
+          held: a reference of Ray to the model, with arrays of NumPy; JAX's would start its
+            threads.
 
         Raises:
           InputError: they are not there, or others, or this worker has other versions.
         """
         if self._encoder is None or self._encoder[0] != task:
             self._check_versions()
-            self._model = jax.tree.map(jnp.asarray, self._model)
-            self._encoder = task, Encoder(task, self._model)
+            import ray
 
-    def work(self, task: Task, shard: int, following: int | None) -> int | None:
+            model: Model = jax.tree.map(jnp.asarray, ray.get(held[0]))
+            self._encoder = task, Encoder(task, model)
+
+    def work(self, task: Task, held: tuple[Any], shard: int, following: int | None) -> int | None:
         """Works on a shard for a turn; one that another call left is begun anew.
 
         Args:
-          task: the same in all calls.
+          task: as of `open`.
+          held: as of `open`.
           shard: its number.
           following: the shard that is likely to be next.
 
@@ -91,7 +97,7 @@ class Worker:
         Raises:
           InputError: a row is invalid, or the shard cannot be written.
         """
-        self.open(task)
+        self.open(task, held)
         assert self._encoder is not None
         if self._shard is None or self._shard[0] != shard:
             self._shard = shard, self._encoder[1].encode(shard, following)
@@ -107,7 +113,7 @@ class Worker:
         return None
 
     def _check_versions(self) -> None:
-        here, there = versions(), self._versions
+        here, there = versions(), self._start.versions
         other = [name for name in here if here[name] != there[name]]
         if other:
             differences = ", ".join(f"{name} {here[name]}, not {there[name]}" for name in other)
