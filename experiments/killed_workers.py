@@ -110,7 +110,7 @@ def killed(folder, out, workers, rng, seconds):
             if not wait_for("worker", process):
                 break
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(rng.uniform(0, seconds))
+                process.wait(rng.uniform(0, seconds / 2))
             mine = [] if process.poll() is not None else processes(kills[0])
             if mine:
                 os.kill(rng.choice(mine), signal.SIGKILL)

@@ -4,13 +4,14 @@ import errno
 import threading
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from qinco_jax.cluster import connect
 from qinco_jax.cluster.encoder import Task
 from qinco_jax.cluster.worker import Start, Worker, versions
 from qinco_jax.errors import InputError
@@ -45,7 +46,7 @@ class Team:
         Raises:
           InputError: the cluster has no room for so many.
         """
-        self._ray = ray
+        self._ray, self._raylet = ray, connect.raylet_of(ray)
         count, num_cores, options = _room(ray, asked)
         host = jax.tree.map(np.asarray, model)
         self._held = (ray.put(host),)  # Ray keeps it for workers that are restarted
@@ -102,7 +103,17 @@ class Team:
           Unfinished: some shards failed three times, no worker is left, or the folder is full.
           Interrupted: `interrupted` was set.
         """
-        _Course(self._ray, self._workers, (task, self._held), numbers, advance).run(interrupted)
+        course = _Course(self._ray, self._workers, (task, self._held), numbers, advance)
+        try:
+            for _ in course.run():
+                if interrupted.is_set():
+                    raise Interrupted(f"stopped; {AGAIN}")
+                if not connect.answers(self._raylet):
+                    raise Unfinished(f"Ray has stopped on this machine; {AGAIN}")
+        except ConnectionError as error:
+            raise Unfinished(f"the connection to Ray is lost ({_described(error)}); {AGAIN}") from (
+                error
+            )
 
 
 class _Course:
@@ -127,15 +138,14 @@ class _Course:
         self._failures, self._failed = Counter[int](), dict[int, str]()
         self._unfit = dict[int, str]()  # workers that are lost or cannot begin, and why
 
-    def run(self, interrupted: threading.Event) -> None:
-        """Encodes all shards that can be."""
+    def run(self) -> Iterator[None]:
+        """Encodes all shards that can be; yields after each step, and while it waits."""
         self._advance(0)
         for worker in range(len(self._workers)):
             self._open(worker)
         while self._calls and (self._waiting or self._next or self._rows):
             ready, _ = self._ray.wait(list(self._calls), timeout=WAIT_SECONDS)
-            if interrupted.is_set():
-                raise Interrupted(f"stopped; {AGAIN}")
+            yield
             for call in ready:
                 self._answer(call, *self._calls.pop(call))
             self._occupy()
