@@ -176,13 +176,13 @@ def _encode_on_ray(plan: _Plan, workers: int | str, advance: Advance) -> None:
         with noticed() as interrupted, connect.connected(workers) as ray:
             asked = workers if isinstance(workers, int) else None
             most = -(-len(plan.x) // code_shards.FEWEST_ROWS) if missing is None else len(missing)
-            team = Team(ray, plan.model, asked, most)
+            team = Team(ray, plan.model, asked, most, interrupted)
             try:
                 compute_dtype = team.compute_dtype(plan.compute_dtype)
                 if task is None or missing is None:
                     task = plan.task(compute_dtype)
                     missing = code_shards.begin(plan.folder, task.shards)
-                team.encode(task, missing, _counted(task.shards, missing, advance), interrupted)
+                team.encode(task, missing, _counted(task.shards, missing, advance))
             finally:
                 team.stop()
     assert task is not None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -71,8 +72,14 @@ class Encoder:
         """Opens the vectors.
 
         Raises:
-          InputError: they are not those of the task, as seen from this machine.
+          InputError: they are not those of the task, as seen from this machine, or the folder of
+            shards is not there.
         """
+        if code_shards.manifest(task.folder) is None:
+            raise InputError(
+                f"the shards that are begun in {task.folder.path} are not there on "
+                f"{socket.gethostname()}; give a folder that all machines share, or a remote one"
+            )
         self._task, self._model, self._x = task, model, open_vectors(task.vectors)
         wanted = task.shards.origin["vectors"]
         if [list(self._x.shape), str(self._x.dtype)] != [wanted["shape"], wanted["dtype"]]:

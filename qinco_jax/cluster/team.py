@@ -1,7 +1,9 @@
 """Workers on Ray: each encodes shard after shard, and another repeats what a lost one began."""
 
+import contextlib
 import errno
 import threading
+import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +36,14 @@ class Unfinished(Exception):
 class Team:
     """Workers that hold a model, one for each accelerator of a cluster or for some of its cores."""
 
-    def __init__(self, ray: Any, model: Model, asked: int | None, num_shards: int) -> None:
+    def __init__(
+        self,
+        ray: Any,
+        model: Model,
+        asked: int | None,
+        num_shards: int,
+        interrupted: threading.Event,
+    ) -> None:
         """Starts workers, no more than there are shards.
 
         Args:
@@ -42,11 +51,13 @@ class Team:
           model: that they encode with.
           asked: how many are wanted, `None` for as many as the cluster has room for.
           num_shards: to be encoded.
+          interrupted: ends the work when it is set.
 
         Raises:
           InputError: the cluster has no room for so many.
         """
         self._ray, self._raylet = ray, connect.raylet_of(ray)
+        self._interrupted = interrupted
         count, num_cores, options = _room(ray, asked)
         host = jax.tree.map(np.asarray, model)
         self._held = (ray.put(host),)  # Ray keeps it for workers that are restarted
@@ -59,14 +70,20 @@ class Team:
 
         Raises:
           InputError: it has other versions, or none starts.
+          Unfinished: the cluster is lost.
+          Interrupted: `interrupted` was set.
         """
-        calls = [worker.compute_dtype.remote(asked) for worker in self._workers]
-        found, _ = self._ray.wait(calls, timeout=START_SECONDS)
-        if not found:
-            raise InputError(
-                f"no worker started in {START_SECONDS:g} seconds; see by `ray status` whether the "
-                "cluster has free cores or accelerators"
-            )
+        calls = [_surely(worker.compute_dtype).remote(asked) for worker in self._workers]
+        found: list[Any] = []
+        end = time.monotonic() + START_SECONDS
+        while not found:
+            self._check()
+            found, _ = self._ray.wait(calls, timeout=WAIT_SECONDS)
+            if not found and time.monotonic() > end:
+                raise InputError(
+                    f"no worker started in {START_SECONDS:g} seconds; see by `ray status` whether "
+                    "the cluster has free cores or accelerators"
+                )
         try:
             return str(self._ray.get(found[0]))
         except self._ray.exceptions.RayTaskError as error:
@@ -82,22 +99,16 @@ class Team:
     def stop(self) -> None:
         """Ends the workers; what they have begun is lost."""
         for worker in self._workers:
-            self._ray.kill(worker)
+            with contextlib.suppress(ConnectionError, self._ray.exceptions.RayError):
+                self._ray.kill(worker)
 
-    def encode(
-        self,
-        task: Task,
-        numbers: Sequence[int],
-        advance: Callable[[int], Any],
-        interrupted: threading.Event,
-    ) -> None:
+    def encode(self, task: Task, numbers: Sequence[int], advance: Callable[[int], Any]) -> None:
         """Encodes shards.
 
         Args:
           task: what they are of.
           numbers: of the shards.
           advance: called with the rows done of these shards.
-          interrupted: ends the work when it is set.
 
         Raises:
           Unfinished: some shards failed three times, no worker is left, or the folder is full.
@@ -106,14 +117,17 @@ class Team:
         course = _Course(self._ray, self._workers, (task, self._held), numbers, advance)
         try:
             for _ in course.run():
-                if interrupted.is_set():
-                    raise Interrupted(f"stopped; {AGAIN}")
-                if not connect.answers(self._raylet):
-                    raise Unfinished(f"Ray has stopped on this machine; {AGAIN}")
+                self._check()
         except ConnectionError as error:
             raise Unfinished(f"the connection to Ray is lost ({_described(error)}); {AGAIN}") from (
                 error
             )
+
+    def _check(self) -> None:
+        if self._interrupted.is_set():
+            raise Interrupted(f"stopped; {AGAIN}")
+        if not connect.answers(self._raylet):
+            raise Unfinished(f"Ray has stopped on this machine; {AGAIN}")
 
 
 class _Course:
@@ -168,7 +182,7 @@ class _Course:
 
     def _open(self, worker: int) -> None:
         """Lets a worker open its vectors, when it is started or restarted."""
-        call = self._workers[worker].open.options(max_task_retries=-1).remote(*self._given)
+        call = _surely(self._workers[worker].open).remote(*self._given)
         self._calls[call] = worker, None
 
     def _occupy(self) -> None:
@@ -196,11 +210,11 @@ class _Course:
             found = self._ray.get(call)
         except errors.ActorDiedError as error:  # for good: it would be restarted if that could be
             self._dismiss(worker, shard, f"Ray has stopped: {_described(error)}")
-        except errors.RayActorError:
-            self._fail(shard, "its worker was lost, by a crash or for want of memory")
-            self._open(worker)  # answers when it is restarted
         except errors.RayTaskError as error:
             self._refuse(worker, shard, error.cause)
+        except errors.RayError:
+            self._fail(shard, "its worker was lost, by a crash or for want of memory")
+            self._open(worker)  # answers when it is restarted
         else:
             if shard is not None and found is not None:
                 self._rows[shard] = found
@@ -239,6 +253,11 @@ class _Course:
             if other is not None:
                 self._rows.pop(other, None)
                 self._waiting.appendleft(other)
+
+
+def _surely(method: Any) -> Any:
+    """A method of a worker that is called again where the worker is lost."""
+    return method.options(max_task_retries=-1)
 
 
 def _compiled() -> str | None:
