@@ -162,7 +162,7 @@ class _Plan:
         """What every process does."""
         search = {**self.search, "compute_dtype": compute_dtype}
         shards = Shards(
-            code_files.origin(self.model, self.x, search), code_shards.rows_of_shard(len(self.x))
+            code_files.made_by(self.model, self.x, search), code_shards.rows_of_shard(len(self.x))
         )
         return Task(self.vectors, self.folder, shards, search)
 

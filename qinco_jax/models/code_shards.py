@@ -48,7 +48,7 @@ class Shards:
     """Which rows are in which shard.
 
     Attributes:
-      origin: what makes the codes, as `models.codes.origin` says.
+      origin: what makes the codes, as `models.codes.made_by` says.
       shard_rows: rows of each shard but the last.
     """
 

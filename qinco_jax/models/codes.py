@@ -73,27 +73,27 @@ def write(
     checks.vectors(x, model.dim, what)
     search = dataclasses.asdict(coding.search_of(model, num_candidates, beam_size, joint))
     search["compute_dtype"] = precision.resolve(compute_dtype)
-    made_by = origin(model, x, search)
+    origin = made_by(model, x, search)
     partial, progress = _hidden(target, "partial"), _hidden(target, "progress")
-    shape, lock = (len(x), made_by["bytes"]), _hidden(target, "lock")
+    shape, lock = (len(x), origin["bytes"]), _hidden(target, "lock")
     with locked(lock, f"writes {target}"), noticed() as interrupted:
-        done = _done(progress, made_by)
+        done = _done(progress, origin)
         if done == 0:
             partial.unlink(missing_ok=True)
-            _write_json(progress, made_by | {"done": 0})
+            _write_json(progress, origin | {"done": 0})
         advance(done, len(x))
         try:
-            with formats.create(target, shape, made_by["dtype"], partial) as out:
+            with formats.create(target, shape, origin["dtype"], partial) as out:
                 for span in _blocks(done, len(x)):
                     rows = checks.finite(x[span], span.start, what)
                     out[span] = encoded(model, rows, search)
-                    _write_json(progress, made_by | {"done": span.stop})
+                    _write_json(progress, origin | {"done": span.stop})
                     advance(span.stop, len(x))
                     if interrupted.is_set() and span.stop < len(x):
                         raise Interrupted(_how_to_resume(span.stop, len(x)))
-                _write_json(_beside(target), made_by)
+                _write_json(_beside(target), origin)
         except InputError:
-            if _done(progress, made_by) == 0:  # else the blocks before are worth keeping
+            if _done(progress, origin) == 0:  # else the blocks before are worth keeping
                 _remove(partial, progress, lock)
             raise
     _remove(progress, lock)
@@ -133,8 +133,8 @@ def read(path: str | os.PathLike[str], model: Model) -> Rows:
     columns = packing.from_rows(np.asarray(rows[:1]), model.config).shape[1]
     if described is not None:
         try:
-            made_by = json.loads(described)
-            maker, shape = made_by["model"], [made_by["vectors"]["shape"][0], made_by["bytes"]]
+            origin = json.loads(described)
+            maker, shape = origin["model"], [origin["vectors"]["shape"][0], origin["bytes"]]
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(f"{beside} is damaged ({error!r}); {DAMAGED}") from error
         if shape != list(rows.shape):
@@ -190,7 +190,7 @@ def _blocks(begin: int, num_rows: int) -> Iterator[slice]:
             size = min(2 * size, most)
 
 
-def origin(model: Model, x: Rows, search: Mapping[str, Any]) -> dict[str, Any]:
+def made_by(model: Model, x: Rows, search: Mapping[str, Any]) -> dict[str, Any]:
     """What made codes: the model, the vectors [N, D] and the search, as `encoded` takes it."""
     width, dtype = packing.row_shape(model.config)
     return {
@@ -203,14 +203,14 @@ def origin(model: Model, x: Rows, search: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _done(progress: Path, made_by: Mapping[str, Any]) -> int:
+def _done(progress: Path, origin: Mapping[str, Any]) -> int:
     """The rows that an earlier call of the same origin left; 0 if there was none."""
     try:
         left = json.loads(progress.read_bytes())
         done = left.pop("done")
     except (OSError, ValueError, KeyError, AttributeError):
         return 0
-    return int(done) if left == made_by else 0
+    return int(done) if left == origin else 0
 
 
 def _beside(path: Path) -> Path:
