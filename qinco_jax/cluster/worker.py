@@ -28,6 +28,12 @@ def versions() -> dict[str, str]:
     return {"qinco_jax": __version__, "jax": jax.__version__, "Python": python}
 
 
+class Failed(Exception):
+    """What went wrong in a worker, as any process can read it; `errno` as of `OSError`."""
+
+    errno: int | None = None
+
+
 class Start(NamedTuple):
     """What a worker begins with.
 
@@ -73,8 +79,12 @@ class Worker:
             threads.
 
         Raises:
-          InputError: they are not there, or others, or this worker has other versions.
+          Failed: they are not there, or others, or this worker has other versions.
         """
+        with _readable():
+            self._open(task, held)
+
+    def _open(self, task: Task, held: tuple[Any]) -> None:
         if self._encoder is None or self._encoder[0] != task:
             self._check_versions()
             import ray
@@ -95,21 +105,19 @@ class Worker:
           The rows done, or `None` when the shard is stored.
 
         Raises:
-          InputError: a row is invalid, or the shard cannot be written.
+          Failed: a row is invalid, or the shard cannot be written.
         """
-        self.open(task, held)
-        assert self._encoder is not None
-        if self._shard is None or self._shard[0] != shard:
-            self._shard = shard, self._encoder[1].encode(shard, following)
         begun = time.monotonic()
-        try:
-            for done in self._shard[1]:
+        with _readable():
+            self._open(task, held)
+            assert self._encoder is not None
+            at, self._shard = self._shard, None
+            if at is None or at[0] != shard:
+                at = shard, self._encoder[1].encode(shard, following)
+            for done in at[1]:
                 if time.monotonic() - begun > TURN_SECONDS:
+                    self._shard = at
                     return done
-        except BaseException:
-            self._shard = None
-            raise
-        self._shard = None
         return None
 
     def _check_versions(self) -> None:
@@ -121,6 +129,18 @@ class Worker:
                 f"the worker on {socket.gethostname()} has {differences} as the command has; "
                 "install the same versions on all machines"
             )
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Raises exceptions, some of which cannot be sent, as `Failed`."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        failed = Failed(kind + str(error))
+        failed.errno = getattr(error, "errno", None)
+        raise failed from error
 
 
 def own_cores(count: int) -> list[Any]:

@@ -128,8 +128,9 @@ def read(path: str | os.PathLike[str], model: Model) -> Rows:
         rows, described = code_shards.read(path)
         beside = code_shards.place_of_manifest(path)
     else:
-        rows, beside = formats.read(path), str(_beside(path_of(path)))
-        described = Path(beside).read_bytes() if Path(beside).exists() else None
+        rows, place = formats.read(path), _beside(path_of(path))
+        described = place.read_bytes() if place.exists() else None
+        beside = str(place)
     columns = packing.from_rows(np.asarray(rows[:1]), model.config).shape[1]
     if described is not None:
         try:
