@@ -1,6 +1,7 @@
 """Encoding on many workers: the codes of one process, whatever is killed, and bad input."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -105,6 +107,23 @@ def test_shares_are_collected_and_read(files: Path, tmp_path: Path) -> None:
     assert (tmp_path / "y.npy").read_bytes() == (tmp_path / "z.npy").read_bytes()
     (tmp_path / "out" / NAMES[0]).unlink()
     refused(qinco("decode", given[0], given[2], tmp_path / "y2.npy"), f"lacks {NAMES[0]}")
+
+
+def test_shards_lie_in_object_storage(files: Path) -> None:
+    storage, out = fsspec.filesystem("memory"), "memory://bucket/out"
+    given = files / "model", files / "x.npy", out
+    qj.encode_files(*given, shard=(0, 2))
+    with pytest.raises(
+        qj.InputError, match=f"memory://bucket/out lacks 5 of 10 shards, {NAMES[1]}"
+    ):
+        collect(*given)
+    qj.encode_files(*given, shard=(1, 2))
+    collect(*given)
+    there = sorted(storage.ls("/bucket/out", detail=False))
+    assert there == [f"/bucket/out/{name}" for name in (*NAMES, "manifest.json")]
+    parts = [np.load(io.BytesIO(storage.cat_file(path))) for path in there[:-1]]
+    np.testing.assert_array_equal(np.concatenate(parts), np.load(files / "codes.npy"))
+    storage.rm("/bucket", recursive=True)
 
 
 def test_another_encoding_does_not_mix_with_the_shards(files: Path, tmp_path: Path) -> None:
