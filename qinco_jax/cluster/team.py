@@ -25,6 +25,7 @@ WORKER_CORES = 8  # at most, unless a number of workers is given
 START_SECONDS = 300.0  # in which a cluster should start a worker
 TRIES = 3  # of a shard
 WAIT_SECONDS = 0.5  # after which Ctrl-C is noticed
+ASK_SECONDS = 1.0  # between questions whether Ray is there
 PERMANENT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 AGAIN = "what is finished is kept, and the same command again goes on"
 
@@ -57,7 +58,7 @@ class Team:
           InputError: the cluster has no room for so many.
         """
         self._ray, self._raylet = ray, connect.raylet_of(ray)
-        self._interrupted = interrupted
+        self._interrupted, self._asked = interrupted, time.monotonic()
         count, num_cores, options = _room(ray, asked)
         host = jax.tree.map(np.asarray, model)
         self._held = (ray.put(host),)  # Ray keeps it for workers that are restarted
@@ -126,8 +127,10 @@ class Team:
     def _check(self) -> None:
         if self._interrupted.is_set():
             raise Interrupted(f"stopped; {AGAIN}")
-        if not connect.answers(self._raylet):
-            raise Unfinished(f"Ray has stopped on this machine; {AGAIN}")
+        if time.monotonic() - self._asked > ASK_SECONDS:
+            self._asked = time.monotonic()
+            if not connect.answers(self._raylet):
+                raise Unfinished(f"Ray has stopped on this machine; {AGAIN}")
 
 
 class _Course:
