@@ -5,6 +5,7 @@ codes, or their first columns, back into vectors. `train` makes the pytree.
 """
 
 from qinco_jax import datasets, search
+from qinco_jax.cluster.encode import encode_files
 from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate.compare import compare
@@ -42,6 +43,7 @@ __all__ = [
     "datasets",
     "decode",
     "encode",
+    "encode_files",
     "end_epoch",
     "export",
     "fit_preselector",

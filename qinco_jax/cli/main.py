@@ -9,6 +9,7 @@ import click
 import jax
 
 from qinco_jax.cli import codes, compare, data, index, models, plan, serve, settings, train
+from qinco_jax.cluster.team import Unfinished
 from qinco_jax.errors import InputError
 from qinco_jax.interrupts import Interrupted
 from qinco_jax.training.loop import Diverged
@@ -16,14 +17,14 @@ from qinco_jax.vectors.shards import ENDINGS
 from qinco_jax.version import __version__
 
 INTERRUPTED = 130  # as shells count SIGINT
-FAILURES = {Diverged: 1, Interrupted: INTERRUPTED, InputError: 2}
+FAILURES = {Diverged: 1, Unfinished: 1, Interrupted: INTERRUPTED, InputError: 2}
 
 
 class Commands(click.Group):
     """Shows a failure that the user can act on as one sentence, without a trace."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs a command; exits with 2 for what was passed in, 1 for a failed training."""
+        """Runs a command; exits with 2 for what was passed in, 1 for work that failed."""
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_, **__: click.echo(

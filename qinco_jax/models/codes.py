@@ -18,9 +18,10 @@ import numpy as np
 from qinco_jax.errors import InputError
 from qinco_jax.files import locked, path_of, replacing
 from qinco_jax.interrupts import Interrupted, noticed
-from qinco_jax.models import digest
+from qinco_jax.models import code_shards, digest
 from qinco_jax.quantizers import coding, packing, precision
 from qinco_jax.quantizers.coding import Model
+from qinco_jax.quantizers.qinco import Search
 from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.stored import Rows, fingerprint
 from qinco_jax.version import __version__
@@ -72,7 +73,7 @@ def write(
     checks.vectors(x, model.dim, what)
     search = dataclasses.asdict(coding.search_of(model, num_candidates, beam_size, joint))
     search["compute_dtype"] = precision.resolve(compute_dtype)
-    origin = _origin(model, x, search)
+    origin = made_by(model, x, search)
     partial, progress = _hidden(target, "partial"), _hidden(target, "progress")
     shape, lock = (len(x), origin["bytes"]), _hidden(target, "lock")
     with locked(lock, f"writes {target}"), noticed() as interrupted:
@@ -85,8 +86,7 @@ def write(
             with formats.create(target, shape, origin["dtype"], partial) as out:
                 for span in _blocks(done, len(x)):
                     rows = checks.finite(x[span], span.start, what)
-                    found = np.asarray(coding.encode(model, rows, **search))
-                    out[span] = packing.to_rows(found, model.config)
+                    out[span] = encoded(model, rows, search)
                     _write_json(progress, origin | {"done": span.stop})
                     advance(span.stop, len(x))
                     if interrupted.is_set() and span.stop < len(x):
@@ -112,18 +112,29 @@ def _remove(*paths: Path) -> None:
 
 
 def read(path: str | os.PathLike[str], model: Model) -> Rows:
-    """Opens a file of packed codes [N, bytes] after checking that they are the model's.
+    """Opens packed codes [N, bytes] after checking that they are the model's.
 
     Codes without a `.json` beside them, such as `np.save` makes, are checked for their width alone.
 
+    Args:
+      path: a file, or a folder of shards, which may be remote (`code_shards`).
+      model: that made them, or of whose steps they are the first.
+
     Raises:
-      InputError: no such file, or codes of another model.
+      InputError: no such file or folder, unfinished shards, or codes of another model.
     """
-    rows, beside = formats.read(path), _beside(path_of(path))
+    described: bytes | None
+    if code_shards.is_folder(path):
+        rows, described = code_shards.read(path)
+        beside = code_shards.place_of_manifest(path)
+    else:
+        rows, place = formats.read(path), _beside(path_of(path))
+        described = place.read_bytes() if place.exists() else None
+        beside = str(place)
     columns = packing.from_rows(np.asarray(rows[:1]), model.config).shape[1]
-    if beside.exists():
+    if described is not None:
         try:
-            origin = json.loads(beside.read_bytes())
+            origin = json.loads(described)
             maker, shape = origin["model"], [origin["vectors"]["shape"][0], origin["bytes"]]
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(f"{beside} is damaged ({error!r}); {DAMAGED}") from error
@@ -137,6 +148,24 @@ def read(path: str | os.PathLike[str], model: Model) -> Rows:
                 f"{path} holds codes of another model, as {beside} says; decode them with that one"
             )
     return rows
+
+
+def encoded(model: Model, x: np.ndarray, search: Mapping[str, Any]) -> np.ndarray:
+    """Packed codes of a block of vectors, by the program that encodes blocks of any number.
+
+    The last vectors of a file may be few. The program for few rows rounds differently, and codes
+    should not depend on where the blocks of a file or its shards begin.
+
+    Args:
+      model: of M steps and K codewords.
+      x: [R, D] finite vectors.
+      search: A, B, joint and compute_dtype, by the names that `encode` gives them.
+    """
+    chosen = {name: search[name] for name in ("num_candidates", "beam_size", "joint")}
+    rows = coding.rows_together(model, Search(**chosen), search["compute_dtype"])
+    enough = x if len(x) >= rows else np.resize(x, (rows, x.shape[1]))  # repeats them
+    found = np.asarray(coding.encode(model, enough, **search))[: len(x)]
+    return packing.to_rows(found, model.config)
 
 
 def model_fingerprint(model: Model) -> str:
@@ -162,8 +191,8 @@ def _blocks(begin: int, num_rows: int) -> Iterator[slice]:
             size = min(2 * size, most)
 
 
-def _origin(model: Model, x: Rows, search: Mapping[str, Any]) -> dict[str, Any]:
-    """What made a file of codes."""
+def made_by(model: Model, x: Rows, search: Mapping[str, Any]) -> dict[str, Any]:
+    """What made codes: the model, the vectors [N, D] and the search, as `encoded` takes it."""
     width, dtype = packing.row_shape(model.config)
     return {
         "model": model_fingerprint(model),

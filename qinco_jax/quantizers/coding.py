@@ -82,10 +82,10 @@ def encode(
             encode, model, **dataclasses.asdict(search), output=output, compute_dtype=compute_dtype
         )
         return of_one(of_rows, x)
-    rows = block_rows(work(model, search), memory(model, search, compute_dtype))
     return map_rows(
         _encoded, model, x,
-        rows=rows, options=(search, output), prepare=_preparing(compute_dtype),
+        rows=rows_together(model, search, compute_dtype), options=(search, output),
+        prepare=_preparing(compute_dtype),
         check=functools.partial(checks.finite, limit=_limit(model)),
     )  # fmt: skip
 
@@ -172,6 +172,11 @@ def prefix(model: M, num_steps: int) -> M:
     per_step = len(model.parts) if isinstance(model, Product) else 1
     num_columns = len(model.column_sizes) - per_step * (model.num_steps - num_steps)
     return cast(M, model.first_columns(num_columns))
+
+
+def rows_together(model: Model, search: Search, compute_dtype: str) -> int:
+    """Rows that `encode` computes at once on this device, a power of two."""
+    return block_rows(work(model, search), memory(model, search, compute_dtype))
 
 
 def work(model: Model, search: Search) -> int:
