@@ -41,23 +41,26 @@ class Ranges:
         self.url, self.size, self.version = url, size, version
         self._lock = threading.Lock()
         self._asked: list[Part] = []  # the oldest first
-        self._ends: list[int] = []  # of the last reads
+        self._streams: dict[int, int] = {}  # what was read in order, up to a byte
         self._readers: list[servers.Read] = []  # that no thread uses
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Ranges, (self.url, self.size, self.version)
 
     def read(self, begin: int, end: int) -> bytearray:
-        """Bytes begin:end; those that follow are asked for if the last read ended at `begin`.
+        """Bytes begin:end; where a file is read in order, those that follow are asked for ahead.
 
         Raises:
           InputError: the server does not send them, or sends another version of the file.
         """
-        end = min(end, self.size)
+        return self._read(begin, min(end, self.size), self.size)
+
+    def _read(self, begin: int, end: int, until: int) -> bytearray:
+        """Bytes begin:end; none after `until` are asked for."""
         found = bytearray(max(end - begin, 0))
         for first in range(begin, end, STEP_BYTES):
             last = min(first + STEP_BYTES, end)
-            for at, stop, part in self._taken(first, last):
+            for at, stop, part in self._taken(first, last, until):
                 low, high = max(at, first), min(stop, last)
                 found[low - begin : high - begin] = memoryview(part.result())[low - at : high - at]
         return found
@@ -69,25 +72,43 @@ class Ranges:
 
     def blocks(self, begin: int, end: int) -> Iterator[bytearray]:
         """Bytes begin:end in order."""
-        for first in range(begin, end, PART_BYTES):
-            yield self.read(first, min(first + PART_BYTES, end))
+        try:
+            for first in range(begin, end, PART_BYTES):
+                yield self._read(first, min(first + PART_BYTES, end), end)
+        finally:
+            with self._lock:
+                for _, _, part in self._asked:
+                    part.cancel()  # where it has not begun
+                self._asked = []
 
-    def _taken(self, begin: int, end: int) -> list[Part]:
+    def _taken(self, begin: int, end: int, until: int) -> list[Part]:
         """The parts that hold bytes begin:end; they are read once."""
         with self._lock:
             parts = self._ask(begin, end)
-            if begin in self._ends:
-                self._ends.remove(begin)
-                self._ask(end, min(end + AHEAD_BYTES, self.size))
-            self._ends = [*self._ends[1 - STREAMS :], end]
+            before = self._streams.pop(begin, 0)
+            self._streams = dict([*self._streams.items()][1 - STREAMS :])
+            self._streams[end] = before + end - begin
+            if before:
+                self._ask_ahead(end, min(end + min(AHEAD_BYTES, 2 * self._streams[end]), until))
             self._asked = [part for part in self._asked if not begin < part[1] <= end]
         return parts
+
+    def _ask_ahead(self, begin: int, end: int) -> None:
+        """Asks for bytes begin:end if more than half of them are not asked for, so in large parts."""
+        half, at = (begin + end) // 2, begin
+        while part := self._part_at(at):
+            at = part[1]
+        if at < half:
+            self._ask(at, end)
+
+    def _part_at(self, begin: int) -> Part | None:
+        return next((part for part in self._asked if part[0] <= begin < part[1]), None)
 
     def _ask(self, begin: int, end: int) -> list[Part]:
         """The parts that hold bytes begin:end, in order; those that are missing are asked for."""
         parts = []
         while begin < end:
-            part = next((part for part in self._asked if part[0] <= begin < part[1]), None)
+            part = self._part_at(begin)
             if part is None:
                 known = [at for at, _, _ in self._asked if begin < at]
                 stop = min(begin + PART_BYTES, end, *known)

@@ -1,15 +1,15 @@
 """File systems of fsspec, and what they say of a file; loaded by the first remote path."""
 
 import functools
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from qinco_jax.errors import InputError
 from qinco_jax.remote.failures import RemoteError, explained
 
-CONNECT_SECONDS, SILENT_SECONDS = 10.0, 60.0
+CONNECT_SECONDS, SILENT_SECONDS = 10.0, 20.0
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}
 VERSIONS = (
     "ETag", "etag", "md5Hash", "content_md5", "blob_id", "generation", "LastModified",
@@ -59,30 +59,33 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         fsspec.get_filesystem_class(scheme)
     except ValueError as error:
-        raise InputError(
-            f"{url} has the unknown scheme {scheme!r}; use s3, gs, hf, https or another of fsspec's"
-        ) from error
+        problem, remedy = f"has the unknown scheme {scheme!r}", "use s3, gs, hf or https"
+        raise RemoteError(url, problem, remedy) from error
     except ImportError as error:
         extra = EXTRAS.get(scheme)
         how = f"pip install 'qinco_jax[{extra}]'" if extra else str(error)
-        raise InputError(f"{url} needs a package that is not installed; {how}") from error
+        raise RemoteError(url, "needs a package that is not installed", how) from error
     with explained(url):
-        fs, path = fsspec.url_to_fs(url, use_listings_cache=False, **_options(scheme))
+        options = _options(scheme, os.environ.get("REQUESTS_CA_BUNDLE"))
+        fs, path = fsspec.url_to_fs(url, use_listings_cache=False, **options)
         return fs, path
 
 
 @functools.cache
-def _options(scheme: str) -> dict[str, Any]:
+def _options(scheme: str, certificates: str | None) -> dict[str, Any]:
     """What a file system is made with: a silent server is given up after seconds, not minutes."""
     if scheme in ("http", "https"):
+        import ssl
+
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
         identity = {"Accept-Encoding": "identity"}  # the bytes sent are those of the file
         client = {"timeout": timeout, "headers": identity, "auto_decompress": False}
-        return {"client_kwargs": {**client, "trust_env": True}}  # proxies
+        trusted = ssl.create_default_context(cafile=certificates) if certificates else True
+        return {"client_kwargs": {**client, "trust_env": True}, "ssl": trusted}  # and proxies
     if scheme in ("s3", "s3a"):
-        tries = {"max_attempts": 2, "mode": "standard"}
+        tries = {"max_attempts": 1, "mode": "standard"}  # s3fs has its own
         times = {"connect_timeout": CONNECT_SECONDS, "read_timeout": SILENT_SECONDS}
         return {"config_kwargs": {**times, "retries": tries}}
     return {"timeout": CONNECT_SECONDS} if scheme == "ftp" else {}
@@ -138,11 +141,16 @@ def http_read(fs: Any, url: str, begin: int, end: int) -> tuple[Info, bytes]:
     async def get() -> tuple[Info, bytes]:
         session = await fs.set_session()
         headers = {"Range": f"bytes={begin}-{end - 1}"}
-        async with session.get(fs.encode_url(url), headers=headers) as answer:
+        async with session.get(fs.encode_url(url), headers=headers, **fs.kwargs) as answer:
             if answer.status != 416:
                 fs._raise_not_found_for_status(answer, url)
             if answer.headers.get("Content-Type", "").startswith("text/html"):
                 raise RemoteError(url, "answers with a web page instead of a file", "check it")
+            encoding = answer.headers.get("Content-Encoding", "identity")
+            # Some servers declare this for every .gz file, which they send unchanged.
+            if encoding != "identity" and not urlsplit(url).path.endswith(".gz"):
+                problem = f"compresses the transfer ({encoding}) though asked not to"
+                raise RemoteError(url, problem, "take it from another place")
             found = _http_info(answer.status, answer.headers)
             right = answer.headers.get("Content-Range", "").startswith(f"bytes {begin}-")
             return found, await answer.read() if answer.status == 206 and right else b""
