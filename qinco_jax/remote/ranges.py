@@ -94,7 +94,7 @@ class Ranges:
         return parts
 
     def _ask_ahead(self, begin: int, end: int) -> None:
-        """Asks for bytes begin:end if more than half of them are not asked for, so in large parts."""
+        """Asks for the rest of bytes begin:end if that is half of them, so in large parts."""
         half, at = (begin + end) // 2, begin
         while part := self._part_at(at):
             at = part[1]
