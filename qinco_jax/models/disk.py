@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -83,7 +82,7 @@ def place_of(path: str | os.PathLike[str]) -> AnyPath:
 
 def _is_file(path: str | os.PathLike[str]) -> bool:
     """Whether a model is one file, by the path's suffix, and not a folder."""
-    return Path(path).suffix == safetensors.SUFFIX
+    return paths.place_of(path).suffix == safetensors.SUFFIX
 
 
 def _abstract_of(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> Model:

@@ -104,9 +104,14 @@ class Ranges:
     def _part_at(self, begin: int) -> Part | None:
         return next((part for part in self._asked if part[0] <= begin < part[1]), None)
 
+    @staticmethod
+    def _has_failed(part: Part) -> bool:
+        return part[2].done() and part[2].exception() is not None
+
     def _ask(self, begin: int, end: int) -> list[Part]:
         """The parts that hold bytes begin:end, in order; those that are missing are asked for."""
         parts = []
+        self._asked = [part for part in self._asked if not self._has_failed(part)]
         while begin < end:
             part = self._part_at(begin)
             if part is None:
@@ -125,7 +130,10 @@ class Ranges:
 
     def _fetch_once(self, begin: int, end: int) -> bytes:
         with explained(self.url):
-            reader = self._readers.pop() if self._readers else servers.reader(self.url)
+            try:
+                reader = self._readers.pop()
+            except IndexError:
+                reader = servers.reader(self.url)
             found, body = reader(begin, end)
         self._readers.append(reader)
         if not found.has_ranges:

@@ -30,7 +30,6 @@ class Fault(NamedTuple):
     silent: int | None = None  # after so many bytes of the body
     trickle: float = 0.0  # seconds between pieces of 1000 bytes
     ranges: bool = True
-    careless: bool = False  # of If-Range
     body: bytes | None = None  # instead of the file
     hangs_up: bool = False  # before any answer
 
@@ -109,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         status, body = 200, whole
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         same = self.headers.get("If-Range") in (None, self.server.etag, self.server.modified)
-        if found and fault.ranges and (same or fault.careless):
+        if found and fault.ranges and same:
             begin, end = int(found[1]), min(int(found[2] or len(whole)) + 1, len(whole))
             if begin >= len(whole):
                 self._head(416, {"Content-Length": "0"}, fault)
