@@ -1,5 +1,6 @@
 """Vectors on a web server, with and without ranges, and at schemes that need no server."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,23 @@ def test_rows_come_by_ranges_and_ahead_of_who_reads_in_order(file: bytes) -> Non
         server.etag = '"2"'
         with pytest.raises(qj.InputError, match="has changed since it was opened"):
             np.asarray(rows[7000:7010])
+
+
+def test_threads_share_rows(file: bytes) -> None:
+    def reads(seed: int) -> bool:
+        rng, at = np.random.default_rng(seed), 0
+        for _ in range(30):
+            at = at if rng.integers(3) else int(rng.integers(len(X)))
+            end = at + int(rng.integers(1, 2000))
+            if not np.array_equal(rows[at:end], X[at:end]):
+                return False
+            at = end if end < len(X) else 0
+        picked = rng.integers(0, len(X), 50)
+        return np.array_equal(rows[picked], X[picked])
+
+    with servers.serving(**{"x.npy": file}) as server, ThreadPoolExecutor(6) as threads:
+        rows = read_rows(server.at("x.npy"))
+        assert all(threads.map(reads, range(6)))
 
 
 def test_servers_that_give_no_parts_or_no_file_are_one_sentence(file: bytes) -> None:
