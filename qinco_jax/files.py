@@ -14,7 +14,13 @@ from qinco_jax.errors import InputError
 
 
 def path_of(text: str | os.PathLike[str]) -> Path:
-    """The path that a user means, where `~` at the start is the home folder, as in a shell."""
+    """The path that a user means, where `~` at the start is the home folder, as in a shell.
+
+    Raises:
+      InputError: it is a URL.
+    """
+    if "://" in os.fspath(text):
+        raise InputError(f"{text} must be on this machine here; give a local path and copy it")
     return Path(os.path.expanduser(text))
 
 

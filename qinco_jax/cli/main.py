@@ -66,8 +66,8 @@ def main() -> None:
     Files of vectors are .npy, .npz, .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin, .ibin, .hdf5,
     .parquet or .safetensors, "parts/*.npy" or a folder of numbered files several of them,
     FILE::NAME the column or dataset NAME of a file; codes are .npy. A MODEL is a folder, that of
-    its run too, or a .safetensors file. Compiled programs are kept in ~/.cache/qinco_jax, or where
-    JAX_COMPILATION_CACHE_DIR says.
+    its run too, or a .safetensors file. All of these may be URLs, such as s3://bucket/x.npy.
+    Compiled programs are kept in ~/.cache/qinco_jax, or where JAX_COMPILATION_CACHE_DIR says.
     """
     _keep_compilations()
 

@@ -11,6 +11,7 @@ train our models. NAME is a baseline, a preset, or the folder of a trained model
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +81,7 @@ def parse(text: str) -> Spec:
     Raises:
       InputError: an unknown codec or option.
     """
-    model, *options = text.split(":")
+    model, *options = re.split(":(?!//)", text)  # not that of s3://
     name, at, size = model.partition("@")
     if name not in NAMES and not (disk.place_of(name) / orbax.METADATA).exists():
         raise InputError(f"{unknown('codec', name, NAMES)} (or the folder of a model)")

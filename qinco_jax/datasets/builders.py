@@ -21,7 +21,7 @@ from google.protobuf import json_format
 
 from qinco_jax.datasets import catalog
 from qinco_jax.datasets.official import FOLDER, data_folder, fetch, parts_of, verified
-from qinco_jax.datasets.transfers import check_space, explained
+from qinco_jax.datasets.transfers import check_space, writing
 from qinco_jax.errors import InputError
 from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Stored
@@ -164,7 +164,7 @@ def _prepared(name: str, size: str) -> Vectors:
     if builder.is_prepared():
         return builder
     folder = Path(builder.data_path).parent
-    with explained(folder, None):
+    with writing(folder, None):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(data_folder() / f".{name}-{size}.lock"):
             builder = _builder(name, size)

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import numpy as np
 from qinco_jax.datasets import catalog
 from qinco_jax.datasets.holdout import cut_training
 from qinco_jax.errors import InputError
+from qinco_jax.remote.paths import AnyPath, RemotePath, place_of
 from qinco_jax.vectors import checks, containers, hdf5, shards
 from qinco_jax.vectors.shards import read_rows
 from qinco_jax.vectors.stored import Rows
@@ -76,7 +77,7 @@ def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dat
         training vectors as for `shards.read_rows`: a file, a pattern such as `"parts/*.npy"`, or
         `FILE::NAME`; or an HDF5 file of ann-benchmarks, whose `train` is its database: every tenth
         row of it becomes a training vector instead (`cut_training`). Its `distance` gives the
-        metric. `~` is the home directory.
+        metric. `~` is the home directory. Paths may be URLs, such as `s3://bucket/folder`.
       **files: paths of `database`, `queries` or `groundtruth` to use instead, as for `read_rows`.
 
     Raises:
@@ -88,7 +89,7 @@ def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dat
     elif name.partition("/")[0] in catalog.SETS:
         title, parts = name.replace("/", "-"), _published(name)
     else:
-        title, parts = _name_of(Path(name)), _from_files(name)
+        title, parts = _name_of(name), _from_files(name)
     parts |= {part: read_rows(path) for part, path in files.items()}
     if parts.get("groundtruth") is not None:
         parts["groundtruth"] = np.asarray(parts["groundtruth"])
@@ -96,7 +97,7 @@ def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dat
 
 
 def _published(text: str) -> dict[str, Any]:
-    from qinco_jax.datasets import official  # requests is slow to import
+    from qinco_jax.datasets import official  # tqdm is slow to import
 
     name, known, size = catalog.named(text)
     if "all" in known.files:
@@ -109,10 +110,13 @@ def _published(text: str) -> dict[str, Any]:
 
 def _from_files(name: str) -> dict[str, Any]:
     path, inside = shards.split_name(name)
-    if Path(path).is_dir():
-        return _from_folder(Path(path), inside)
-    exists = Path(path).exists() or shards.is_pattern(path)
-    if exists or Path(path).suffix in shards.ENDINGS or os.sep in path:
+    place = place_of(path)
+    if isinstance(place, RemotePath) and shards.is_pattern(path):
+        return {"train": read_rows(name)}
+    if place.is_dir():
+        return _from_folder(place, inside)
+    exists = place.exists() or shards.is_pattern(path)
+    if exists or place.suffix in shards.ENDINGS or os.sep in path:
         return _from_path(name)
     raise InputError(
         f"there is no data set, file or directory {name!r}; choose one of {EMBEDDED}, "
@@ -120,9 +124,10 @@ def _from_files(name: str) -> dict[str, Any]:
     )
 
 
-def _name_of(path: Path) -> str:
+def _name_of(text: str) -> str:
     """The last component of a path and a hash of the whole, which makes the name unique."""
-    whole = path.resolve()
+    place = place_of(text)
+    whole = place.resolve() if isinstance(place, Path) else place
     name = re.sub(r"[*?\[\]:]+", "_", whole.name)
     return f"{name}-{hashlib.sha256(str(whole).encode()).hexdigest()[:6]}"
 
@@ -136,7 +141,7 @@ def _embedded() -> dict[str, Any]:
 
 def _from_path(name: str) -> dict[str, Any]:
     """The parts of a file of ann-benchmarks, or training vectors alone."""
-    path = Path(name)
+    path = place_of(name)
     is_hdf5 = path.suffix in hdf5.ENDINGS and path.is_file()
     if not is_hdf5 or not containers.tables(path).keys() >= ANN_BENCHMARKS:
         return {"train": read_rows(name)}
@@ -152,7 +157,7 @@ def _from_path(name: str) -> dict[str, Any]:
     }
 
 
-def _metric_of(path: Path) -> str | None:
+def _metric_of(path: AnyPath) -> str | None:
     """The metric that a file of ann-benchmarks names; `None` if it names none."""
     distance = hdf5.attribute(path, "distance")
     if distance is not None and distance not in DISTANCES:
@@ -163,7 +168,7 @@ def _metric_of(path: Path) -> str | None:
     return None if distance is None else DISTANCES[distance]
 
 
-def _from_folder(folder: Path, name: str | None) -> dict[str, Any]:
+def _from_folder(folder: AnyPath, name: str | None) -> dict[str, Any]:
     found = {part: _find(folder, stems) for part, stems in PARTS.items()}
     if not any(found.values()):
         if not shards.vector_files(folder) and (folder / HUB).is_dir():
@@ -178,12 +183,13 @@ def _from_folder(folder: Path, name: str | None) -> dict[str, Any]:
     return {part: shards.read_files(paths, name) for part, paths in found.items() if paths}
 
 
-def _find(folder: Path, stems: Sequence[str]) -> list[Path]:
+def _find(folder: AnyPath, stems: Sequence[str]) -> list[AnyPath]:
     """The file or shards of a part of a data set, in order."""
     endings = "|".join(map(re.escape, shards.ENDINGS))
     name = re.compile(rf"({'|'.join(stems)})([-_.]?\d.*)?({endings})")
-    found: dict[tuple[str | None, ...], list[Path]] = {}
-    for path in sorted(folder.iterdir(), key=shards.natural_key):
+    found: dict[tuple[str | None, ...], list[AnyPath]] = {}
+    inside: Iterable[AnyPath] = folder.iterdir()
+    for path in sorted(inside, key=shards.natural_key):
         if match := name.fullmatch(path.name):
             stem, number, ending = match.groups()
             found.setdefault((stem, "shards" if number else "file", ending), []).append(path)
@@ -191,7 +197,7 @@ def _find(folder: Path, stems: Sequence[str]) -> list[Path]:
             for file in shards.vector_files(path):
                 found.setdefault((path.name, "folder", file.suffix), []).append(file)
     if len(found) > 1:
-        one, other, *_ = (paths[0].relative_to(folder) for paths in found.values())
+        one, other, *_ = (str(paths[0]).removeprefix(f"{folder}/") for paths in found.values())
         raise InputError(f"{folder} holds both {one} and {other}; remove one of them")
     paths = next(iter(found.values()), [])
     shards.check_complete(folder, paths)

@@ -18,18 +18,19 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from qinco_jax.datasets.transfers import (
+    BLOCK_BYTES,
     Advance,
     Cut,
     Transfer,
     check_space,
-    explained,
     read_origin,
     remove,
     size,
+    writing,
 )
-from qinco_jax.datasets.transports import BLOCK_BYTES, Refused, Transient
 from qinco_jax.errors import InputError
 from qinco_jax.files import replacing
+from qinco_jax.remote.failures import RemoteError, Transient
 
 MAX_EXPANSION = 100  # times the size of a .gz of vectors; more means damage
 WAIT_SECONDS = 0.5  # between checks of a file that another process downloads
@@ -40,8 +41,8 @@ class Remote(NamedTuple):
 
     Attributes:
       name: its path below the download directory.
-      addresses: http, https or ftp, tried in this order. A file is decompressed if its address ends
-        in `.gz` and `name` does not.
+      addresses: https, ftp or other URLs of fsspec, tried in this order. A file is decompressed if
+        its address ends in `.gz` and `name` does not.
       size: bytes of the final file, where known.
       sha256: of the final file, where known.
       cut: the rows to take if not all, from a single version of the remote file.
@@ -98,7 +99,7 @@ def fetch(remote: Remote, folder: Path, advance: Advance) -> Path:
     """
     target = Path(folder) / remote.name
     if not _exists(remote, target):
-        with explained(target, None):
+        with writing(target, None):
             target.parent.mkdir(parents=True, exist_ok=True)
             with _locked(target, advance):
                 if not _exists(remote, target):  # another process may have completed it
@@ -191,10 +192,10 @@ def _obtain(remote: Remote, target: Path, advance: Advance) -> None:
         transfer = _transfer(remote, address, target)
         try:
             transfer.run(advance)
-        except (Transient, Refused) as problem:
-            problems.append(f"{address} {problem}")
+        except RemoteError as error:
+            problems.append(f"{address} {error.problem}")
             kept = size(transfer.partial) and not transfer.joins
-            if kept and isinstance(problem, Transient):
+            if kept and isinstance(error, Transient):
                 problems.append(f"to start over from another address, remove {transfer.partial}")
                 break
             continue
@@ -209,8 +210,8 @@ def _find(remote: Remote, target: Path) -> Missing:
     for address in _ordered(remote, target):
         try:
             return Missing(remote, _transfer(remote, address, target).find(), address)
-        except (Transient, Refused) as problem:
-            problems.append(f"{address} {problem}")
+        except RemoteError as error:
+            problems.append(f"{address} {error.problem}")
     raise _unavailable(remote, target, problems)
 
 
@@ -258,7 +259,7 @@ def _unpack(source: Path, partial: Path, wanted: int | None, remedy: str, advanc
     most = MAX_EXPANSION * size(source) if wanted is None else wanted
     check_space(partial.parent, wanted or 0, source.name)
     digest, done = hashlib.sha256(), 0
-    with explained(partial, wanted), partial.open("wb") as file:
+    with writing(partial, wanted), partial.open("wb") as file:
         for block in _unpacked(source, remedy):
             done += len(block)
             if done > most:

@@ -6,6 +6,7 @@
 import contextlib
 import dataclasses
 import errno
+import ftplib
 import hashlib
 import json
 import os
@@ -13,15 +14,20 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
-from qinco_jax.datasets import transports
-from qinco_jax.datasets.transports import Refused, StartOver, Stream, Transient
 from qinco_jax.errors import InputError
 from qinco_jax.files import replacing
+from qinco_jax.remote import failures, servers
+from qinco_jax.remote.failures import Changed, RemoteError, Transient, Unreachable
+from qinco_jax.remote.ranges import Ranges
+from qinco_jax.remote.servers import Info
 
 Advance = Callable[[int, int | None], Any]
 """Called with the bytes done and their total, where known."""
 
+TRIES = 6  # in a row that bring nothing new
+BLOCK_BYTES = 2**18
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -51,7 +57,7 @@ class Origin(NamedTuple):
 
     Attributes:
       address: of the remote file.
-      version: of the remote file, see `transports.Stream`.
+      version: of the remote file, as in `servers.Info`.
       total: bytes of the whole remote file, where known.
       cut: the fields of its `Cut`, or `None` for the whole file.
     """
@@ -67,15 +73,13 @@ class Transfer:
     """A transfer from one address into one partial file.
 
     Attributes:
-      address: http, https or ftp.
+      address: ftp, or a URL of fsspec.
       partial: the file to write.
       cut: the rows to take, or `None` for all.
       total: bytes that the remote file must have, where known.
       joins: whether to continue a download from another address, as a checksum will verify it.
       extra_space: further bytes that the disk needs.
       digest: of the whole of `partial`, if this transfer began it.
-      arrived: bytes that this transfer received.
-      discarded: how often it had to start over.
     """
 
     address: str
@@ -85,66 +89,89 @@ class Transfer:
     joins: bool = False
     extra_space: int = 0
     digest: "hashlib._Hash | None" = None
-    arrived: int = 0
-    discarded: int = 0
 
     def run(self, advance: Advance) -> None:
-        """Completes `partial`, with retries.
+        """Completes `partial`, with retries; each goes on where the last one stopped.
 
         Raises:
-          Transient: no byte came in several tries; a later call can resume.
-          Refused: the address does not provide the file.
+          Transient: several tries brought nothing new; a later call can resume.
+          RemoteError: the address does not provide the file.
           InputError: `partial` cannot be written, or the disk has too little space.
         """
-        while not transports.retried(lambda: self._attempt(advance), lambda: self.arrived):
-            pass  # the first of two pieces is complete
+        tries, most = 0, size(self.partial)
+        while not self._is_complete():
+            try:
+                return self._attempt(advance)
+            except (Transient, Changed) as error:
+                have = size(self.partial)
+                tries, most = (0, have) if have > most else (tries + 1, most)
+                if tries == TRIES or (isinstance(error, Unreachable) and not have):
+                    raise
+                if isinstance(error, Transient):
+                    failures.wait(error, max(tries, 1))
 
     def find(self) -> int | None:
         """Asks for the bytes that are left to download; `None` if the server does not report them.
 
         Raises:
-          Transient, Refused: as in `run`.
+          RemoteError: the address does not provide the file.
         """
-        total = transports.retried(self._ask_total, lambda: 0)
-        self._check_total(total)
-        wanted = self._wanted(self.total if total is None else total)
-        return None if wanted is None else wanted - self._kept()[1]
+        found = failures.retried(self._ask)
+        wanted = self._wanted(found.size or self.total)
+        return None if wanted is None else wanted - self._kept(found.version, found.size)
 
-    def _ask_total(self) -> int | None:
-        if self.cut is None:
-            return transports.size(self.address)
-        with transports.opened(self.address, 0, 1, None) as stream:  # fails without ranges
-            return stream.total
+    def _ask(self) -> Info:
+        """What the server says of the file, which is refused if it is not the wanted one."""
+        found = _ftp_info(self.address) if _is_ftp(self.address) else servers.info(self.address)
+        if found is None:
+            raise failures.missing(self.address)
+        problem = None
+        if None not in (found.size, self.total) and found.size != self.total:
+            problem = f"has {found.size} bytes, not {self.total}"
+        elif self.cut is None:
+            return found
+        elif found.size is None:
+            problem = "does not send the length of the file, which ranges need"
+        elif not found.has_ranges:
+            problem = "does not support ranges, and the whole file is not wanted"
+        elif self.cut.rows not in (None, found.size // self.cut.row):
+            problem = f"has {found.size // self.cut.row} rows, not {self.cut.rows}"
+        if problem is not None:
+            raise RemoteError(self.address, problem, "take it from another place")
+        return found
 
-    def _attempt(self, advance: Advance) -> bool:
-        """Downloads the file, or the next of its two pieces; returns whether all is complete."""
-        origin, kept = self._kept()
-        if kept and kept == self._wanted(origin.total):
-            return True
-        begin, end = self._next(kept, origin.total)
-        try:
-            with transports.opened(self.address, begin, end, origin.version) as stream:
-                have, total = self._start(stream, origin, begin, kept)
-                return self._receive(stream.blocks, have, total, advance)
-        except StartOver as error:
-            if not kept:
-                raise Refused(str(error)) from error
-            self._discard()
-            raise
+    def _attempt(self, advance: Advance) -> None:
+        found = self._ask()
+        have = self._kept(found.version, found.size) if found.has_ranges else 0
+        wanted = self._wanted(found.size)
+        check_space(self.partial.parent, (wanted or 0) - have + self.extra_space, self.address)
+        with writing(self.partial, wanted):
+            if have == 0:
+                self.partial.write_bytes(b"")
+                self.digest = hashlib.sha256()
+            origin = Origin(self.address, found.version, found.size, self._fields)
+            with replacing(_note(self.partial)) as note:
+                note.write_text(json.dumps(origin._asdict()))
+            with self.partial.open("ab") as file:
+                for block in self._rest(found, have):
+                    file.write(block)
+                    if self.digest is not None:
+                        self.digest.update(block)
+                    have += len(block)
+                    advance(have, wanted)
+        if wanted is not None and have < wanted:
+            raise Transient(self.address, f"ended after {have} of {wanted} bytes", "call again")
 
-    def _kept(self) -> tuple[Origin, int]:
-        """What is known of the remote file, and how many bytes of `partial` can be kept."""
-        cut = list(self.cut) if self.cut else None
-        nothing = Origin(self.address, None, None, cut), 0
-        origin, have = read_origin(self.partial), size(self.partial)
-        if origin is None or origin.cut != cut or have == 0:
-            return nothing
-        if origin.address != self.address:
-            if not self.joins:
-                return nothing
-            origin = origin._replace(address=self.address, version=None)
-        wanted = self._wanted(origin.total)
-        return nothing if wanted is not None and have > wanted else (origin, have)
+    def _rest(self, found: Info, have: int) -> Iterator[bytes | bytearray]:
+        """What is wanted after the first `have` bytes."""
+        if found.size is None:
+            yield from _blocks(self.address, found, have, None)
+            return
+        for begin, end in ((0, found.size),) if self.cut is None else self.cut.pieces(found.size):
+            at = min(begin + have, end)
+            have -= at - begin
+            if at < end:
+                yield from _blocks(self.address, found, at, end)
 
     def _wanted(self, total: int | None) -> int | None:
         """Bytes of the complete `partial` for a remote file of `total` bytes."""
@@ -152,76 +179,97 @@ class Transfer:
             return total
         return sum(end - begin for begin, end in self.cut.pieces(total))
 
-    def _next(self, have: int, total: int | None) -> tuple[int, int | None]:
-        """The offset in the remote file after `have` bytes, and the end of that piece."""
-        if self.cut is None:
-            return have, None
-        if total is None:  # the answer has it; the header is shorter than a row
-            return have, (self.cut.first + 1) * self.cut.row
-        (_, head), (tail, end) = self.cut.pieces(total)
-        return (have, head) if have < head else (tail + have - head, end)
+    def _is_complete(self) -> bool:
+        """Whether an earlier attempt got all."""
+        note = read_origin(self.partial)
+        wanted = None if note is None else self._wanted(note.total)
+        if note is None or wanted is None or not self.partial.exists():
+            return False
+        return self._kept(note.version, note.total) == wanted
 
-    def _check_total(self, total: int | None) -> None:
-        if None not in (total, self.total) and total != self.total:
-            raise Refused(f"has {total} bytes, not {self.total}")
-        if self.cut is None:
-            return
-        if total is None:
-            raise Refused("does not send the length of the file, which ranges need")
-        if self.cut.rows not in (None, total // self.cut.row):
-            raise Refused(f"has {total // self.cut.row} rows, not {self.cut.rows}")
+    def _kept(self, version: str | None, total: int | None) -> int:
+        """How many bytes of `partial` belong to that version of the remote file."""
+        note, have = read_origin(self.partial), size(self.partial)
+        if note is None or note.cut != self._fields or _differ(note.total, total):
+            return 0
+        moved, wanted = note.address != self.address, self._wanted(total)
+        other = not self.joins if moved else _differ(note.version, version)
+        return 0 if other or (wanted is not None and have > wanted) else have
 
-    def _start(
-        self, stream: Stream, origin: Origin, begin: int, have: int
-    ) -> tuple[int, int | None]:
-        """Prepares `partial` and its note for a stream; returns the kept bytes and the total."""
-        self._check_total(stream.total)
-        total, version = stream.total, stream.version
-        if stream.begin != begin:
-            if self.cut is not None:
-                raise StartOver("does not send the requested range")
-            self._discard()
-            have = 0
-        elif have:
-            if _differ(total, origin.total) or _differ(version, origin.version):
-                raise StartOver("has a different version of the file than before")
-            # The answer to a range request need not repeat them.
-            total, version = total or origin.total, version or origin.version
-        wanted = self._wanted(total)
-        if wanted is not None:
-            check_space(self.partial.parent, wanted - have + self.extra_space, self.address)
-        if have == 0:
-            self.partial.write_bytes(b"")
-            self.digest = hashlib.sha256()
-        with replacing(_note(self.partial)) as note:
-            note.write_text(json.dumps(origin._replace(version=version, total=total)._asdict()))
-        return have, total
+    @property
+    def _fields(self) -> list[int | None] | None:
+        return None if self.cut is None else list(self.cut)
 
-    def _receive(
-        self, blocks: Iterator[bytes], have: int, total: int | None, advance: Advance
-    ) -> bool:
-        wanted, (begin, end) = self._wanted(total), self._next(have, total)
-        stop = wanted if end is None else have + end - begin
-        with explained(self.partial, wanted), self.partial.open("ab") as file:
-            for block in blocks:
-                taken = block if stop is None else block[: stop - have]
-                file.write(taken)
-                if self.digest is not None:
-                    self.digest.update(taken)
-                have += len(taken)
-                self.arrived += len(taken)
-                advance(have, wanted)
-                if have == stop:  # the server may send more
-                    break
-        if stop is not None and have < stop:
-            raise Transient(f"ended after {have} of {wanted} bytes")
-        return stop == wanted
 
-    def _discard(self) -> None:
-        self.discarded += size(self.partial) > 0
-        remove(self.partial)
-        if self.discarded > transports.TRIES:
-            raise Refused("starts over whenever it is asked to resume")
+def _blocks(address: str, found: Info, begin: int, end: int | None) -> Iterator[bytes | bytearray]:
+    """The bytes of a file from `begin` on as they arrive, none after `end`."""
+    if _is_ftp(address):
+        for block in _ftp_blocks(address, begin):
+            yield block if end is None else block[: end - begin]
+            begin += len(block)
+            if end is not None and begin >= end:
+                return
+    elif found.has_ranges and found.size is not None and end is not None:
+        yield from Ranges(address, found.size, found.version).blocks(begin, end)
+    else:
+        yield from _stream(address)
+
+
+def _stream(address: str) -> Iterator[bytes]:
+    """All of a file from a web server that gives no parts of it."""
+    fs, path = servers.filesystem(address)
+    whole = {"block_size": 0, "size": 1}  # for fsspec, not to ask for the size again
+    with failures.explained(address), fs.open(path, "rb", **whole) as file:
+        headers = file.r.headers
+        if not {"Content-Length", "Transfer-Encoding"} & headers.keys():
+            problem = "does not send the length of the file, so it may be incomplete"
+            raise RemoteError(address, problem, "take it from another place")
+        while block := file.read(BLOCK_BYTES):
+            yield block
+
+
+def _is_ftp(address: str) -> bool:
+    return servers.scheme_of(address) == "ftp"
+
+
+@contextlib.contextmanager
+def _ftp(address: str) -> Iterator[tuple[ftplib.FTP, str]]:
+    """The connection that fsspec makes, and the path of the file.
+
+    Its own reading ends each block by an abort, which many servers answer in their own way, and
+    takes sizes from lists of the folder.
+    """
+    fs, path = servers.filesystem(address)
+    with contextlib.closing(fs.ftp), failures.explained(address):
+        fs.ftp.voidcmd("TYPE I")
+        yield fs.ftp, unquote(path)
+
+
+def _ftp_info(address: str) -> Info:
+    with _ftp(address) as (connection, path):
+        total = version = None
+        has_ranges = True
+        try:
+            total = connection.size(path)
+        except ftplib.error_perm as error:
+            if str(error).startswith("550"):  # no such file; other codes: no SIZE
+                raise
+        with contextlib.suppress(ftplib.error_perm):
+            version = connection.sendcmd(f"MDTM {path}")
+        try:
+            connection.sendcmd("REST 1")
+        except ftplib.error_perm:
+            has_ranges = False
+        return Info(total, version, has_ranges=has_ranges)
+
+
+def _ftp_blocks(address: str, begin: int) -> Iterator[bytes]:
+    with _ftp(address) as (connection, path):
+        with connection.transfercmd(f"RETR {path}", begin or None) as data:
+            data.settimeout(servers.SILENT_SECONDS)
+            while block := data.recv(BLOCK_BYTES):
+                yield block
+        connection.voidresp()
 
 
 def read_origin(partial: Path) -> Origin | None:
@@ -255,7 +303,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def explained(path: Path, wanted: int | None) -> Iterator[None]:
+def writing(path: Path, wanted: int | None) -> Iterator[None]:
     """Raises system errors of writing `path`, of `wanted` bytes, as `InputError`."""
     try:
         yield

@@ -11,17 +11,19 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.files import locked, path_of, replacing
+from qinco_jax.files import locked, replacing
 from qinco_jax.interrupts import Interrupted, noticed
 from qinco_jax.models import code_shards, digest
 from qinco_jax.quantizers import coding, packing, precision
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.qinco import Search
+from qinco_jax.remote import copies
+from qinco_jax.remote.paths import AnyPath, RemotePath, place_of
 from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.stored import Rows, fingerprint
 from qinco_jax.version import __version__
@@ -51,7 +53,8 @@ def write(
     What is done is kept beside it: the same call goes on there after Ctrl-C, a crash or a kill.
 
     Args:
-      path: a new `.npy` file.
+      path: a new `.npy` file. If it is a URL, the codes wait in `copies.cache_folder()` until they
+        are complete, and are uploaded then.
       model: of M steps and K codewords.
       x: [N, D] vectors, read block by block.
       num_candidates: A, as of `encode`.
@@ -66,28 +69,52 @@ def write(
         another process writes the same file.
       Interrupted: Ctrl-C; the message says how many rows are kept.
     """
-    target = path_of(path)
+    target = place_of(path)
     if target.suffix != ".npy":
         raise InputError(f"codes are written as .npy; name the output {target}.npy")
-    formats.check_new(target, formats.NEW_ENDINGS)
+    if isinstance(target, Path):
+        formats.check_new(target, formats.NEW_ENDINGS)
+    else:
+        copies.check_new(target)
     checks.vectors(x, model.dim, what)
     search = dataclasses.asdict(coding.search_of(model, num_candidates, beam_size, joint))
     search["compute_dtype"] = precision.resolve(compute_dtype)
     origin = made_by(model, x, search)
+    if isinstance(target, Path):
+        _write(target, model, x, search, origin, what, advance)
+        return
+    local = copies.kept_place(target, origin)
+    if not local.exists():  # an earlier upload failed
+        local.parent.mkdir(parents=True, exist_ok=True)
+        _write(local, model, x, search, origin, what, advance)
+    copies.upload(_beside(local), _beside(target))
+    copies.upload(local, target)
+    _remove(_beside(local), local)
+
+
+def _write(
+    target: Path,
+    model: Model,
+    x: Rows,
+    search: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    what: str,
+    advance: Advance,
+) -> None:
     partial, progress = _hidden(target, "partial"), _hidden(target, "progress")
     shape, lock = (len(x), origin["bytes"]), _hidden(target, "lock")
     with locked(lock, f"writes {target}"), noticed() as interrupted:
         done = _done(progress, origin)
         if done == 0:
             partial.unlink(missing_ok=True)
-            _write_json(progress, origin | {"done": 0})
+            _write_json(progress, {**origin, "done": 0})
         advance(done, len(x))
         try:
             with formats.create(target, shape, origin["dtype"], partial) as out:
                 for span in _blocks(done, len(x)):
                     rows = checks.finite(x[span], span.start, what)
                     out[span] = encoded(model, rows, search)
-                    _write_json(progress, origin | {"done": span.stop})
+                    _write_json(progress, {**origin, "done": span.stop})
                     advance(span.stop, len(x))
                     if interrupted.is_set() and span.stop < len(x):
                         raise Interrupted(_how_to_resume(span.stop, len(x)))
@@ -128,7 +155,7 @@ def read(path: str | os.PathLike[str], model: Model) -> Rows:
         rows, described = code_shards.read(path)
         beside = code_shards.place_of_manifest(path)
     else:
-        rows, place = formats.read(path), _beside(path_of(path))
+        rows, place = formats.read(path), _beside(place_of(path))
         described = place.read_bytes() if place.exists() else None
         beside = str(place)
     columns = packing.from_rows(np.asarray(rows[:1]), model.config).shape[1]
@@ -214,7 +241,11 @@ def _done(progress: Path, origin: Mapping[str, Any]) -> int:
     return int(done) if left == origin else 0
 
 
-def _beside(path: Path) -> Path:
+@overload
+def _beside(path: Path) -> Path: ...
+@overload
+def _beside(path: RemotePath) -> RemotePath: ...
+def _beside(path: AnyPath) -> AnyPath:
     """The place of the description of a file of codes."""
     return path.with_name(f"{path.name}.json")
 

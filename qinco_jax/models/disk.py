@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,13 +9,15 @@ import jax.numpy as jnp
 
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
-from qinco_jax.files import path_of
 from qinco_jax.models import orbax, safetensors
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.rq import RQ
 from qinco_jax.quantizers.untrained import init
+from qinco_jax.remote import paths
+from qinco_jax.remote.copies import fetched, written
+from qinco_jax.remote.paths import AnyPath
 from qinco_jax.version import __version__
 
 PYTORCH = ".pt", ".pth"
@@ -27,28 +28,33 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     """Saves a model: as the new file `path` if that ends in `.safetensors`, else as a new folder.
 
     The folder is an Orbax checkpoint with the config beside it. The file is for programs without
-    JAX: `qinco_jax.models.safetensors` says how to read it.
+    JAX: `qinco_jax.models.safetensors` says how to read it. For a path such as `s3://bucket/model`
+    it is written on this machine and then uploaded, of a folder the config last.
 
     Raises:
-      InputError: `path` exists.
+      InputError: `path` exists, or a server refuses it.
       OSError: it cannot be written; then nothing is left behind.
     """
     if not isinstance(model, Model):
         raise InputError(f"a {type(model).__name__} cannot be saved; pass a Qinco or a Product")
     write_tree = safetensors.write_tree if _is_file(path) else orbax.write_tree
-    write_tree(path, model, {"version": __version__, "config": model.config.settings})
+    with written(path) as local:
+        write_tree(local, model, {"version": __version__, "config": model.config.settings})
 
 
 def load(path: str | os.PathLike[str]) -> Model:
     """Loads a model that `save` wrote, a folder or a `.safetensors` file.
 
     Args:
-      path: its place, or the folder of a finished run, whose model is loaded.
+      path: its place, or the folder of a finished run, whose model is loaded. Of a URL a copy in
+        ~/.cache/qinco_jax-remote, or in QINCO_CACHE_DIR, is loaded, which is made anew when the
+        model has changed.
 
     Raises:
-      InputError: there is no model, or it is damaged or incomplete, or its training is unfinished.
+      InputError: there is no model, or it is damaged or incomplete, or its training is unfinished,
+        or a server fails.
     """
-    path = place_of(path)
+    path = fetched(place_of(path))
     if path.suffix in PYTORCH:
         raise InputError(
             f"{path} is a PyTorch file; load it with qinco_jax.load_pytorch, or convert it with "
@@ -58,15 +64,15 @@ def load(path: str | os.PathLike[str]) -> Model:
     return read_tree(path, lambda metadata: _abstract_of(metadata, path))
 
 
-def place_of(path: str | os.PathLike[str]) -> Path:
+def place_of(path: str | os.PathLike[str]) -> AnyPath:
     """Where a model lies that is named by its own path or by the folder of its run.
 
     Raises:
       InputError: it is a run's that is not finished.
     """
-    path = path_of(path)
+    path = paths.place_of(path)
     place = path / FINISHED if (path / IDENTITY).exists() else path
-    if place.name == FINISHED and (place.parent / IDENTITY).exists() and not place.exists():
+    if place.name == FINISHED and place.with_name(IDENTITY).exists() and not place.exists():
         raise InputError(
             f"the training in {place.parent} is unfinished, so it has no model yet; run the same "
             "`qinco train` command again, which continues it"
@@ -76,7 +82,7 @@ def place_of(path: str | os.PathLike[str]) -> Path:
 
 def _is_file(path: str | os.PathLike[str]) -> bool:
     """Whether a model is one file, by the path's suffix, and not a folder."""
-    return Path(path).suffix == safetensors.SUFFIX
+    return paths.place_of(path).suffix == safetensors.SUFFIX
 
 
 def _abstract_of(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> Model:

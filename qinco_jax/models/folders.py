@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -12,20 +11,15 @@ from typing import Any
 
 from qinco_jax.errors import InputError
 from qinco_jax.files import path_of, replacing
-
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-EXTRAS = {"s3": "s3", "gs": "gcs", "hf": "hf"}
+from qinco_jax.remote import servers
+from qinco_jax.remote.failures import explained
+from qinco_jax.remote.paths import is_remote
 
 
 class Unusable(InputError):
     """A folder cannot be read or written; `errno` is the system's number of the error, if any."""
 
     errno: int | None = None
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a URL, such as `s3://bucket/codes`."""
-    return URL.match(os.fspath(path)) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,30 +126,24 @@ class Folder:
 
     def _remote(self) -> tuple[Any, str]:
         """The file system, and the path of the folder in it."""
-        import fsspec
-
-        try:
-            found, root = fsspec.url_to_fs(self.path, use_listings_cache=False)
-        except ImportError as error:
-            extra = EXTRAS.get(self.path.partition("://")[0])
-            how = f"pip install 'qinco_jax[{extra}]'" if extra else str(error)
-            raise InputError(f"{self.path} needs a package that is not installed; {how}") from error
-        return found, root
+        return servers.filesystem(self.path)
 
     @contextlib.contextmanager
     def _explained(self, done: str) -> Iterator[None]:
         """Raises the errors of file systems, each of which has kinds of its own, as `Unusable`."""
+        if self._local is None:
+            with explained(self.path):
+                yield
+            return
         try:
             yield
         except InputError:
             raise
-        except Exception as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            wanted = "the name and the credentials" if self._local is None else (
-                "the path, its permissions and the free space"
-            )  # fmt: skip
+        except OSError as error:
+            reason = error.strerror or str(error) or type(error).__name__
             failure = Unusable(
-                f"{self.path} cannot be {done} ({reason.splitlines()[0]}); check {wanted}"
+                f"{self.path} cannot be {done} ({reason.splitlines()[0]}); check the path, its "
+                "permissions and the free space"
             )
-            failure.errno = getattr(error, "errno", None)
+            failure.errno = error.errno
             raise failure from error

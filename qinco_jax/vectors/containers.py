@@ -1,9 +1,9 @@
 """Vectors in files that can hold several tables: HDF5, Parquet, safetensors and `.npz`."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from qinco_jax.errors import InputError
+from qinco_jax.remote.paths import AnyPath
 from qinco_jax.vectors import formats, hdf5, npz, parquet, safetensors
 from qinco_jax.vectors.stored import Rows
 from qinco_jax.vectors.tables import Table
@@ -17,7 +17,7 @@ ENDINGS = tuple(READERS)
 SHOWN_NAMES = 20
 
 
-def read(path: Path, name: str | None = None) -> Rows:
+def read(path: AnyPath, name: str | None = None) -> Rows:
     """Opens vectors, or a ground truth's ids, in a file that can hold several tables.
 
     Args:
@@ -51,7 +51,7 @@ def read(path: Path, name: str | None = None) -> Rows:
     return table.open()
 
 
-def tables(path: Path) -> Mapping[str, Table]:
+def tables(path: AnyPath) -> Mapping[str, Table]:
     """The tables in a file by name.
 
     Raises:

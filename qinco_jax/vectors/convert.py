@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qinco_jax.errors import InputError
-from qinco_jax.files import path_of, replacing
+from qinco_jax.files import replacing
+from qinco_jax.remote.copies import written
 from qinco_jax.vectors import formats, hdf5, npy, parquet, safetensors
 from qinco_jax.vectors.shards import read_rows
+from qinco_jax.vectors.stored import Rows
 
 BLOCK_BYTES = 2**26  # of vectors in memory at once, and of a row group
 ENDINGS = (*formats.NEW_ENDINGS, *hdf5.ENDINGS, *parquet.ENDINGS, *safetensors.ENDINGS)
@@ -35,14 +37,25 @@ def convert(
 
     Args:
       source: [N, D], as for `read_rows`.
-      target: a new file with one of `ENDINGS`.
+      target: a new file with one of `ENDINGS`, or the URL of one, as for `formats.create`.
       dtype: of the new file; `None` takes the one that its format requires, or else the source's.
       progress: called with the number of rows done and their total.
 
     Raises:
       InputError: the source or target is invalid, or a number would change.
     """
-    rows, target = read_rows(source), path_of(target)
+    rows = read_rows(source)
+    with written(target) as local:
+        _convert(rows, os.fspath(source), local, dtype, progress or (lambda done, total: None))
+
+
+def _convert(
+    rows: Rows,
+    source: str,
+    target: Path,
+    dtype: npt.DTypeLike | None,
+    progress: Callable[[int, int], Any],
+) -> None:
     formats.check_new(target, ENDINGS)
     kind = np.dtype(dtype or formats.DTYPES.get(target.suffix, rows.dtype))
     formats.check_dtype(target, kind)
@@ -51,9 +64,8 @@ def convert(
     with _new_file(target, rows.shape, kind) as write:
         for begin in range(0, len(rows), step):
             block = np.asarray(rows[begin : begin + step])
-            write(begin, _converted(block, kind, rounds, begin, os.fspath(source)))
-            if progress is not None:
-                progress(begin + len(block), len(rows))
+            write(begin, _converted(block, kind, rounds, begin, source))
+            progress(begin + len(block), len(rows))
 
 
 def _converted(

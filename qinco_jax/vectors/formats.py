@@ -1,4 +1,4 @@
-"""Files of vectors: memory-mapped reading, and writing that leaves a complete file or none.
+"""Files of vectors: reading by maps or ranges, and writing that leaves a complete file or none.
 
 The ending gives the format. `.npy`: NumPy's; bfloat16 as NumPy writes it, with dtype `V2`.
 `.fvecs`, `.ivecs`, `.bvecs`: each row is its dimension as an int32, then its numbers. `.fbin`,
@@ -8,6 +8,7 @@ big-ann's ground truth, queries and k as two uint32, then the ids [q, k] int32 a
 """
 
 import contextlib
+import functools
 import io
 import mmap
 import operator
@@ -20,7 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qinco_jax.errors import InputError
-from qinco_jax.files import path_of, reserve
+from qinco_jax.files import reserve
+from qinco_jax.remote.copies import written
+from qinco_jax.remote.paths import AnyPath, RemotePath, place_of, size_of
+from qinco_jax.vectors.located import array_at, fetched
 from qinco_jax.vectors.npy import BFLOAT16, read_header
 from qinco_jax.vectors.stored import Rows, mapped
 
@@ -40,23 +44,24 @@ MAX_DIM = 10**6  # a file that claims more counts as damaged
 
 
 def read(path: str | os.PathLike[str]) -> Rows:
-    """Maps a file of vectors, or of a ground truth's ids, into memory.
+    """Maps a file of vectors, or of a ground truth's ids, into memory; a remote one stays there.
 
-    Checks the size of the file, and in the *vecs formats the dimension of every row; the numbers
-    are not read.
+    Checks the size of the file, and in the *vecs formats the dimension of every row, of a remote
+    file when the row is read; the numbers are not read.
 
     Args:
-      path: a file with one of `ENDINGS`.
+      path: a file with one of `ENDINGS`, or the URL of one.
 
     Returns:
       [N, D] with N >= 1 and 1 <= D <= 10^6, a read-only view of the file with the file's dtype,
       an integer or a float. A `.npy` file of dtype `V2` is read as bfloat16. One in Fortran order
-      or of the other byte order is a `Stored`, which converts rows when they are read.
+      or of the other byte order is a `Stored`, which converts rows when they are read; a remote
+      one is a `Stored` that reads them by ranges.
 
     Raises:
       InputError: the file is missing, empty, truncated or damaged, or its ending is unknown.
     """
-    path = path_of(path)
+    path = place_of(path)
     try:
         size = check_file(path, ENDINGS)
         if path.suffix == ".npy":
@@ -66,9 +71,12 @@ def read(path: str | os.PathLike[str]) -> Rows:
         record = _record(path, columns, dtype)
         distances = 4 * rows * columns if path.suffix == ".bin" else 0
         _check_length(path, size, rows, columns, offset + rows * record.itemsize + distances)
+        check = functools.partial(_check_dims, path, columns) if _is_vecs(path) else None
+        if isinstance(path, RemotePath):
+            return fetched(path, record, offset, rows, check)
         records = np.memmap(path, record, "r", offset, (rows,))
-        if _is_vecs(path):
-            _check_dims(path, records["dim"], columns)
+        if check is not None:
+            check(records, 0)
         return records["row"]
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); fix that first") from error
@@ -87,7 +95,8 @@ def create(
     at the end of the block; an exception in the block removes it.
 
     Args:
-      path: a new file with one of `NEW_ENDINGS`, in an existing directory.
+      path: a new file with one of `NEW_ENDINGS`, in an existing directory; or a URL, to which the
+        complete file is uploaded from a temporary directory.
       shape: (N, D) with N >= 1 and 1 <= D <= 10^6.
       dtype: of the numbers; `.npy` takes any integer or float, the others one dtype each.
       partial: the temporary name; the file keeps it after an exception, and the next call goes on
@@ -100,13 +109,14 @@ def create(
       InputError: on entry, if `path` exists or cannot be written, the disk has too little space, or
         the format cannot hold such rows.
     """
-    path, dtype = path_of(path), np.dtype(dtype)
-    rows, columns = _check_new(path, shape, dtype)
-    header, record = _new_header(path, rows, columns, dtype), _record(path, columns, dtype)
-    with new_map(path, header, record, rows, partial) as records:
-        if _is_vecs(path):
-            records["dim"] = columns
-        yield records["row"]
+    dtype = np.dtype(dtype)
+    with written(path) as local:
+        rows, columns = _check_new(local, shape, dtype)
+        header, record = _new_header(local, rows, columns, dtype), _record(local, columns, dtype)
+        with new_map(local, header, record, rows, partial) as records:
+            if _is_vecs(local):
+                records["dim"] = columns
+            yield records["row"]
 
 
 @contextlib.contextmanager
@@ -158,20 +168,21 @@ def _reserved(place: Path, header: bytes, size: int) -> None:
         raise
 
 
-def check_file(path: Path, endings: tuple[str, ...]) -> int:
+def check_file(path: AnyPath, endings: tuple[str, ...]) -> int:
     """Returns the size of a file in bytes; refuses a missing or empty file or another ending."""
     if path.is_dir():
         raise InputError(f"{path} is a directory; name a file of vectors in it")
     if not path.is_file():
-        raise InputError(f"there is no file {path}; check its name and directory")
+        where = "directory" if isinstance(path, Path) else "bucket"
+        raise InputError(f"there is no file {path}; check its name and {where}")
     _check_ending(path, endings)
-    size = path.stat().st_size
+    size = size_of(path)
     if size == 0:
         raise InputError(f"{path} is empty; fetch or write it again")
     return size
 
 
-def check_shape(path: str | Path, rows: int, columns: int) -> None:
+def check_shape(path: str | AnyPath, rows: int, columns: int) -> None:
     """Refuses a shape [N, D] that no file of vectors has."""
     if rows < 1 or not 1 <= columns <= MAX_DIM:
         raise InputError(
@@ -180,7 +191,7 @@ def check_shape(path: str | Path, rows: int, columns: int) -> None:
         )
 
 
-def check_dtype(path: str | Path, dtype: np.dtype) -> None:
+def check_dtype(path: str | AnyPath, dtype: np.dtype) -> None:
     """Refuses numbers other than integers and floats of at most 64 bits in native byte order."""
     if not is_vector_dtype(dtype) or not dtype.isnative:
         raise InputError(
@@ -216,17 +227,17 @@ def release_pages(x: np.ndarray) -> None:
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def _is_vecs(path: Path) -> bool:
+def _is_vecs(path: AnyPath) -> bool:
     return path.suffix.endswith("vecs")
 
 
-def _record(path: Path, columns: int, dtype: np.dtype) -> np.dtype:
+def _record(path: AnyPath, columns: int, dtype: np.dtype) -> np.dtype:
     """The dtype of a stored row; its field `row` skips the dimension."""
     dim = [("dim", "<i4")] if _is_vecs(path) else []
     return np.dtype([*dim, ("row", dtype, (columns,))])
 
 
-def _read_npy(path: Path, size: int) -> Rows:
+def _read_npy(path: AnyPath, size: int) -> Rows:
     with path.open("rb") as file:
         header = read_header(file, path)
     if len(header.shape) != 2:
@@ -234,10 +245,10 @@ def _read_npy(path: Path, size: int) -> Rows:
     check_dtype(path, header.dtype.newbyteorder("="))
     check_shape(path, *header.shape)
     _check_length(path, size, *header.shape, header.size)
-    return header.rows(np.memmap(path, np.uint8, "r", header.offset, (size - header.offset,)))
+    return array_at(path, header, header.offset)
 
 
-def _check_length(path: Path, size: int, rows: int, columns: int, expected: int) -> None:
+def _check_length(path: AnyPath, size: int, rows: int, columns: int, expected: int) -> None:
     if size != expected:
         raise InputError(
             f"{path} has {size} bytes, but {rows} rows of {columns} columns take {expected}; "
@@ -245,7 +256,7 @@ def _check_length(path: Path, size: int, rows: int, columns: int, expected: int)
         )
 
 
-def _read_header(path: Path, size: int) -> tuple[int, int, int, np.dtype]:
+def _read_header(path: AnyPath, size: int) -> tuple[int, int, int, np.dtype]:
     """The offset of the rows in bytes, and the rows, columns and dtype that a file claims."""
     dtype = DTYPES[path.suffix]
     with path.open("rb") as file:
@@ -258,19 +269,21 @@ def _read_header(path: Path, size: int) -> tuple[int, int, int, np.dtype]:
     return 8, rows, columns, dtype
 
 
-def _check_dims(path: Path, dims: np.ndarray, dim: int) -> None:
+def _check_dims(path: AnyPath, dim: int, records: np.ndarray, first: int) -> None:
+    """Refuses records, from number `first` on, whose dimension is not that of row 0."""
+    dims = records["dim"]
     for begin in range(0, len(dims), 2**20):  # in blocks, to bound memory
         bad = dims[begin : begin + 2**20] != dim
         if bad.any():
             row = begin + int(bad.argmax())
             raise InputError(
-                f"row {row} of {path} has dimension {dims[row]}, but row 0 has {dim}; the file is "
-                "damaged, so fetch or write it again"
+                f"row {first + row} of {path} has dimension {dims[row]}, but row 0 has {dim}; the "
+                "file is damaged, so fetch or write it again"
             )
         release_pages(dims)
 
 
-def _check_ending(path: Path, known: tuple[str, ...]) -> None:
+def _check_ending(path: AnyPath, known: tuple[str, ...]) -> None:
     if path.suffix not in known:
         raise InputError(f"{path} has an unknown ending; it must be one of {', '.join(known)}")
 

@@ -2,14 +2,14 @@
 
 import functools
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qinco_jax.errors import InputError
+from qinco_jax.remote.paths import AnyPath, source
 from qinco_jax.vectors import formats
-from qinco_jax.vectors.npy import native
+from qinco_jax.vectors.located import rows_at
 from qinco_jax.vectors.stored import Rows, Stored
 from qinco_jax.vectors.tables import BLOCK_BYTES, Table, check_size, explained
 
@@ -19,7 +19,7 @@ MAX_CHUNK_BYTES = 2**29
 ERRORS = RuntimeError, ValueError, KeyError, TypeError  # raised by h5py for damaged files
 
 
-def tables(path: Path) -> dict[str, Table]:
+def tables(path: AnyPath) -> dict[str, Table]:
     """The datasets in a file by name; raises as `containers.tables` does."""
     import h5py
 
@@ -32,11 +32,11 @@ def tables(path: Path) -> dict[str, Table]:
             found[name] = Table(f"{item.dtype} {item.shape}", opening)
 
     with explained(path, *ERRORS):
-        h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE).visititems(visit)
+        h5py.File(source(path), "r", rdcc_nbytes=CHUNK_CACHE).visititems(visit)
     return found  # the file stays open as long as one of its datasets exists
 
 
-def _dataset(path: Path, dataset: Any) -> Rows:
+def _dataset(path: AnyPath, dataset: Any) -> Rows:
     import h5py
 
     with explained(path, *ERRORS):
@@ -50,14 +50,14 @@ def _dataset(path: Path, dataset: Any) -> Rows:
                 raise InputError(f"{path} was never filled with data; write it again")
             if plain and dataset.id.get_offset() is not None:
                 offset = dataset.id.get_offset()
-                return native(np.memmap(path, dataset.dtype, "r", offset, dataset.shape))
+                return rows_at(path, offset, dataset.shape, dataset.dtype)
             return Stored([_Slices(path, dataset)])
         _check_chunks(path, dataset)
         most = max(1, BLOCK_BYTES // (dataset.shape[1] * dataset.dtype.itemsize))
         return Stored([_Slices(path, dataset)], min(dataset.chunks[0], most))
 
 
-def _check_chunks(path: Path, dataset: Any) -> None:
+def _check_chunks(path: AnyPath, dataset: Any) -> None:
     size = math.prod(dataset.chunks) * dataset.dtype.itemsize
     if size > MAX_CHUNK_BYTES:
         raise InputError(
@@ -75,7 +75,7 @@ def _check_chunks(path: Path, dataset: Any) -> None:
 class _Slices:
     """The rows of an HDF5 dataset; h5py serializes threads, and the file stays open."""
 
-    def __init__(self, path: Path, dataset: Any) -> None:
+    def __init__(self, path: AnyPath, dataset: Any) -> None:
         self._path, self._dataset = path, dataset
         self.shape: tuple[int, int] = dataset.shape
         self.dtype: np.dtype = dataset.dtype.newbyteorder("=")
@@ -85,10 +85,10 @@ class _Slices:
             return np.asarray(self._dataset[rows], self.dtype)
 
 
-def attribute(path: Path, name: str) -> str | None:
+def attribute(path: AnyPath, name: str) -> str | None:
     """An attribute of an HDF5 file as text; `None` if it has none of that name."""
     import h5py
 
-    with explained(path, *ERRORS), h5py.File(path, "r") as file:
+    with explained(path, *ERRORS), h5py.File(source(path), "r") as file:
         value = file.attrs.get(name)
     return value.decode() if isinstance(value, bytes) else None if value is None else str(value)

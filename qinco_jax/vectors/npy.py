@@ -1,13 +1,13 @@
 """Arrays as NumPy stores them: their headers, and rows in any order and byte order."""
 
 import mmap
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from qinco_jax.errors import InputError
+from qinco_jax.remote.paths import AnyPath
 from qinco_jax.vectors.stored import Derived, Rows, Stored
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -39,7 +39,7 @@ class Header(NamedTuple):
         return native(x.reshape(self.shape[::-1]).T if self.fortran else x.reshape(self.shape))
 
 
-def read_header(file: BinaryIO, what: str | Path) -> Header:
+def read_header(file: BinaryIO, what: str | AnyPath) -> Header:
     """Reads the header of an array from the start of a file; `what` names it in messages.
 
     Raises:

@@ -4,12 +4,13 @@ import functools
 import io
 import zipfile
 import zlib
-from pathlib import Path
 
 import numpy as np
 
 from qinco_jax.errors import InputError
+from qinco_jax.remote.paths import AnyPath, source
 from qinco_jax.vectors import formats
+from qinco_jax.vectors.located import array_at
 from qinco_jax.vectors.npy import Header, read_header
 from qinco_jax.vectors.stored import Rows
 from qinco_jax.vectors.tables import Table, explained
@@ -26,16 +27,16 @@ MAX_RATIO = 1100  # Deflate reaches 1032: what claims more is damaged
 LOCAL_HEADER = 30  # bytes before the name of a member, which end in the lengths of what follows
 
 
-def tables(path: Path) -> dict[str, Table]:
+def tables(path: AnyPath) -> dict[str, Table]:
     """The arrays in a file by name; raises as `containers.tables` does."""
-    with explained(path, *ERRORS), zipfile.ZipFile(path) as archive:
+    with explained(path, *ERRORS), zipfile.ZipFile(source(path)) as archive:
         return {
             info.filename.removesuffix(MEMBER): _table(path, archive, info)
             for info in archive.infolist()
         }
 
 
-def _table(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Table:
+def _table(path: AnyPath, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Table:
     if not info.filename.endswith(MEMBER):
         return Table("no array", None)
     with archive.open(info) as member:
@@ -46,7 +47,7 @@ def _table(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Table
     return Table(what, functools.partial(_rows, path, info, header))
 
 
-def _rows(path: Path, info: zipfile.ZipInfo, header: Header) -> Rows:
+def _rows(path: AnyPath, info: zipfile.ZipInfo, header: Header) -> Rows:
     formats.check_shape(path, header.shape[0], header.shape[1])
     compressed = info.compress_type != zipfile.ZIP_STORED
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -62,23 +63,24 @@ def _rows(path: Path, info: zipfile.ZipInfo, header: Header) -> Rows:
             "is damaged, so fetch or write it again"
         )
     with explained(path, *ERRORS):
-        return header.rows(_read(path, info, header) if compressed else _map(path, info, header))
+        if compressed:
+            return header.rows(_read(path, info, header))
+        return array_at(path, header, _begin(path, info) + header.offset)
 
 
-def _map(path: Path, info: zipfile.ZipInfo, header: Header) -> np.ndarray:
-    """The numbers of a member that is not compressed, as bytes."""
+def _begin(path: AnyPath, info: zipfile.ZipInfo) -> int:
+    """The place of a member that is not compressed."""
     with path.open("rb") as file:
         file.seek(info.header_offset)
         start = file.read(LOCAL_HEADER)
     lengths = np.frombuffer(start, "<u2", offset=LOCAL_HEADER - 4).tolist()
-    begin = info.header_offset + LOCAL_HEADER + sum(lengths) + header.offset
-    return np.memmap(path, np.uint8, "r", begin, (header.size - header.offset,))
+    return int(info.header_offset + LOCAL_HEADER + sum(lengths))
 
 
-def _read(path: Path, info: zipfile.ZipInfo, header: Header) -> np.ndarray:
+def _read(path: AnyPath, info: zipfile.ZipInfo, header: Header) -> np.ndarray:
     """The numbers of a compressed member, as bytes; their checksum is checked at its end."""
     numbers = np.empty(header.size - header.offset, np.uint8)
-    with zipfile.ZipFile(path) as archive, archive.open(info) as member:
+    with zipfile.ZipFile(source(path)) as archive, archive.open(info) as member:
         member.read(header.offset)
         done = 0
         while piece := member.read(PIECE_BYTES):

@@ -6,12 +6,12 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from qinco_jax.errors import InputError
+from qinco_jax.remote.paths import AnyPath, source
 from qinco_jax.vectors.stored import Stored
 from qinco_jax.vectors.tables import BLOCK_BYTES, Table, check_size, explained
 
@@ -19,12 +19,12 @@ ENDINGS = (".parquet",)
 KEPT_BLOCKS, KEPT_COLUMNS = 2, 2  # threads read on both sides of a boundary
 
 
-def tables(path: Path) -> dict[str, Table]:
+def tables(path: AnyPath) -> dict[str, Table]:
     """The columns in a file by name; raises as `containers.tables` does."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with explained(path, pa.ArrowException, ValueError), pq.ParquetFile(path) as file:
+    with explained(path, pa.ArrowException, ValueError), pq.ParquetFile(source(path)) as file:
         schema, metadata = file.schema_arrow, file.metadata
     found = {}
     for field in schema:
@@ -42,7 +42,7 @@ def tables(path: Path) -> dict[str, Table]:
     return found
 
 
-def _refuse_single_numbers(path: Path, schema: Any) -> None:
+def _refuse_single_numbers(path: AnyPath, schema: Any) -> None:
     """Says what to do with a file of one column per dimension."""
     import pyarrow as pa
 
@@ -60,7 +60,7 @@ def _refuse_single_numbers(path: Path, schema: Any) -> None:
     )
 
 
-def _column(path: Path, field: Any, metadata: Any) -> Stored:
+def _column(path: AnyPath, field: Any, metadata: Any) -> Stored:
     import pyarrow as pa
 
     dtype = np.dtype(field.type.value_type.to_pandas_dtype())
@@ -78,7 +78,7 @@ def _column(path: Path, field: Any, metadata: Any) -> Stored:
 
 
 def _batches(
-    path: Path, column: str, metadata: Any, group: int, rows: int
+    path: AnyPath, column: str, metadata: Any, group: int, rows: int
 ) -> Generator[Any, None, None]:
     """Yields the lists of a column in a row group, at most `rows` at a time."""
     import pyarrow as pa
@@ -86,14 +86,16 @@ def _batches(
 
     with (
         explained(path, pa.ArrowException, ValueError, LookupError),
-        pq.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=2**20) as file,
+        pq.ParquetFile(
+            source(path), metadata=metadata, pre_buffer=False, buffer_size=2**20
+        ) as file,
     ):
         found = file.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False)
         for batch in found:
             yield batch.column(column)
 
 
-def _first_length(path: Path, column: str, metadata: Any, group: int) -> int:
+def _first_length(path: AnyPath, column: str, metadata: Any, group: int) -> int:
     with contextlib.closing(_batches(path, column, metadata, group, 1)) as batches:
         for lists in batches:
             if lists.null_count == 0:
@@ -113,7 +115,13 @@ class _RowGroups:
     _recent_lock = threading.Lock()
 
     def __init__(
-        self, path: Path, column: str, metadata: Any, groups: list[int], dim: int, dtype: np.dtype
+        self,
+        path: AnyPath,
+        column: str,
+        metadata: Any,
+        groups: list[int],
+        dim: int,
+        dtype: np.dtype,
     ) -> None:
         self.shape, self.dtype = (sum(groups), dim), dtype
         most = max(1, BLOCK_BYTES // (dim * dtype.itemsize))
@@ -170,14 +178,14 @@ class _RowGroups:
 
 
 def _blocks(
-    path: Path, batches: Iterator[Any], dim: int, first: int
+    path: AnyPath, batches: Iterator[Any], dim: int, first: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     for lists in batches:
         yield first, _as_rows(path, lists, dim, first)
         first += len(lists)
 
 
-def _as_rows(path: Path, lists: Any, dim: int, first: int) -> np.ndarray:
+def _as_rows(path: AnyPath, lists: Any, dim: int, first: int) -> np.ndarray:
     """Lists of numbers as [R, D], without a copy; `first` is the index of the first row."""
     lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     present = lists.is_valid().to_numpy(zero_copy_only=False)

@@ -122,7 +122,10 @@ class Stored:
                 found.append(segment[inside])
                 continue
             cuts = np.flatnonzero(np.diff(inside // self.block_rows)) + 1
-            for piece in np.split(inside, cuts):
+            pieces = np.split(inside, cuts)
+            for piece in pieces:
+                prefetch(segment, int(piece[0]), int(piece[-1]) + 1)
+            for piece in pieces:
                 found.append(segment[int(piece[0]) : int(piece[-1]) + 1][piece - piece[0]])
         return np.concatenate(found)
 
@@ -156,9 +159,9 @@ def lazily(x: Vectors) -> Rows:
 
 
 def prefetch(x: Segment, begin: int, end: int) -> None:
-    """Asks the system to read rows begin:end of memory maps soon, and only those.
+    """Asks for rows begin:end of memory maps and remote files, to be read soon, and only for those.
 
-    Otherwise it reads them on first access, often with megabytes around each.
+    Otherwise the system reads a map on first access, often with megabytes around each row.
     """
     if isinstance(x, Stored):
         for segment, first, last, _ in x[begin:end]._overlaps():
@@ -166,6 +169,9 @@ def prefetch(x: Segment, begin: int, end: int) -> None:
         return
     if isinstance(x, Derived):
         prefetch(x.source, begin, end)
+        return
+    if ask := getattr(x, "prefetch", None):
+        ask(begin, end)
         return
     mapping, first, last = mapped(x, begin, end)
     if mapping is not None and hasattr(mapping, "madvise"):

@@ -2,12 +2,12 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from qinco_jax.errors import InputError
+from qinco_jax.remote.paths import AnyPath, size_of
 from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows
 
@@ -28,7 +28,7 @@ class Table(NamedTuple):
 
 
 @contextlib.contextmanager
-def explained(path: Path, *errors: Any) -> Iterator[None]:
+def explained(path: AnyPath, *errors: Any) -> Iterator[None]:
     """Raises the errors of a library that reads a file as `InputError`."""
     try:
         yield
@@ -41,10 +41,10 @@ def explained(path: Path, *errors: Any) -> Iterator[None]:
         ) from error
 
 
-def check_size(path: Path, shape: tuple[int, int], dtype: np.dtype) -> None:
+def check_size(path: AnyPath, shape: tuple[int, int], dtype: np.dtype) -> None:
     """Refuses a shape far too large for the file, before memory is allocated for it."""
     formats.check_shape(path, *shape)
-    if shape[0] * shape[1] * dtype.itemsize > MAX_EXPANSION * path.stat().st_size:
+    if shape[0] * shape[1] * dtype.itemsize > MAX_EXPANSION * size_of(path):
         raise InputError(
             f"{path} claims {shape[0]} rows of {shape[1]} columns, which cannot fit in its bytes; "
             "it is damaged, so fetch or write it again"

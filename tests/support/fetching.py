@@ -1,10 +1,5 @@
-"""Fetches a file in a process of its own, for `test_download`: ADDRESS FOLDER [SIZE].
+"""Fetches a file in a process of its own, in small parts, for `test_download`: ADDRESS FOLDER."""
 
-With a size as mount(8) knows it, a disk of that size is mounted on the folder, and made larger
-after the first failure.
-"""
-
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -14,16 +9,10 @@ package.__path__ = [str(Path(__file__).parents[2] / "qinco_jax")]
 sys.modules["qinco_jax"] = package
 
 from qinco_jax.datasets import download  # noqa: E402
-from qinco_jax.errors import InputError  # noqa: E402
+from qinco_jax.remote import ranges  # noqa: E402
 
-address, folder, *small = sys.argv[1:]
-if small:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={small[0]}", "none", folder], check=True)
+ranges.PART_BYTES, ranges.AHEAD_BYTES = 10_000, 10_000
+address, folder = sys.argv[1:]
 remote = download.Remote("x", (address,))
-try:
-    download.fetch(remote, Path(folder), lambda done, total: print(done, flush=True))
-except InputError as error:
-    print(error)
-    subprocess.run(["mount", "-o", "remount,size=8m", folder], check=True)
-    download.fetch(remote, Path(folder), lambda done, total: None)
+download.fetch(remote, Path(folder), lambda done, total: print(done, flush=True))
 print(download.verify(remote, Path(folder)))

@@ -30,7 +30,6 @@ class Fault(NamedTuple):
     silent: int | None = None  # after so many bytes of the body
     trickle: float = 0.0  # seconds between pieces of 1000 bytes
     ranges: bool = True
-    careless: bool = False  # of If-Range
     body: bytes | None = None  # instead of the file
     hangs_up: bool = False  # before any answer
 
@@ -97,9 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault.hangs_up:
             self.close_connection = True
         elif fault.status is not None or whole is None:
-            # Requests leaves the connection of a redirect that fails open for a while.
-            headers = {"Content-Length": "0", "Connection": "close"}
-            self._head(fault.status or 404, headers, fault)
+            self._head(fault.status or 404, {"Content-Length": "0"}, fault)
         else:
             self._send(whole, fault, asked)
 
@@ -111,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         status, body = 200, whole
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         same = self.headers.get("If-Range") in (None, self.server.etag, self.server.modified)
-        if found and fault.ranges and (same or fault.careless):
+        if found and fault.ranges and same:
             begin, end = int(found[1]), min(int(found[2] or len(whole)) + 1, len(whole))
             if begin >= len(whole):
                 self._head(416, {"Content-Length": "0"}, fault)
@@ -124,7 +121,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _head(self, status: int, headers: dict[str, str], fault: Fault) -> None:
         self.send_response(status)
-        for name, value in (headers | (fault.headers or {})).items():
+        self.close_connection = True  # no client keeps one open and the server waiting
+        for name, value in ({"Connection": "close"} | headers | (fault.headers or {})).items():
             if value:
                 self.send_header(name, value)
         self.end_headers()
@@ -147,7 +145,6 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.05)  # a reset overtakes what is still to be read
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self.close_connection |= fault.drop is not None or fault.headers is not None
 
 
 @contextlib.contextmanager
