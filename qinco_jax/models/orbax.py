@@ -162,9 +162,12 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """The arrays of a tree by their names inside Orbax; TensorStore refuses empty ones."""
+    """The arrays of a tree by their names inside Orbax; TensorStore refuses empty ones.
+
+    They are NumPy's, since Orbax refuses JAX's that one of several processes has to itself.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if leaf.size}
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves if leaf.size}
 
 
 def _check_space(folder: Path, tree: Any) -> None:
