@@ -37,6 +37,7 @@ AGAIN = (
 )
 NOTHING_KEPT = "nothing was kept; start all of them again, with a run_dir to go on from"
 COLLECTIVE = "Gloo", "NCCL", "RCCL", "CoordinationService"  # in errors of what all do together
+HEARD = "heard-"  # and the number of a process, of keys
 LOOK_SECONDS = 0.5
 GRACE_SECONDS = 10.0  # until a process that knows of an end, but waits elsewhere, is ended
 
@@ -168,7 +169,7 @@ class Watch:
             self._client.key_value_set(f"{place}/reason", text)
             if own == 0:  # the coordinator ends with it, so the others must have heard
                 others = jax.process_count() - 1
-                _wait(lambda: len(self._said()) > others)
+                _wait(lambda: sum(name.startswith(HEARD) for name in self._said()) == others)
         except jax.errors.JaxRuntimeError:
             return False
         return True
@@ -196,7 +197,7 @@ class Watch:
                 if number == own:
                     return
                 self.reason = next(known for known in CODES if known.__name__ == kind)(text)
-                self._client.key_value_set(f"{self._folder}/end/heard-{own}", "")
+                self._client.key_value_set(f"{self._folder}/end/{HEARD}{own}", "")
             except jax.errors.JaxRuntimeError:  # the coordinator is gone, so JAX ends this process
                 return
             if not self._closed.wait(GRACE_SECONDS):

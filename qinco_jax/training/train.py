@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +37,7 @@ from qinco_jax.training.recipe import (
 from qinco_jax.training.seeds import PART, seed_for
 from qinco_jax.training.single import train_single
 from qinco_jax.vectors import checks
-from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
+from qinco_jax.vectors.stored import Rows, Vectors, lazily
 from qinco_jax.version import __version__
 
 CHECKED_ROWS = 65536  # read at once where all rows are looked at
@@ -159,8 +158,9 @@ def _save(model: Model, folder: Path | None) -> None:
 
 def _check_rows(x: Rows, what: str) -> None:
     """Reads this process's share of the rows; refuses NaN and Inf."""
-    for span in itertools.islice(spans(len(x), CHECKED_ROWS), *processes.share()):
-        checks.finite(x[span], span.start, what)
+    own = processes.own_rows(len(x))
+    for begin in range(own.start, own.stop, CHECKED_ROWS):
+        checks.finite(x[begin : min(own.stop, begin + CHECKED_ROWS)], begin, what)
 
 
 def _is_finished(folder: Path, identity: Mapping[str, Any]) -> bool:
