@@ -226,14 +226,14 @@ def say_before_abort(say: Any) -> Any:
       What was to be called before.
     """
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: say()) if callable(say) else say
-    _kept[:] = [handler]
+    _kept.append(handler)
     c_signal = ctypes.CDLL(None).signal
     c_signal.restype = ctypes.c_void_p
     c_signal.argtypes = ctypes.c_int, ctypes.c_void_p
     return c_signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
 
 
-_kept: list[Any] = []  # C calls it, so it must not be collected
+_kept: list[Any] = []  # C may call them, so they must not be collected
 
 
 def _wait(until: Callable[[], bool], seconds: float = GRACE_SECONDS) -> None:

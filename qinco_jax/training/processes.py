@@ -57,13 +57,14 @@ def joined(
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=END_SECONDS,
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ImportError) as error:
         raise InputError(
             f"the processes cannot be joined ({str(error).splitlines()[0]}); give --coordinator "
             "HOST:PORT, --num-processes and --process-id, or start them by Slurm, Open MPI or "
             "Kubernetes"
         ) from error
-    endings.say_before_abort(before)
+    finally:
+        endings.say_before_abort(before)
     with endings.together(kept=True, is_program=True):
         yield
         jax.distributed.shutdown()
