@@ -148,7 +148,7 @@ class Watch:
         told = _named(error, self._remedy)
         if not self._tell(told):
             return self._heard() or error
-        return told if type(told) is type(error) else error
+        return told if isinstance(error, InputError | OSError) else error
 
     def end(self) -> None:
         """Ends this process, unless it is about to end by itself."""
