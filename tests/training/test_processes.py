@@ -23,7 +23,7 @@ from qinco_jax.codecs import named
 from qinco_jax.quantizers import qinco
 
 SETTINGS = (
-    "codebook_size=16", "hidden_dim=16", "num_blocks=1", "num_epochs=4", "batch_size=64",
+    "codebook_size=16", "hidden_dim=16", "num_blocks=1", "num_epochs=2", "batch_size=64",
     "num_updates=2",
 )  # fmt: skip
 SECONDS = 300  # until a test gives up
@@ -70,11 +70,11 @@ def trained(folder: Path, count: int, **signals: int) -> list[subprocess.Complet
 
 def test_stopped_and_killed_it_goes_on_and_ends_as_one_process(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", vectors())
-    for each in trained(tmp_path, 2, SIGINT_1=8):
+    for each in trained(tmp_path, 2, SIGINT_1=5):
         assert each.returncode == 130, each.stderr
         assert re.search(r"stopped at step \d+ of \d+ and saved; run the same", each.stderr)
     for killed in (1, 0):
-        both = trained(tmp_path, 2, **{f"SIGKILL_{killed}": 8})
+        both = trained(tmp_path, 2, **{f"SIGKILL_{killed}": 5})
         left = both[1 - killed]
         assert both[killed].returncode == -9 and left.returncode == 1, left.stderr
         assert re.match(
@@ -85,7 +85,8 @@ def test_stopped_and_killed_it_goes_on_and_ends_as_one_process(tmp_path: Path) -
     every = trained(tmp_path, 4)
     assert [each.returncode for each in every] == [0] * 4, [each.stderr for each in every]
     assert "QINCo2" in every[0].stdout and not any("QINCo2" in each.stdout for each in every[1:])
-    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
     steps = [record["step"] for record in records if "loss" in record]
     assert steps == [*range(1, 1 + max(steps))]
 
