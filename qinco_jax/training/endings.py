@@ -101,7 +101,8 @@ class Watch:
     def __init__(self, remedy: str) -> None:
         self.reason: Exception | None = None
         self.asked = threading.Event()
-        self._remedy, self._client = remedy, client()
+        self._remedy = remedy
+        self._client: Any = distributed.global_state.client
         self._folder = f"qinco_jax/{next(_numbers)}"
         self._keys, self._raised, self._closed = itertools.count(), False, threading.Event()
         threading.Thread(target=self._look, daemon=True).start()
@@ -203,11 +204,6 @@ class Watch:
             if not self._closed.wait(GRACE_SECONDS):
                 self.end()
             return
-
-
-def client() -> Any:
-    """JAX's client of its coordinator, which keeps small values for all processes."""
-    return distributed.global_state.client
 
 
 def exit_with(reason: Exception) -> NoReturn:
