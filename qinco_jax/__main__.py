@@ -3,22 +3,25 @@
 import os
 import sys
 
+import jax
+
 from qinco_jax.cli.main import INTERRUPTED, main
 
 
 def run() -> None:
-    """Runs a command. After Ctrl-C it ends at once.
+    """Runs a command. After Ctrl-C it ends at once, as does one of several processes that fails.
 
-    Python would first tear itself down, while JAX's threads may still use its arrays, and crash.
+    Python would first tear itself down, while JAX's threads may still use its arrays, and crash, or
+    wait for the other processes.
     """
     try:
         main()
     except SystemExit as end:
-        if end.code != INTERRUPTED:
+        if end.code != INTERRUPTED and not jax.distributed.is_initialized():
             raise
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(INTERRUPTED)
+        os._exit(end.code if isinstance(end.code, int) else 1)
 
 
 if __name__ == "__main__":

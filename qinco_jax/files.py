@@ -70,7 +70,8 @@ def locked(lock: Path, what: str) -> Iterator[None]:
       what: what the holder does, for the message: "trains in runs/x".
 
     Raises:
-      InputError: another process holds it; names it.
+      InputError: another process holds it; names it, and the file to remove if its host is gone,
+        whose lock some network filesystems keep.
     """
     from filelock import FileLock, Timeout  # not at the top: slow to import
 
@@ -80,7 +81,11 @@ def locked(lock: Path, what: str) -> Iterator[None]:
         held.acquire(timeout=0)
     except Timeout as error:
         who = holder.read_text() if holder.exists() else "another process"
-        raise InputError(f"{who} {what}; wait until it ends, or choose another place") from error
+        elsewhere = not who.endswith(f" on {socket.gethostname()}")
+        by_force = f", or remove {lock} if it is gone with its host" * elsewhere
+        raise InputError(
+            f"{who} {what}; wait until it ends, or choose another place{by_force}"
+        ) from error
     try:
         with replacing(holder) as partial:
             partial.write_text(f"process {os.getpid()} on {socket.gethostname()}")

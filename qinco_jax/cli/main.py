@@ -10,14 +10,13 @@ import jax
 
 from qinco_jax.cli import codes, compare, data, index, models, plan, serve, settings, train
 from qinco_jax.cluster.team import Unfinished
-from qinco_jax.errors import InputError
-from qinco_jax.interrupts import Interrupted
-from qinco_jax.training.loop import Diverged
+from qinco_jax.errors import of_system
+from qinco_jax.training.endings import CODES
 from qinco_jax.vectors.shards import ENDINGS
 from qinco_jax.version import __version__
 
 INTERRUPTED = 130  # as shells count SIGINT
-FAILURES = {Diverged: 1, Unfinished: 1, Interrupted: INTERRUPTED, InputError: 2}
+FAILURES = {**CODES, Unfinished: 1}
 
 
 class Commands(click.Group):
@@ -45,8 +44,7 @@ class Commands(click.Group):
         except BrokenPipeError:
             raise  # `qinco settings | head`: click ends quietly
         except OSError as error:
-            reason = f"{error.filename or 'a file'}: {error.strerror or error}"
-            text, code = f"{reason}; check the path, its permissions and the free space", 2
+            text, code = of_system(error), 2
         except tuple(FAILURES) as error:
             text = str(error)
             code = next(FAILURES[kind] for kind in FAILURES if isinstance(error, kind))

@@ -1,11 +1,16 @@
 """`qinco train` and `qinco centroids`."""
 
+import contextlib
 import dataclasses
 import functools
+import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
+import jax
 import numpy as np
 
 from qinco_jax import datasets
@@ -17,6 +22,7 @@ from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.config import named as config_named
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import plots, readings, results, tables
+from qinco_jax.evaluate.neighbours import Queries
 from qinco_jax.files import path_of
 from qinco_jax.models import disk
 from qinco_jax.quantizers import precision
@@ -24,7 +30,7 @@ from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.rq import sample_rows
 from qinco_jax.quantizers.transform import approximate
-from qinco_jax.training import mixing, run_folder
+from qinco_jax.training import mixing, processes, run_folder
 from qinco_jax.training.estimate import costs
 from qinco_jax.training.logs import run_log, stage_bar
 from qinco_jax.training.minutes import lasting
@@ -34,6 +40,7 @@ from qinco_jax.training.train import check_sizes, settled, split
 from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows
+from qinco_jax.version import __version__
 
 RQ_BEAM = 32
 RQ_ROWS = 100_000
@@ -68,11 +75,16 @@ RQ_ROWS = 100_000
                    "may be given several times; `qinco settings` lists all")  # fmt: skip
 @compute_dtype_option
 @click.option("--dry-run", is_flag=True, help="show what it will take, and train nothing")
+@click.option("--distributed", is_flag=True,
+              help="train together with the other processes that Slurm, Open MPI or Kubernetes "
+                   "started, or that the following three tell of")  # fmt: skip
+@click.option("--coordinator", metavar="HOST:PORT",
+              help="where process 0 listens to the others, the same for all")  # fmt: skip
+@click.option("--num-processes", type=click.IntRange(min=1), help="of the training")
+@click.option("--process-id", type=click.IntRange(min=0), help="of this process, from 0")
 def train(
-    preset: str, recipe_name: str | None, num_bytes: float | None, minutes: float | None,
-    train_on_all: bool, seed: int, centroids: str | None, init: str | None, out: str | None,
-    settings: tuple[str, ...], compute_dtype: str | None, dry_run: bool, eval_rows: int,
-    **files: str | None,
+    distributed: bool, coordinator: str | None, num_processes: int | None, process_id: int | None,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Trains a model, then shows its error and recall next to those of RQ.
 
@@ -83,8 +95,40 @@ def train(
 
         qinco train --dataset vectors.npy --bytes 8 --minutes 10 --train-on-all
     """
+    with _processes(distributed, coordinator, num_processes, process_id):
+        show = _trained(**options)
+    if processes.is_first():
+        show()
+
+
+@contextlib.contextmanager
+def _processes(
+    distributed: bool, coordinator: str | None, num_processes: int | None, number: int | None
+) -> Iterator[None]:
+    """Joins the others if there are any; the first alone prints, errors apart."""
+    if not distributed:
+        if (coordinator, num_processes, number) != (None, None, None):
+            raise InputError("--coordinator, --num-processes and --process-id need --distributed")
+        yield
+        return
+    with processes.joined(coordinator, num_processes, number), contextlib.ExitStack() as stack:
+        params = {**click.get_current_context().params, "process_id": None}
+        processes.agree({"qinco_jax": __version__, "jax": jax.__version__, "command": params})
+        if not processes.is_first():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        yield
+
+
+def _trained(
+    preset: str, recipe_name: str | None, num_bytes: float | None, minutes: float | None,
+    train_on_all: bool, seed: int, centroids: str | None, init: str | None, out: str | None,
+    settings: tuple[str, ...], compute_dtype: str | None, dry_run: bool, eval_rows: int,
+    **files: str | None,
+) -> Callable[[], None]:  # fmt: skip
+    """Trains; what it returns measures the model and prints, which one process does."""
     begin = time.monotonic()
-    data = measure.load(files)
+    data = processes.in_turn(lambda: measure.load(files))
     coarse = None if centroids is None else np.asarray(formats.read(centroids))
     if coarse is not None and not any(text.startswith("num_centroids=") for text in settings):
         settings = (*settings, f"num_centroids={len(coarse)}")
@@ -109,7 +153,7 @@ def train(
         recipe = _lasting(minutes, begin, place, kept, held_back, config, recipe)
     if dry_run:
         click.echo(estimates.training(kept, held_back, config, recipe))
-        return
+        return lambda: None
     if (folder / run_folder.FINISHED).exists():
         click.echo(f"{folder} is a finished run; measuring its model again")
     else:
@@ -121,31 +165,39 @@ def train(
         held_back = kept
     nothing_unseen = train_on_all and to_store is not None
     trial_rows = data.train[:0] if nothing_unseen else readings.trial_rows(data, held_back)
-    data = measure.complete(data, held_back)
-    questions = measure.questions(data, eval_rows, config.unit_norm)  # before hours of training
+    questions: list[Queries] = []
+    if processes.is_first():
+        data = measure.complete(data, held_back)
+        questions = measure.questions(data, eval_rows, config.unit_norm)  # before hours of training
     with run_log(folder) as (log, advance):
         model = train_model(
             data.train, config, recipe, seed=seed, x_val=data.validation, run_dir=folder, log=log,
             advance=advance, centroids=coarse, init=begun,
         )  # fmt: skip
-    mix, why = _mix(folder, config, recipe, len(kept))
-    if why:
-        click.echo(why)
-    baseline = _rq(kept, held_back, config, seed)
-    if mix:
-        baseline += _rq(kept, held_back, config, seed, mix)
-    own = _ours(model, folder, recipe.compute_dtype)
-    if recipe.num_epochs != 0:
-        click.echo(measure.two_errors(model, recipe, held_back))
-        compared = sample_rows(kept, eval_rows, seed) if nothing_unseen else held_back
-        click.echo(verdict.beside_rq(own[-1], baseline, compared, train_on_all))
-        if to_store is not None:
-            click.echo(verdict.of_stored(own[-1], to_store, len(kept), eval_rows))
-    rows = measure.measure([*baseline, *own], data, eval_rows, questions, np.asarray(trial_rows))
-    results.write(rows, folder / "results.jsonl")
-    plots.plot_rates(folder / "results.jsonl", folder / "results.png", data.name)
-    click.echo(tables.markdown(rows))
-    click.echo(f"model: {folder / run_folder.FINISHED}   plot: {folder / 'results.png'}")
+
+    def show() -> None:
+        mix, why = _mix(folder, config, recipe, len(kept))
+        if why:
+            click.echo(why)
+        baseline = _rq(kept, held_back, config, seed)
+        if mix:
+            baseline += _rq(kept, held_back, config, seed, mix)
+        own = _ours(model, folder, recipe.compute_dtype)
+        if recipe.num_epochs != 0:
+            click.echo(measure.two_errors(model, recipe, held_back))
+            compared = sample_rows(kept, eval_rows, seed) if nothing_unseen else held_back
+            click.echo(verdict.beside_rq(own[-1], baseline, compared, train_on_all))
+            if to_store is not None:
+                click.echo(verdict.of_stored(own[-1], to_store, len(kept), eval_rows))
+        rows = measure.measure(
+            [*baseline, *own], data, eval_rows, questions, np.asarray(trial_rows)
+        )
+        results.write(rows, folder / "results.jsonl")
+        plots.plot_rates(folder / "results.jsonl", folder / "results.png", data.name)
+        click.echo(tables.markdown(rows))
+        click.echo(f"model: {folder / run_folder.FINISHED}   plot: {folder / 'results.png'}")
+
+    return show
 
 
 def _sizes(
@@ -206,7 +258,8 @@ def _lasting(
     def decide() -> Schedule:
         check_sizes(x, x_val, config.for_dim(x.shape[1]), recipe)
         found = costs(x, x_val, config, settled(recipe, len(x), len(x_val)))
-        schedule = lasting(minutes, time.monotonic() - begin, found, recipe, len(x))
+        used = time.monotonic() - begin
+        schedule = Schedule(*processes.told(lambda: lasting(minutes, used, found, recipe, len(x))))
         click.echo(estimates.schedule(schedule, found, recipe, len(x)))
         return schedule
 

@@ -25,6 +25,7 @@ from orbax.checkpoint.checkpoint_managers import (
     BestN,
     LatestN,
 )
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from qinco_jax.errors import InputError
 from qinco_jax.files import path_of, reserve
@@ -33,6 +34,12 @@ from qinco_jax.models import digest, old_digests
 ARRAYS, METADATA, DIGEST = "arrays", "model.json", "digest"
 ITEM = "default"  # Orbax's name of the only item in a checkpoint
 REMEDY = "take the model from a backup or train it again"
+
+
+def _alone() -> MultiprocessingOptions:
+    """Orbax waits for no other process: one of several writes and reads by itself."""
+    own = jax.process_index()
+    return MultiprocessingOptions(primary_host=own, active_processes={own})
 
 
 @contextlib.contextmanager
@@ -71,7 +78,7 @@ def write_tree(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, A
 
 
 def _write(folder: Path, tree: Any, metadata: Mapping[str, Any]) -> None:
-    with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+    with quiet_orbax(), ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
         checkpointer.save(folder / ARRAYS, _named(tree))
     content = {**metadata, "sha256": digest.sha256(metadata, digest.named(tree))}
     (folder / METADATA).write_text(json.dumps(content, indent=2) + "\n")
@@ -155,9 +162,12 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """The arrays of a tree by their names inside Orbax; TensorStore refuses empty ones."""
+    """The arrays of a tree by their names inside Orbax; TensorStore refuses empty ones.
+
+    They are NumPy's, since Orbax refuses JAX's that one of several processes has to itself.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if leaf.size}
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves if leaf.size}
 
 
 def _check_space(folder: Path, tree: Any) -> None:
@@ -204,11 +214,15 @@ class Checkpoints:
             [LatestN(2), BestN(get_metric_fn=lambda metrics: -metrics["error"], n=1)]
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep, best_fn=lambda metrics: -metrics["error"]
+            preservation_policy=keep,
+            best_fn=lambda metrics: -metrics["error"],
+            multiprocessing_options=_alone(),
+            create=False,
         )
         self.folder = Path(folder).absolute()
         self._quiet = contextlib.ExitStack()
         with quiet_orbax(), _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     @property

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from qinco_jax.config import QincoConfig
 from qinco_jax.quantizers import rq
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import approximate
-from qinco_jax.training import mixing
+from qinco_jax.training import mixing, processes
 from qinco_jax.training import step as training
 from qinco_jax.training.initial_model import initial_model
 from qinco_jax.training.loop import validation_error
@@ -147,10 +147,12 @@ def _batch(
 ) -> tuple[int, float, float]:
     """Bytes of the state of a training, and the seconds of a batch and of compiling it."""
     batch_size, _, total = length(recipe, num_rows)
-    mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    state = jax.device_put(training.init_state(model, recipe), NamedSharding(mesh, PartitionSpec()))
-    batch = jax.device_put(
-        np.resize(rows, (batch_size, rows.shape[1])), NamedSharding(mesh, PartitionSpec("data"))
+    mesh = processes.mesh()
+    state = processes.everywhere(training.init_state(model, recipe), mesh)
+    _, count = processes.share()
+    batch = jax.make_array_from_process_local_data(
+        NamedSharding(mesh, PartitionSpec("data")),
+        np.resize(rows, (batch_size // count, rows.shape[1])),
     )
     size = _bytes(state)
 

@@ -72,7 +72,7 @@ class Feed:
           seed: of the order.
           steps: whose batches are given; it begins anywhere as fast.
           batch_size: rows of a batch over all processes.
-          sharding: of a batch over the devices of this process.
+          sharding: of a batch over the devices of all processes.
           share: this process's number from 0 and the number of processes.
         """
         self.waited = 0.0
@@ -90,7 +90,7 @@ class Feed:
         return self
 
     def __next__(self) -> jax.Array:
-        """The next batch, [batch_size, D] where there is one process.
+        """The next batch [batch_size, D], of which each process holds its share.
 
         Raises:
           InputError: a row of it holds NaN or Inf.
@@ -120,7 +120,8 @@ def _ahead(source: Generator[T], count: int, closing: threading.Event) -> Genera
 def _placed(parts: Generator[np.ndarray], sharding: jax.sharding.Sharding) -> Generator[jax.Array]:
     with contextlib.closing(parts):
         for part in parts:
-            yield jax.block_until_ready(jax.device_put(part, sharding))
+            batch = jax.make_array_from_process_local_data(sharding, part)
+            yield jax.block_until_ready(batch)
 
 
 def _read(

@@ -5,19 +5,21 @@ import functools
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from qinco_jax.config import QincoConfig
+from qinco_jax.errors import Diverged
 from qinco_jax.interrupts import Interrupted, noticed
 from qinco_jax.models import disk
 from qinco_jax.models.orbax import Checkpoints
 from qinco_jax.quantizers import coding
 from qinco_jax.quantizers.qinco import Qinco
+from qinco_jax.training import processes
 from qinco_jax.training import step as training
 from qinco_jax.training.feed import Feed
 from qinco_jax.training.recipe import Recipe, length
@@ -47,10 +49,6 @@ UNIMPROVED = (
 )
 
 
-class Diverged(RuntimeError):
-    """The loss became NaN or Inf; the message names the last good checkpoint."""
-
-
 def fit(
     x_train: Rows,
     x_val: Rows,
@@ -75,7 +73,7 @@ def fit(
       initial: makes the untrained model; called only where there is no checkpoint.
       num_rows: of an epoch.
       seed: of the data order and of new codewords.
-      checkpoints: of the run; `None` keeps none.
+      checkpoints: of the run, in the first process; `None` keeps none.
       log: as of `train`.
 
     Returns:
@@ -91,16 +89,16 @@ def fit(
     batch_size, steps_per_epoch, total_steps = length(recipe, num_rows)
     if total_steps == 0:
         return initial()
-    mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    mesh = processes.mesh()
     by_rows = NamedSharding(mesh, PartitionSpec("data"))
     state = _restore(checkpoints, config, recipe)
     fresh = state is None
     if state is None:
         state = training.init_state(initial(), recipe)
-    state = jax.device_put(state, everywhere)
+    state = processes.everywhere(state, mesh)
     step, saved_at, previous = int(state.step), time.monotonic(), None
-    feed = Feed(x_train, seed, range(step, total_steps), batch_size, by_rows)
+    steps, share = range(step, total_steps), processes.share()
+    feed = Feed(x_train, seed, steps, batch_size, by_rows, share)
     reported_at, reported_wait = time.monotonic(), feed.waited
 
     def report(**values: float) -> None:
@@ -116,9 +114,10 @@ def fit(
             raise Diverged(_how_to_recover(checkpoints, step))
         report(val_mse=mse)
         # Placed like the rest of the state, or the next step is compiled anew.
-        return jax.device_put(np.float32(mse), everywhere)
+        return processes.everywhere(np.float32(mse), mesh)
 
-    with noticed(checkpoints is not None) as interrupted, feed:
+    kept = processes.told(lambda: checkpoints is not None)
+    with noticed(kept) as interrupted, feed:
         if fresh:  # what is returned is never worse than where it started
             state = dataclasses.replace(state, best_mse=validate(state.model))
         exhausted = training.is_exhausted(state, recipe)
@@ -138,7 +137,7 @@ def fit(
                 key = jax.random.key(seed_for(seed, NEW_CODEWORDS, step))
                 state = training.end_epoch(state, validate(state.model), key, recipe)
                 exhausted = training.is_exhausted(state, recipe)  # elsewhere it would wait for it
-            stop, waited = interrupted.is_set(), time.monotonic() - saved_at
+            stop, waited = processes.stops(interrupted), time.monotonic() - saved_at
             due = SAVE_SECONDS / 4 if ends_epoch else SAVE_SECONDS
             if stop or step == total_steps or waited > due:
                 _save(checkpoints, state, step)
@@ -148,7 +147,7 @@ def fit(
                     f"stopped at step {step} of {total_steps} and saved; run the same command "
                     "again to resume"
                 )
-    if int(state.stale) * steps_per_epoch >= step:
+    if int(state.stale) * steps_per_epoch >= step and processes.is_first():
         warnings.warn(UNIMPROVED, stacklevel=4)  # where `train` was called
     return jax.device_put(jax.device_get(state.best))
 
@@ -156,26 +155,34 @@ def fit(
 def _restore(
     checkpoints: Checkpoints | None, config: QincoConfig, recipe: Recipe
 ) -> TrainState | None:
-    if checkpoints is None:
+    """The newest state; `None` if there is none, or in one process where nothing is kept."""
+    step = processes.told(lambda: None if checkpoints is None else checkpoints.latest_step)
+    if step is None:
         return None
     begin = functools.partial(training.init_state, recipe=recipe)
-    return checkpoints.restore_latest(jax.eval_shape(begin, disk.abstract(config)))
+    abstract = jax.eval_shape(begin, disk.abstract(config))
+    return processes.shared(
+        lambda: cast(Checkpoints, checkpoints).restore_latest(abstract), abstract
+    )
 
 
 def validation_error(model: Qinco, x_val: Rows, recipe: Recipe) -> float:
     """Squared error summed over dimensions, averaged over the rows, with the training's search.
 
-    On one device, whatever the mesh, so that the choice of the best model does not depend on it.
+    Each process takes its share of the rows, on one device whatever the mesh, so that the choice of
+    the best model does not depend on it.
     """
-    model = jax.device_put(model, jax.local_devices()[0])
+    model = jax.device_put(processes.here(model), jax.local_devices()[0])
     search = {**recipe.search, "compute_dtype": recipe.compute_dtype}
-    _, errors = coding.encode(model, x_val, **search, output="errors")
-    return float(np.asarray(errors).mean(dtype=np.float64))
+    part = x_val[processes.own_rows(len(x_val))]
+    _, errors = coding.encode(model, part, **search, output="errors")
+    return float(processes.gathered(np.asarray(errors), len(x_val)).mean(dtype=np.float64))
 
 
 def _save(checkpoints: Checkpoints | None, state: TrainState, step: int) -> None:
     if checkpoints is None:
         return
+    state = processes.here(state)  # for this process alone has checkpoints
     if not _is_finite(state.model):
         raise Diverged(_how_to_recover(checkpoints, step))
     checkpoints.save(step, state, float(state.best_mse))

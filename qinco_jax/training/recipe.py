@@ -177,10 +177,10 @@ def with_mix(recipe: Recipe, mix: float) -> Recipe:
 def length(recipe: Recipe, num_rows: int) -> tuple[int, int, int]:
     """Rows of a batch, batches of an epoch and of the whole training, on `num_rows` rows.
 
-    Each of this process's devices gets the same number of rows for each update, so a batch is
+    Each device, of all processes, gets the same number of rows for each update, so a batch is
     lowered to a multiple of both; 0 where there are fewer rows than that.
     """
-    shares = recipe.num_updates * jax.local_device_count()
+    shares = recipe.num_updates * jax.device_count()
     batch_size = min(recipe.batch_size, num_rows) // shares * shares
     rows = min(num_rows, recipe.epoch_rows)
     num_epochs = recipe.num_epochs

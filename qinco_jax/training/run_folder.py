@@ -11,13 +11,14 @@ import jax
 import numpy as np
 
 from qinco_jax.config import QincoConfig
-from qinco_jax.errors import InputError
+from qinco_jax.errors import InputError, differences
 from qinco_jax.files import locked, replacing
 from qinco_jax.models import disk
 from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
+from qinco_jax.training import processes
 from qinco_jax.training.recipe import Recipe, length
 from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows, fingerprint
@@ -119,22 +120,36 @@ class Schedule(NamedTuple):
 def scheduled(folder: Path, minutes: float, decide: Callable[[], Schedule]) -> Schedule:
     """What is decided as a run begins; the folder keeps it, so that it resumes with the same.
 
+    Every process decides, and all get what the first one kept.
+
     Raises:
       InputError: the folder's run was given other minutes or none, or another process trains there.
     """
     file, other = folder / SCHEDULE, "choose another folder or remove that one"
-    if not file.exists():
+
+    def kept() -> dict[str, Any] | None:
+        if file.exists():
+            return dict(json.loads(file.read_text()))
         if (folder / IDENTITY).exists():
             raise InputError(
                 f"the run in {folder} began without minutes; leave them out, or {other}"
             )
-        found = decide()
+        return None
+
+    def keep(found: Schedule) -> dict[str, Any] | None:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / LOCK, f"trains in {folder}"):
-            if not file.exists():  # another process may have been faster
+            if not file.exists():  # another run may have been faster
                 with replacing(file) as partial:
                     partial.write_text(json.dumps(found._asdict(), indent=2) + "\n")
-    known = Schedule(**json.loads(file.read_text()))
+        return kept()
+
+    there = processes.told(kept)
+    if there is None:
+        found = decide()
+        there = processes.told(lambda: keep(found))
+    assert there is not None
+    known = Schedule(**there)
     if known.minutes != minutes:
         raise InputError(
             f"the run in {folder} trains for {known.minutes:g} minutes, not {minutes:g}; {other}"
@@ -183,24 +198,9 @@ def claim(
             partial.write_text(json.dumps(identity, indent=2) + "\n")
         return
     try:
-        there = _flat(json.loads(file.read_text().replace('"normalize"', '"unit_norm"')))
+        there = json.loads(file.read_text().replace('"normalize"', '"unit_norm"'))
+        found = differences(there, identity)
     except (ValueError, AttributeError) as error:
         raise InputError(f"{file} is damaged ({error}); remove {folder} to start anew") from error
-    here = _flat(identity)
-    differences = [
-        f"{name} is {there.get(name)} there and {here.get(name)} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
-    ]
-    if differences:
-        raise InputError(f"{folder} belongs to another run: {'; '.join(differences)}; {remedy}")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    if found:
+        raise InputError(f"{folder} belongs to another run: {'; '.join(found)}; {remedy}")

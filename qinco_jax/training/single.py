@@ -15,7 +15,7 @@ from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import approximate
-from qinco_jax.training import mixing, run_folder
+from qinco_jax.training import mixing, processes, run_folder
 from qinco_jax.training.initial_model import initial_model, start_copies
 from qinco_jax.training.loop import Advance, Log, fit, validation_error
 from qinco_jax.training.recipe import MIX, Recipe, length, with_mix
@@ -50,9 +50,11 @@ def train_single(
             return x_train
         x = approximate(x_train, config.unit_norm)
         advance(0, 0, "nearest neighbours")
-        neighbours = run_folder.kept(
-            folder, run_folder.NEIGHBOURS, functools.partial(mixing.nearest_others, x)
-        )
+        find = functools.partial(mixing.nearest_others, x)
+        neighbours = processes.shared_rows(
+            functools.partial(run_folder.kept, folder, run_folder.NEIGHBOURS, find),
+            (num_rows, min(mixing.MIX_NEIGHBOURS, num_rows - 1)), np.int32,
+        )  # fmt: skip
         _, per_epoch, total = length(recipe, num_rows)
         return mixing.mixed(x, neighbours, mix, seed, max(total // per_epoch, copies))
 
@@ -68,12 +70,17 @@ def train_single(
 
     @functools.cache
     def untrained(mix: float) -> Qinco:
-        return initial_model(rows(mix)[: num_rows * copies], config, seed, coarse(), advance)
+        x = rows(mix)[: num_rows * copies]
+        return processes.shared(
+            lambda: initial_model(x, config, seed, coarse(), advance), disk.abstract(config)
+        )
 
     def initial() -> Qinco:
         begun = None if folder is None else folder / run_folder.START
-        if begun is not None and begun.exists():
-            return cast(Qinco, disk.load(begun))
+        if processes.told(lambda: begun is not None and begun.exists()):
+            return processes.shared(
+                lambda: cast(Qinco, disk.load(cast(Path, begun))), disk.abstract(config)
+            )
         model = init if isinstance(init, Qinco) else untrained(mix)
         if begun is not None:
             disk.save(model, begun)
@@ -100,7 +107,8 @@ def _chosen(
     recipe: Recipe,
 ) -> float:
     """`MIX` if residual quantizers overfit, and do better by it on `x_val`, else 0; kept."""
-    decided = None if folder is None else run_folder.decided_mix(folder)
+    known = processes.told(lambda: None if folder is None else run_folder.decided_mix(folder))
+    decided = None if known is None else run_folder.Decided(*known)
     if decided is None:
         plain = untrained(0.0)
         own, held_back = (validation_error(plain, x, recipe) for x in (x_train, x_val))

@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import approximate
-from qinco_jax.training import run_folder
+from qinco_jax.training import endings, processes, run_folder
 from qinco_jax.training.initial_model import with_centroids
 from qinco_jax.training.loop import Advance, Log, unseen
 from qinco_jax.training.product import train_parts
@@ -37,7 +37,8 @@ from qinco_jax.training.recipe import (
 from qinco_jax.training.seeds import PART, seed_for
 from qinco_jax.training.single import train_single
 from qinco_jax.vectors import checks
-from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
+from qinco_jax.vectors.stored import Rows, Vectors, lazily
+from qinco_jax.version import __version__
 
 CHECKED_ROWS = 65536  # read at once where all rows are looked at
 CONTINUE = (
@@ -71,6 +72,10 @@ def train(
     rows are read in a random order and shuffled within so many bytes. All local devices share each
     batch.
 
+    In a program of several processes (`jax.distributed.initialize`) all of them call it alike, with
+    the same vectors, and their devices share each batch. Each reads its part of that; the first one
+    alone uses `run_dir`, `log` and `advance`, and all return the model.
+
     Args:
       x_train: [N, D], any real dtype, N >= K.
       config: sizes of the model, or the name of a preset; `None` takes the sizes of `init`.
@@ -103,46 +108,67 @@ def train(
         another process trains.
       Interrupted: Ctrl-C, after saving.
       Diverged: the loss became NaN or Inf.
+      Lost: another process ended; what it raises itself, all raise.
 
     Warns:
       UserWarning: no epoch improved on the start.
     """
-    if isinstance(recipe, str):
-        recipe = named(RECIPES, recipe, "recipe")
-    if isinstance(config, str):
-        name = config
-        config, recipe = named(PRESETS, name, "preset"), recipe or of_preset(name)
-    seed = checks.integer(seed, "seed")
-    recipe = _changed(recipe or Recipe(), changes)
-    x_train, x_val = split(x_train, x_val, recipe)
-    recipe = settled(recipe, len(x_train), len(x_val))
-    config = _config(config, init).for_dim(x_train.shape[1])
-    if centroids is not None:
-        if init is not None:
-            raise InputError("init has its own centroids, if any; leave out centroids")
-        config, centroids = with_centroids(config, centroids)
-    check_sizes(x_train, x_val, config, recipe)
-    for what, x in (("the training vectors", x_train), ("the validation vectors", x_val)):
-        for span in spans(len(x), CHECKED_ROWS):
-            checks.finite(x[span], span.start, what)
-    folder = None if run_dir is None else path_of(run_dir)
-    if folder is not None:
+    with endings.together(kept=run_dir is not None):
+        if isinstance(recipe, str):
+            recipe = named(RECIPES, recipe, "recipe")
+        if isinstance(config, str):
+            name = config
+            config, recipe = named(PRESETS, name, "preset"), recipe or of_preset(name)
+        seed = checks.integer(seed, "seed")
+        recipe = _changed(recipe or Recipe(), changes)
+        x_train, x_val = split(x_train, x_val, recipe)
+        recipe = settled(recipe, len(x_train), len(x_val))
+        config = _config(config, init).for_dim(x_train.shape[1])
+        if centroids is not None:
+            if init is not None:
+                raise InputError("init has its own centroids, if any; leave out centroids")
+            config, centroids = with_centroids(config, centroids)
+        check_sizes(x_train, x_val, config, recipe)
+        _check_rows(x_train, "the training vectors")
+        _check_rows(x_val, "the validation vectors")
         identity = run_folder.identity(x_train, config, recipe, seed, centroids, init)
-        finished = (folder / run_folder.FINISHED).exists()
-        remedy = CONTINUE.format(folder) if finished else "choose another folder or remove that one"
-        run_folder.claim(folder / run_folder.IDENTITY, identity, run_folder.CONTENTS, remedy)
-        if finished:
-            return disk.load(folder / run_folder.FINISHED)
-    given = x_train, x_val, config, recipe, seed, folder, log, advance
-    alone = folder and locked(folder / run_folder.LOCK, f"trains in {folder}")
-    with alone or contextlib.nullcontext():
-        if config.num_parts > 1:
-            model: Model = _product(*given, init)
-        else:
-            model = train_single(*given, centroids, init)
-        if folder is not None:
-            disk.save(model, folder / run_folder.FINISHED)
-    return model
+        processes.agree({"qinco_jax": __version__, "jax": jax.__version__, **identity})
+        folder = None if run_dir is None or not processes.is_first() else path_of(run_dir)
+        if not processes.is_first():
+            log, advance = None, unseen
+        if processes.told(lambda: folder is not None and _is_finished(folder, identity)):
+            return processes.shared(
+                lambda: disk.load(cast(Path, folder) / run_folder.FINISHED), disk.abstract(config)
+            )
+        given = x_train, x_val, config, recipe, seed, folder, log, advance
+        alone = folder and locked(folder / run_folder.LOCK, f"trains in {folder}")
+        with alone or contextlib.nullcontext():
+            if config.num_parts > 1:
+                model: Model = _product(*given, init)
+            else:
+                model = train_single(*given, centroids, init)
+            processes.in_turn(lambda: _save(model, folder))
+        return model
+
+
+def _save(model: Model, folder: Path | None) -> None:
+    if folder is not None:
+        disk.save(model, folder / run_folder.FINISHED)
+
+
+def _check_rows(x: Rows, what: str) -> None:
+    """Reads this process's share of the rows; refuses NaN and Inf."""
+    own = processes.own_rows(len(x))
+    for begin in range(own.start, own.stop, CHECKED_ROWS):
+        checks.finite(x[begin : min(own.stop, begin + CHECKED_ROWS)], begin, what)
+
+
+def _is_finished(folder: Path, identity: Mapping[str, Any]) -> bool:
+    """Makes the folder this run's, or finds that it is; and whether it has been trained."""
+    finished = (folder / run_folder.FINISHED).exists()
+    remedy = CONTINUE.format(folder) if finished else "choose another folder or remove that one"
+    run_folder.claim(folder / run_folder.IDENTITY, identity, run_folder.CONTENTS, remedy)
+    return finished
 
 
 def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -195,9 +221,11 @@ def _product(
     elif config.opq:
         x = approximate(x_train, config.unit_norm)
         advance(0, 0, "OPQ by Faiss")
-        rotation = run_folder.kept(folder, run_folder.ROTATION, functools.partial(
-            opq.opq_rotation, x, config.num_parts, seed
-        ))  # fmt: skip
+        find = functools.partial(opq.opq_rotation, x, config.num_parts, seed)
+        rotation = processes.shared_rows(
+            functools.partial(run_folder.kept, folder, run_folder.ROTATION, find),
+            (x.shape[1], x.shape[1]), np.float32,
+        )  # fmt: skip
 
     def train_part(number: int, x_train: Rows, x_val: Rows, log: Log) -> Qinco:
         place = None if folder is None else folder / run_folder.PART.format(number)
@@ -268,7 +296,7 @@ def check_sizes(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe)
     if batch_size == 0:
         raise InputError(
             f"batches of {min(recipe.batch_size, len(x_train))} rows cannot be shared by "
-            f"{recipe.num_updates} updates on {jax.local_device_count()} devices; raise batch_size "
+            f"{recipe.num_updates} updates on {jax.device_count()} devices; raise batch_size "
             "or lower num_updates, or give more vectors"
         )
     if recipe.mix and len(x_train) > MAX_MIXED:
