@@ -8,5 +8,6 @@ reconstructions of the best. Needs Faiss (the extra `search`).
 from qinco_jax.search.build import build
 from qinco_jax.search.disk import load, save
 from qinco_jax.search.index import Index
+from qinco_jax.search.sharded import sharded
 
-__all__ = ["Index", "build", "load", "save"]
+__all__ = ["Index", "build", "load", "save", "sharded"]

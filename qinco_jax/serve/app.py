@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from qinco_jax.errors import InputError
-from qinco_jax.search.index import QUERY_BLOCK, QUERY_SIZES, Index
+from qinco_jax.search.searcher import QUERY_BLOCK, QUERY_SIZES, Searcher
 from qinco_jax.serve import requests
 from qinco_jax.serve.batches import WAIT_MS, Batches
 from qinco_jax.serve.metrics import CONTENT_TYPE, Metrics
@@ -26,7 +26,7 @@ logger = logging.getLogger("uvicorn.error")
 
 
 def application(
-    index: Index,
+    index: Searcher,
     limits: Limits = Limits(),
     *,
     wait_ms: float = WAIT_MS,
@@ -60,7 +60,7 @@ def application(
 class Service:
     """Answers the requests of an application."""
 
-    def __init__(self, index: Index, limits: Limits, wait_ms: float, block_rows: int) -> None:
+    def __init__(self, index: Searcher, limits: Limits, wait_ms: float, block_rows: int) -> None:
         self.index, self.limits = index, limits
         self.metrics = Metrics(lambda: self.batches.queue_rows)
         self.batches = Batches(index, limits.max_queue, wait_ms, block_rows, self.metrics.searched)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from qinco_jax.search.index import Index
+from qinco_jax.search.searcher import Searcher
 from qinco_jax.serve.requests import Refused, Settings
 
 WAIT_MS = 2.0
@@ -42,7 +42,7 @@ class Batches:
 
     def __init__(
         self,
-        index: Index,
+        index: Searcher,
         max_queue: int,
         wait_ms: float,
         block_rows: int,

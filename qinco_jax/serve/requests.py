@@ -15,7 +15,7 @@ import numpy as np
 from qinco_jax.errors import InputError, unknown
 from qinco_jax.search import ids as vector_ids
 from qinco_jax.search.ids import MAX_ID
-from qinco_jax.search.index import NUM_PROBES, Index
+from qinco_jax.search.searcher import NUM_PROBES, Searcher
 from qinco_jax.vectors import checks
 
 JSON, BINARY = "application/json", "application/octet-stream"
@@ -75,7 +75,7 @@ class Settings:
     num_reranked: int | None = None
     filter: bytes | None = None
 
-    def search(self, index: Index, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, index: Searcher, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distances [Q, k] float32 and ids [Q, k] int64 of queries [Q, D]."""
         allowed = None if self.filter is None else np.frombuffer(self.filter, np.int64)
         return index.search(
@@ -84,7 +84,7 @@ class Settings:
 
 
 def parse(
-    body: bytes, media_type: str, query: Mapping[str, str], index: Index, limits: Limits
+    body: bytes, media_type: str, query: Mapping[str, str], index: Searcher, limits: Limits
 ) -> tuple[np.ndarray, Settings]:
     """The vectors [Q, D] float32 of a request and how to search for them.
 
@@ -171,7 +171,7 @@ def _checked(vectors: np.ndarray, dim: int, limits: Limits) -> np.ndarray:
     return checks.finite(vectors, what="vectors").astype(np.float32)
 
 
-def _settings(given: dict[str, Any], index: Index, limits: Limits) -> Settings:
+def _settings(given: dict[str, Any], index: Searcher, limits: Limits) -> Settings:
     known = [field.name for field in dataclasses.fields(Settings)]
     for name in given:
         if name not in known:
