@@ -210,6 +210,18 @@ def test_codes_are_taken_from_a_file_of_the_same_model(folder: Path, tmp_path: P
     assert "index exists" in refused(*build)
 
 
+def test_shards_are_searched_like_one_index(folder: Path, tmp_path: Path) -> None:
+    build = ["index", "build", folder / "model0", folder]
+    out = done(*build, tmp_path / "shards", "--num-lists", 16, "--shards", 3)
+    assert "shards: 600 vectors in 3 shards" in out
+    for name, index in (("one", folder / "index"), ("three", tmp_path / "shards")):
+        done("index", "search", index, folder / "queries.npy", tmp_path / f"{name}.npz")
+    with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "three.npz") as three:
+        np.testing.assert_allclose(one["distances"], three["distances"], rtol=1e-5)
+    assert "exists" in refused(*build, tmp_path / "shards", "--shards", 3)
+    assert "workers must be auto" in refused(*build, tmp_path / "other", "--workers", "some")
+
+
 SCRIPT = """
 import signal, sys
 from pathlib import Path
