@@ -19,7 +19,7 @@ from qinco_jax.evaluate import results
 from qinco_jax.evaluate.neighbours import nearest_neighbours, queries_of
 from qinco_jax.files import path_of, replacing
 from qinco_jax.models import disk as models
-from qinco_jax.search import disk, manifest, tune
+from qinco_jax.search import disk, export, manifest, tune
 from qinco_jax.search.build import FITTED_ROWS, METRICS
 from qinco_jax.search.index import Index
 from qinco_jax.search.sharded import opened
@@ -34,7 +34,7 @@ COUNT = click.IntRange(min=1)
 
 @click.group()
 def index() -> None:
-    """Indexes of codes: build, add, search, tune, info, merge.
+    """Indexes of codes: build, add, search, tune, info, merge, export.
 
     An INDEX is a folder. build and add go on after a kill when the same command runs again.
     """
@@ -229,6 +229,29 @@ def merge(index: str, others: tuple[str, ...], out: str) -> None:
         found.merge(disk.load(other))
     disk.save(found, out)
     click.echo(_summary(out))
+
+
+@index.command("export")
+@click.argument("index")
+@click.argument("out")
+@click.option("--content", type=click.Choice(export.CONTENTS), default="vectors",
+              show_default=True, help="of a table: vectors as the network decodes them, codes as "
+              "bytes, or both")  # fmt: skip
+def export_index(index: str, out: str, content: str) -> None:
+    """Writes INDEX, in shards or not, for other programs as the new file OUT.
+
+    OUT.parquet is a table of ids, vectors and codes, for LanceDB, DuckDB and others. OUT.faiss is
+    an index that Faiss searches by itself, by codes and look-ups, without the network.
+    """
+    target = path_of(out)
+    if target.suffix == ".parquet":
+        with bar("exporting") as advance:
+            export.to_parquet(opened(index, mmap=True), target, content, advance)
+    elif target.suffix == ".faiss":
+        export.to_faiss(opened(index), target)
+    else:
+        raise InputError(f"{target} ends in neither .parquet nor .faiss; choose one of these")
+    click.echo(f"{target}: {format_size(target.stat().st_size)}")
 
 
 def _summary(index: str) -> str:

@@ -197,7 +197,7 @@ class Index(Searcher):
             raise InputError(
                 f"the index has no vector with the id {asked[lists < 0][0]}; `Index.ids` lists all"
             )
-        codes, _ = self._unpacked(packed, lists)
+        codes, _ = self.unpacked(packed, lists)
         return np.asarray(coding.decode(self.model, codes))
 
     def _require_memory(self) -> None:
@@ -271,7 +271,7 @@ class Index(Searcher):
         levels = distance.to_bytes(self.reading, kept)
         return lists, scan.pack(columns, levels, self.model.codebook_size)
 
-    def _unpacked(self, packed: np.ndarray, lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def unpacked(self, packed: np.ndarray, lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Codes [n, columns] int32 of the model and bytes [n] of packed ones in their lists."""
         num_columns = len(self.tables)
         num_bytes = len(self.reading.low)
@@ -292,7 +292,7 @@ class Index(Searcher):
             packed = np.pad(packed, (*more, (0, 0)))
         there = ids >= 0
         flat = np.where(there.ravel()[:, None], packed.reshape(-1, packed.shape[2]), 0)
-        codes, levels = self._unpacked(flat, lists.ravel())
+        codes, levels = self.unpacked(flat, lists.ravel())
         if decoder is self.pairs and not self.lists.by_residual:
             codes = np.concatenate([lists.reshape(-1, 1).astype(np.int32), codes], axis=1)
         origin = self.reading.origin if decoder is self.prepared else jnp.zeros(self.model.dim)
