@@ -18,9 +18,10 @@ from qinco_jax.search.searcher import QUERY_BLOCK, QUERY_SIZES, Searcher
 from qinco_jax.serve import requests
 from qinco_jax.serve.batches import WAIT_MS, Batches
 from qinco_jax.serve.metrics import CONTENT_TYPE, Metrics
-from qinco_jax.serve.requests import Limits, Refused, Settings
+from qinco_jax.serve.requests import Incomplete, Limits, Refused, Settings
 
 RETRY_SECONDS = 1
+MISSING = "qinco-missing"  # a header: the shards that an answer lacks
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -88,6 +89,7 @@ class Service:
             "vectors": len(self.index),
             "dim": self.index.model.dim,
             "metric": self.index.metric,
+            **({"missing": self.index.missing} if isinstance(self.index, Incomplete) else {}),
         })  # fmt: skip
 
     async def numbers(self, request: Request) -> Response:
@@ -101,8 +103,10 @@ class Service:
             x, settings = requests.parse(
                 body, media_type, request.query_params, self.index, self.limits
             )
-            distances, ids = await self.batches.search(x, settings)
-            return Response(requests.answer(distances, ids, media_type), media_type=media_type)
+            found = await self.batches.search(x, settings)
+            headers = {MISSING: ",".join(found[2])} if found[2] else None
+            answer = requests.answer(*found, media_type)
+            return Response(answer, media_type=media_type, headers=headers)
         except InputError as error:
             return _refusal(400, str(error))
         except Refused as error:
