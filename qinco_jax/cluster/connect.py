@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import tempfile
+import warnings
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,16 +56,41 @@ def connected(workers: int | str) -> Iterator[Any]:
     place = "/tmp" if os.name == "posix" else None  # Ray's sockets take no long path
     folder = tempfile.mkdtemp(prefix="qinco-ray-", dir=place)
     try:
-        address = os.environ.get("RAY_ADDRESS", workers) if workers == "auto" else workers
-        if isinstance(address, int) or not _join(ray, address):
-            ray.init(
-                address="local", num_cpus=num_cores(), include_dashboard=False, _temp_dir=folder,
-                object_store_memory=STORE_BYTES, **QUIET,
-            )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called")  # another program follows
+            _connect(ray, workers, folder)
         yield ray
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def raylet_of(ray: Any) -> tuple[str, int] | None:
+    """Where the process of Ray listens that this one needs; `None` for a client of a cluster."""
+    if ray.util.client.ray.is_connected():
+        return None
+    own = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == own)
+    return node["NodeManagerAddress"], node["NodeManagerPort"]
+
+
+def answers(place: tuple[str, int] | None) -> bool:
+    """Whether a process still listens; Ray itself notices after ten seconds, and ends this one."""
+    try:
+        if place is not None:
+            socket.create_connection(place, ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _connect(ray: Any, workers: int | str, folder: str) -> None:
+    address = os.environ.get("RAY_ADDRESS", workers) if workers == "auto" else workers
+    if isinstance(address, int) or not _join(ray, address):
+        ray.init(
+            address="local", num_cpus=num_cores(), include_dashboard=False, _temp_dir=folder,
+            object_store_memory=STORE_BYTES, **QUIET,
+        )  # fmt: skip
 
 
 def _join(ray: Any, address: str) -> bool:

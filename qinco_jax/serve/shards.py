@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -123,9 +124,12 @@ class Deployed(Incomplete):
         """Ends all replicas."""
         from ray import serve
 
-        for name in self._names():
+        def delete(name: str) -> None:
             with contextlib.suppress(Exception):  # whatever is gone need not be ended
                 serve.delete(name)
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(delete, self._names()))
 
     def __len__(self) -> int:
         """The number of vectors in all shards."""
