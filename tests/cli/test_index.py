@@ -292,11 +292,18 @@ def test_a_plan_tells_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "SIZES", (500, 1000, 2000))
     for name, size in {"TRAINED": 512, "ENCODED": 64, "QUERIES": 16, "LISTS": 8}.items():
         monkeypatch.setattr(plan, name, size)
-    output = done("plan", "--rows", "1e9", "--dim", 4, "--bytes", 2)
+    more = ["--machines", 1, "--machines", 4, "--train-rows", "1e7"]
+    output = done("plan", "--rows", "1e9", "--dim", 4, "--bytes", 2, *more)
     assert output.startswith("1,000,000,000 vectors of 4 dimensions")
-    for what in ("file of codes +2.00GB", "encoding", "building", "queries a second"):
-        assert re.search(what, output)
+    for what in (
+        "file of codes +2.00GB", r"encoding .*core-hours", "reads 16.0GB", "building", "queries/s",
+        r"on 4: in memory +\d", r"on 4: queries/s +\d", r"on 4: network +[\d.]+\w*B/query",
+        r"train 10,000,000 +\d",
+    ):  # fmt: skip
+        assert re.search(what, output), what
     assert "--rows must be from 1" in refused("plan", "--rows", "0", "--dim", 4)
+    bad = refused("plan", "--rows", "1", "--dim", 4, "--train-rows", "0")
+    assert "--train-rows must be from 1" in bad
 
 
 def test_a_line_through_measurements_never_falls_below_zero() -> None:
