@@ -28,7 +28,7 @@ from qinco_jax.cluster import shards
 from qinco_jax.evaluate import machine, results
 
 K, HOST = 10, "127.0.0.1"
-START_SECONDS, BACK_SECONDS = 300, 120
+BACK_SECONDS = 120
 
 
 @click.command(help=__doc__.split("\n\n")[0])
@@ -48,8 +48,10 @@ def main(out, rows, count, replicas, clients, seconds):
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:
-            line = process.stdout.readline()
-            port = int(re.search(r"http://\S+:(\d+)", line)[1])
+            found = re.search(r"http://\S+:(\d+)", process.stdout.readline())
+            if not found:
+                raise SystemExit("the server did not start; its reason is above")
+            port = int(found[1])
             found = asyncio.run(phases(port, x, truth, clients, seconds, count, replicas))
         finally:
             process.terminate()
@@ -71,7 +73,7 @@ def built(folder, rows, count):
     np.save(folder / "train.npy", data.train[:20_000])
     np.save(folder / "database.npy", data.database[:rows])
     model = qj.train(data.train[:20_000], qj.PRESETS["small"], qj.RECIPES["small"], num_epochs=0)
-    settings = {"num_lists": 128, "metric": "l2", "max_rows": 20_000}
+    settings = {"num_lists": 128, "metric": "l2", "max_rows": 5_000}
     shards.build(folder / "index", model, str(folder), count, made={}, **settings)
     return folder / "index", np.asarray(data.queries[:256], np.float32)
 

@@ -1,6 +1,7 @@
 """`qinco serve`: an index, searched over HTTP."""
 
 import contextlib
+import os
 import signal
 import threading
 from typing import Any
@@ -10,6 +11,7 @@ import click
 from qinco_jax.cli.models import reranking_dtype_option
 from qinco_jax.cluster import connect
 from qinco_jax.errors import InputError
+from qinco_jax.quantizers.chunks import num_cores
 from qinco_jax.search import manifest
 from qinco_jax.search.searcher import Searcher
 from qinco_jax.search.sharded import opened
@@ -36,8 +38,8 @@ from qinco_jax.serve.requests import Limits
 @click.option("--max-queue", default=Limits.max_queue, show_default=True, help="vectors that wait")
 @click.option(
     "--ray", is_flag=True,
-    help="have the shards of INDEX run by Ray Serve, on the cluster that RAY_ADDRESS names or that "
-    "runs here, or else on this machine",
+    help="have the shards of INDEX run by Ray Serve, on the cluster that RAY_ADDRESS names or, "
+    "without one, on this machine",
 )  # fmt: skip
 @click.option(
     "--replicas", default=1, show_default=True, type=click.IntRange(1),
@@ -76,7 +78,8 @@ def serve(
         loaded: Searcher
         if ray:
             known = manifest.read(index)
-            engine = stack.enter_context(connect.connected("auto"))
+            cluster = os.environ.get("RAY_ADDRESS", num_cores())  # or one of this machine's own
+            engine = stack.enter_context(connect.connected(cluster))
             loaded = shards.Deployed(engine, known, replicas, seconds=shard_seconds, **opening)
             stack.callback(loaded.stop)
             _restart_at_hangup(loaded)
