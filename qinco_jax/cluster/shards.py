@@ -32,6 +32,7 @@ class Task:
       target: the folder that it goes into, which all workers see, like those below.
       work: the folder of unfinished work.
       source: what `datasets.load` opens.
+      vectors: the `fingerprint` of all rows.
       codes: file of the codes of all rows; `None` encodes them.
       version: of this package, which the worker must have too.
     """
@@ -40,6 +41,7 @@ class Task:
     target: Path
     work: Path
     source: str
+    vectors: dict[str, Any]
     codes: str | None
     version: str = __version__
 
@@ -108,7 +110,8 @@ def build(
             disk.save(empty, work / FITTED)
         target.mkdir(exist_ok=True)
         left = [shard for shard in shards if not (target / shard.name).exists()]
-        tasks = [Task(shard, target.absolute(), work.absolute(), source, codes) for shard in left]
+        places = target.absolute(), work.absolute(), source
+        tasks = [Task(shard, *places, fingerprint(x), codes) for shard in left]
         done = len(x) - sum(shard.end - shard.begin for shard in left)
         advance(done, len(x))
         for num_rows in _filled(tasks, workers):
@@ -138,7 +141,13 @@ def fill(task: Task) -> int:
             f"a worker does not see {task.work}; put the index into a folder that all machines "
             "share"
         )
-    index, x = disk.load(task.work / FITTED), rows_of(datasets.load(task.source))[rows]
+    index, x = disk.load(task.work / FITTED), rows_of(datasets.load(task.source))
+    if fingerprint(x) != task.vectors:
+        raise InputError(
+            f"a worker sees other vectors as {task.source} than the command; put them into a "
+            "folder that all machines share"
+        )
+    x = x[rows]
     own = task.work / f"{task.shard.name}.npy"
     if task.codes is None:
         if not own.exists():

@@ -24,7 +24,8 @@ from qinco_jax.vectors import checks
 
 SHARD_SECONDS = 10.0  # that a shard has for an answer
 FEWEST_QUERIES = 8  # that are ranked apart from others
-HEALTH_SECONDS = 2.0  # between looks whether a replica lives
+HEALTH_SECONDS = 2.0  # after which Ray Serve looks whether a replica lives
+LOOK_SECONDS = 0.2  # after which a lost shard is asked again
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -54,11 +55,8 @@ class Deployed(Incomplete):
         Raises:
           InputError: a shard is missing or another's, or Ray Serve cannot start them.
         """
-        self.ray, self.replicas, self.seconds = (
-            ray,
-            checks.integer(replicas, "replicas", 1),
-            seconds,
-        )
+        self.ray, self.seconds = ray, seconds
+        self.replicas = checks.integer(replicas, "replicas", 1)
         self.options = mmap, compute_dtype
         self.points, self.lost = [], set[int]()
         self._partial, self._absent, self._turn = False, set[int](), 0
@@ -110,9 +108,8 @@ class Deployed(Incomplete):
           InputError: the index in its folder no longer answers as the one that is served.
         """
         known = manifest.read(self.known.folder)
-        if known.fitted_sha256 != self.known.fitted_sha256 or len(known.shards) != len(
-            self.handles
-        ):
+        same = known.fitted_sha256 == self.known.fitted_sha256
+        if not same or len(known.shards) != len(self.handles):
             raise InputError(
                 f"{known.folder} now holds another index or number of shards; stop this server and "
                 "start a new one"
@@ -200,12 +197,14 @@ class Deployed(Incomplete):
 
     def _answer(self, number: int, call: "Call") -> Any:
         """What a shard answers; `None` if it is lost."""
+        from ray.serve.exceptions import RayServeException
+
         for _ in range(self.replicas):
             try:
                 return call.answer()
             except self.ray.exceptions.RayActorError:  # its process has died
                 call = call.again()
-            except TimeoutError:
+            except (TimeoutError, RayServeException):
                 break
         self._miss(number)
         return None
@@ -220,6 +219,7 @@ class Deployed(Incomplete):
 
         def look() -> None:
             while number in self.lost:
+                time.sleep(LOOK_SECONDS)
                 with contextlib.suppress(Exception):  # as long as it is not back
                     self.handles[number].process.remote().result(timeout_s=self.seconds)
                     self.lost.discard(number)
@@ -270,7 +270,7 @@ def _replica(num_cores: int, num_shards: int, compiled: str | None) -> type:
     counts them is imported.
     """
 
-    class Replica:
+    class Replica:  # without types of ours, which would be imported first
         def __init__(self, folder: str, number: int, mmap: bool, compute_dtype: str | None) -> None:
             from ray import serve
 
@@ -284,14 +284,12 @@ def _replica(num_cores: int, num_shards: int, compiled: str | None) -> type:
                 os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
             from qinco_jax.serve.shards import ready_index
 
-            self.index = ready_index(folder, number, mmap, compute_dtype)
+            self.index: Any = ready_index(folder, number, mmap, compute_dtype)
 
-        def shortlist(self, queries: np.ndarray, asked: Asked) -> Shortlist:
+        def shortlist(self, queries: Any, asked: Any) -> Any:
             return self.index.shortlist(queries, asked)
 
-        def ranked(
-            self, queries: np.ndarray, shortlist: Shortlist, asked: Asked
-        ) -> tuple[np.ndarray, np.ndarray]:
+        def ranked(self, queries: Any, shortlist: Any, asked: Any) -> Any:
             return self.index.ranked(queries, shortlist, asked)
 
         def process(self) -> int:

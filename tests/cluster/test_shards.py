@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,14 @@ def test_bad_input_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.Mo
         build(data, tmp_path / "index", 204)
     with pytest.raises(qj.InputError, match=r"a worker has qinco_jax .* and the command 0.0"):
         part = manifest.shards_of(203, 2)[0]
-        shards.fill(shards.Task(part, tmp_path, tmp_path, str(data), None, "0.0"))
+        shards.fill(shards.Task(part, tmp_path, tmp_path, str(data), {}, None, "0.0"))
     with pytest.raises(qj.InputError, match="a worker does not see"):
-        shards.fill(shards.Task(part, tmp_path, tmp_path, str(data), None))
+        shards.fill(shards.Task(part, tmp_path, tmp_path, str(data), {}, None))
+    index = whole(data)
+    qj.search.save(index, tmp_path / "fitted")
+    with pytest.raises(qj.InputError, match="a worker sees other vectors as"):
+        shards.fill(shards.Task(part, tmp_path, tmp_path, str(data), {}, None))
+    shutil.rmtree(tmp_path / "fitted")
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(qj.InputError, match=r"workers need Ray; pip install 'qinco_jax\[ray\]'"):
         build(data, tmp_path / "index", 2, workers=2)
