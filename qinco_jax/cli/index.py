@@ -72,6 +72,8 @@ def build(
     own = "cosine" if codec.config.unit_norm else data.metric or "l2"
     made = {"model": model, "dataset": data.name}
     settings = {"num_lists": num_lists, "metric": metric or own, "max_rows": rows_to_fit}
+    if shards is None and who != 1:
+        raise InputError("--workers fill shards; say into how many with --shards")
     if shards is None:
         indexing.build(path_of(index), codec, data.train, x, codes, made, **settings)
         click.echo(_summary(index))
@@ -81,9 +83,7 @@ def build(
             path_of(index), codec, dataset, shards, workers=who, codes=codes, made=made,
             advance=advance, **settings,
         )  # fmt: skip
-    found = manifest.read(index)
-    click.echo(f"{found.folder}: {len(found):,} vectors in {len(found.shards)} shards")
-    click.echo(_summary(str(found.folder / found.shards[0].name)))
+    click.echo(_summary(index))
 
 
 @index.command()
@@ -194,8 +194,11 @@ def _neighbours(index: Index, x: Rows, name: str, truth: np.ndarray | None, k: i
 @index.command()
 @click.argument("index")
 def info(index: str) -> None:
-    """Shows how INDEX was built, its size, and its operating points."""
+    """Shows how INDEX was built, its size, and its operating points; of shards, how the first."""
     click.echo(_summary(index))
+    if manifest.is_there(index):
+        known = manifest.read(index)
+        index = str(known.folder / known.shards[0].name)
     content = disk.description(index)
     made = ", ".join(f"{name} {value}" for name, value in content["made"].items())
     lists = "the model's centroids" if content["residual"] else "k-means"
@@ -255,7 +258,11 @@ def export_index(index: str, out: str, content: str) -> None:
 
 
 def _summary(index: str) -> str:
-    """An index in a line."""
+    """An index in a line, or one in shards in two."""
+    if manifest.is_there(index):
+        known = manifest.read(index)
+        whole = f"{known.folder}: {len(known):,} vectors in {len(known.shards)} shards\n"
+        return whole + _summary(str(known.folder / known.shards[0].name))
     content = disk.description(index)
     folder, size = path_of(index), format_size(content["bytes_in_memory"])
     files = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -61,7 +61,11 @@ class Deployed(Incomplete):
         self.points, self.lost = [], set[int]()
         self._partial, self._absent, self._turn = False, set[int](), 0
         self._take(known)
-        self.handles = self._deployed()
+        try:
+            self.handles = self._deployed()
+        except BaseException:
+            self.stop()
+            raise
 
     def _take(self, known: Manifest) -> None:
         """Checks a manifest's shards, and takes what a search needs of the first."""

@@ -219,6 +219,13 @@ def test_shards_are_searched_like_one_index(folder: Path, tmp_path: Path) -> Non
     with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "three.npz") as three:
         np.testing.assert_allclose(one["distances"], three["distances"], rtol=1e-5)
     assert "exists" in refused(*build, tmp_path / "shards", "--shards", 3)
+    assert "600 vectors in 3 shards" in done("index", "info", tmp_path / "shards")
+    assert "say into how many with --shards" in refused(*build, tmp_path / "x", "--workers", 2)
+    done("index", "export", tmp_path / "shards", tmp_path / "all.parquet")
+    done("index", "export", tmp_path / "shards", tmp_path / "all.faiss")
+    assert "neither .parquet nor .faiss" in refused(
+        "index", "export", tmp_path / "shards", tmp_path / "all.csv"
+    )
     assert "workers must be auto" in refused(*build, tmp_path / "other", "--workers", "some")
 
 
