@@ -2,7 +2,7 @@
 
 An index (`build`, `Index`) finds neighbours in three stages: a query's nearest inverted lists; a
 scan of their codes with an additive decoder, one table look-up a step; and the network's
-reconstructions of the best. Needs Faiss (the extra `search`).
+reconstructions of the best. `sharded` searches several like one. Needs Faiss (the extra `search`).
 """
 
 from qinco_jax.search.build import build
