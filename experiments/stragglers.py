@@ -152,7 +152,7 @@ def plot(rows, path):
     from matplotlib.figure import Figure
 
     with style.plot_style():
-        figure = Figure(figsize=(style.WIDTH, 3.2), layout="constrained")
+        figure = Figure(figsize=(style.WIDTH, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         rates = {f"{rate:g}": rate for rate in FAILURES}
         for (name, rate), look in zip(rates.items(), style.looks(rates).values(), strict=True):
@@ -167,11 +167,12 @@ def plot(rows, path):
             ]  # fmt: skip
             right.plot([row["failures_per_hour"] for row in own], [row["mean"] for row in own],
                        label=name, **look)  # fmt: skip
-        left.set(xscale="log", yscale="log", xlabel="shards a worker",
-                 ylabel="time, in multiples of the ideal")  # fmt: skip
-        right.set(xscale="log", xlabel="failures an hour of a worker")
-        left.legend(title="failures an hour")
-        right.legend(title="shards a worker")
+        left.set(xlabel="shards a worker", ylabel="time, in multiples of the ideal")
+        right.set(xlabel="failures an hour of a worker")
+        for axis, title in ((left, "failures an hour"), (right, "shards a worker")):
+            for which in "xy":
+                style.log_axis(axis, which)
+            axis.legend(title=title, ncols=2)
         style.save(figure, path)
 
 
