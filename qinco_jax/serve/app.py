@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import AsyncIterator
 
-import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -14,11 +13,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from qinco_jax.errors import InputError
-from qinco_jax.search.searcher import QUERY_BLOCK, QUERY_SIZES, Searcher
+from qinco_jax.search.searcher import QUERY_BLOCK, Searcher
 from qinco_jax.serve import requests
 from qinco_jax.serve.batches import WAIT_MS, Batches
+from qinco_jax.serve.loading import warm_up
 from qinco_jax.serve.metrics import CONTENT_TYPE, Metrics
-from qinco_jax.serve.requests import Incomplete, Limits, Refused, Settings
+from qinco_jax.serve.requests import Incomplete, Limits, Refused
 
 RETRY_SECONDS = 1
 MISSING = "qinco-missing"  # a header: the shards that an answer lacks
@@ -69,7 +69,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Warms up before the first request and searches until the last one."""
-        await asyncio.to_thread(self._warm_up)
+        await asyncio.to_thread(warm_up, self.index)
         task = asyncio.create_task(self.batches.run())
         yield
         task.cancel()
@@ -133,12 +133,6 @@ class Service:
             f"the body has more than {self.limits.max_bytes} bytes; send several requests, or "
             f"float32 rows as {requests.BINARY}",
         )
-
-    def _warm_up(self) -> None:
-        x = np.zeros((QUERY_BLOCK, self.index.model.dim), np.float32)
-        settings = Settings(k=min(Settings.k, len(self.index)))
-        for size in QUERY_SIZES:  # all that are compiled
-            settings.search(self.index, x[:size])
 
 
 async def _no_such_place(request: Request, error: Exception) -> Response:

@@ -15,11 +15,10 @@ import numpy as np
 
 from qinco_jax.errors import InputError
 from qinco_jax.search import manifest
-from qinco_jax.search.index import Index
 from qinco_jax.search.manifest import Manifest
-from qinco_jax.search.searcher import QUERY_BLOCK, QUERY_SIZES, Asked, Shortlist
+from qinco_jax.search.searcher import Asked, Shortlist
 from qinco_jax.search.sharded import merged
-from qinco_jax.serve.requests import Incomplete, Refused, Settings
+from qinco_jax.serve.requests import Incomplete, Refused
 from qinco_jax.vectors import checks
 
 SHARD_SECONDS = 10.0  # that a shard has for an answer
@@ -286,9 +285,9 @@ def _replica(num_cores: int, num_shards: int, compiled: str | None) -> type:
                 os.sched_setaffinity(0, (cores + cores)[first : first + num_cores])
             if compiled:
                 os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
-            from qinco_jax.serve.shards import ready_index
+            from qinco_jax.serve.loading import warm_shard
 
-            self.index: Any = ready_index(folder, number, mmap, compute_dtype)
+            self.index: Any = warm_shard(folder, number, mmap, compute_dtype)
 
         def shortlist(self, queries: Any, asked: Any) -> Any:
             return self.index.shortlist(queries, asked)
@@ -300,13 +299,3 @@ def _replica(num_cores: int, num_shards: int, compiled: str | None) -> type:
             return os.getpid()
 
     return Replica
-
-
-def ready_index(folder: str, number: int, mmap: bool, compute_dtype: str | None) -> Index:
-    """A shard of the manifest in a folder, after searches that compile everything."""
-    known = manifest.read(folder)
-    found = manifest.load(known, known.shards[number], mmap=mmap, compute_dtype=compute_dtype)
-    x = np.zeros((QUERY_BLOCK, found.model.dim), np.float32)
-    for size in QUERY_SIZES:
-        found.search(x[:size], min(Settings.k, len(found)))
-    return found
