@@ -104,7 +104,7 @@ def plan(
     for count in counts:
         found += _searching(index, speeds, int(rows), lists, count)
     for what, figure, assumed in [*found, *trained]:
-        begin = f"  {what:17} {figure:>11}   "
+        begin = f"  {what:17} {figure:>12}   "
         click.echo(textwrap.fill(
             assumed, 100, initial_indent=begin, subsequent_indent=" " * len(begin)
         ))  # fmt: skip
