@@ -25,7 +25,7 @@ import numpy as np
 import qinco_jax as qj
 from qinco_jax.evaluate import machine, results
 from qinco_jax.search import disk
-from qinco_jax.search.index import QUERY_BLOCK
+from qinco_jax.search.searcher import QUERY_BLOCK
 from qinco_jax.serve import app, server
 
 CLIENTS = 1, 8, 64

@@ -492,3 +492,16 @@ def test_a_card_is_measured_in_parts_of_which_none_stops_the_others(
     shown = run(module, "--out", out)
     assert "hangs: 0 s, FAILED: stopped after its 0.2 seconds" in shown
     assert sum(part.limit for part in importlib.reload(module).PARTS.values()) <= 360
+
+
+def test_work_in_shards_takes_the_ideal_time_and_more_by_failures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stragglers = script("stragglers", monkeypatch)
+    monkeypatch.setattr(stragglers, "SPREADS", {"worker": 0.0, "shard": 0.0})
+    ideal = stragglers.ideal(8)
+    assert stragglers.simulate(8, 32, 0.0, 0) == (pytest.approx(ideal + 4 * stragglers.START), 0, 0)
+    seconds, lost, losses = found = stragglers.simulate(8, 3200, 1.0, 0)
+    assert found == stragglers.simulate(8, 3200, 1.0, 0)
+    assert losses > 0 and 0 < lost < losses * (ideal / 400 + stragglers.START)
+    assert ideal + 400 * stragglers.START < seconds < 1.2 * ideal

@@ -12,7 +12,7 @@ import numpy as np
 import qinco_jax as qj
 from qinco_jax.codecs.named import sized
 from qinco_jax.config import named
-from qinco_jax.search.index import QUERY_SIZES
+from qinco_jax.search.searcher import QUERY_SIZES
 
 METRICS = {"euclidean": "l2", "angular": "cosine", "ip": "ip"}
 

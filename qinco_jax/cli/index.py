@@ -8,7 +8,10 @@ import numpy as np
 
 from qinco_jax import datasets
 from qinco_jax.cli import indexing
+from qinco_jax.cli.codes import bar
 from qinco_jax.cli.models import reranking_dtype_option
+from qinco_jax.cluster import connect
+from qinco_jax.cluster import shards as sharding
 from qinco_jax.datasets.official import format_size
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import points as operating_points
@@ -16,9 +19,10 @@ from qinco_jax.evaluate import results
 from qinco_jax.evaluate.neighbours import nearest_neighbours, queries_of
 from qinco_jax.files import path_of, replacing
 from qinco_jax.models import disk as models
-from qinco_jax.search import disk, tune
+from qinco_jax.search import disk, export, manifest, tune
 from qinco_jax.search.build import FITTED_ROWS, METRICS
 from qinco_jax.search.index import Index
+from qinco_jax.search.sharded import opened
 from qinco_jax.training.logs import stage_bar
 from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.shards import read_rows
@@ -30,7 +34,7 @@ COUNT = click.IntRange(min=1)
 
 @click.group()
 def index() -> None:
-    """Indexes of codes: build, add, search, tune, info, merge.
+    """Indexes of codes: build, add, search, tune, info, merge, export.
 
     An INDEX is a folder. build and add go on after a kill when the same command runs again.
     """
@@ -47,23 +51,38 @@ def index() -> None:
 @click.option("--codes", metavar="FILE", help="codes of the database, by `qinco encode`")
 @click.option("--rows-to-fit", default=FITTED_ROWS, show_default=True, metavar="N",
               type=COUNT, help="training vectors that the decoders are fitted on")  # fmt: skip
+@click.option("--shards", type=COUNT, metavar="N", help="write N indexes of a share of the rows "
+              "each, which answer as one")  # fmt: skip
+@click.option("--workers", default="1", show_default=True, metavar="N|auto|ADDRESS",
+              help="who fills the shards: this process, or by Ray N processes of this machine or a "
+              "cluster")  # fmt: skip
 def build(
     model: str, dataset: str, index: str, num_lists: int | None, metric: str | None,
-    codes: str | None, rows_to_fit: int,
+    codes: str | None, rows_to_fit: int, shards: int | None, workers: str,
 ) -> None:  # fmt: skip
     """Builds the new INDEX of a DATASET's database, as codes of MODEL.
 
     Without a database, of its training vectors.
     """
+    who = connect.parsed(workers)
     codec, data = models.load(model), datasets.load(dataset)
-    x = data.train if data.database is None else data.database
+    x = sharding.rows_of(data)
     if data.database is None:
         click.echo(f"no database: the index is of the {len(x):,} training vectors")
     own = "cosine" if codec.config.unit_norm else data.metric or "l2"
-    indexing.build(
-        path_of(index), codec, data.train, x, codes, {"model": model, "dataset": data.name},
-        num_lists=num_lists, metric=metric or own, max_rows=rows_to_fit,
-    )  # fmt: skip
+    made = {"model": model, "dataset": data.name}
+    settings = {"num_lists": num_lists, "metric": metric or own, "max_rows": rows_to_fit}
+    if shards is None and who != 1:
+        raise InputError("--workers fill shards; say into how many with --shards")
+    if shards is None:
+        indexing.build(path_of(index), codec, data.train, x, codes, made, **settings)
+        click.echo(_summary(index))
+        return
+    with bar("filling shards") as advance:
+        sharding.build(
+            path_of(index), codec, dataset, shards, workers=who, codes=codes, made=made,
+            advance=advance, **settings,
+        )  # fmt: skip
     click.echo(_summary(index))
 
 
@@ -101,7 +120,7 @@ def search(
     """
     target, filter = path_of(out), None if kept is None else _ids(kept)
     formats.check_new(target, (".npz", ".npy"))
-    x, found = read_rows(queries), disk.load(index, compute_dtype=compute_dtype)
+    x, found = read_rows(queries), opened(index, compute_dtype=compute_dtype)
     given = {name: value for name, value in settings.items() if value is not None}
     begin = time.perf_counter()
     distances, ids = found.search(x, k, recall=recall, filter=filter, **given)
@@ -175,8 +194,11 @@ def _neighbours(index: Index, x: Rows, name: str, truth: np.ndarray | None, k: i
 @index.command()
 @click.argument("index")
 def info(index: str) -> None:
-    """Shows how INDEX was built, its size, and its operating points."""
+    """Shows how INDEX was built, its size, and its operating points; of shards, how the first."""
     click.echo(_summary(index))
+    if manifest.is_there(index):
+        known = manifest.read(index)
+        index = str(known.folder / known.shards[0].name)
     content = disk.description(index)
     made = ", ".join(f"{name} {value}" for name, value in content["made"].items())
     lists = "the model's centroids" if content["residual"] else "k-means"
@@ -212,8 +234,35 @@ def merge(index: str, others: tuple[str, ...], out: str) -> None:
     click.echo(_summary(out))
 
 
+@index.command("export")
+@click.argument("index")
+@click.argument("out")
+@click.option("--content", type=click.Choice(export.CONTENTS), default="vectors",
+              show_default=True, help="of a table: vectors as the network decodes them, codes as "
+              "bytes, or both")  # fmt: skip
+def export_index(index: str, out: str, content: str) -> None:
+    """Writes INDEX, in shards or not, for other programs as the new file OUT.
+
+    OUT.parquet is a table of ids, vectors and codes, for LanceDB, DuckDB and others. OUT.faiss is
+    an index that Faiss searches by itself, by codes and look-ups, without the network.
+    """
+    target = path_of(out)
+    if target.suffix == ".parquet":
+        with bar("exporting") as advance:
+            export.to_parquet(opened(index, mmap=True), target, content, advance)
+    elif target.suffix == ".faiss":
+        export.to_faiss(opened(index), target)
+    else:
+        raise InputError(f"{target} ends in neither .parquet nor .faiss; choose one of these")
+    click.echo(f"{target}: {format_size(target.stat().st_size)}")
+
+
 def _summary(index: str) -> str:
-    """An index in a line."""
+    """An index in a line, or one in shards in two."""
+    if manifest.is_there(index):
+        known = manifest.read(index)
+        whole = f"{known.folder}: {len(known):,} vectors in {len(known.shards)} shards\n"
+        return whole + _summary(str(known.folder / known.shards[0].name))
     content = disk.description(index)
     folder, size = path_of(index), format_size(content["bytes_in_memory"])
     files = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

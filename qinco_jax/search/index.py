@@ -17,20 +17,17 @@ from qinco_jax.search import additive, distance, pairwise, rerank, scan
 from qinco_jax.search import ids as vector_ids
 from qinco_jax.search import tune as tuning
 from qinco_jax.search.distance import Measured, Reading
-from qinco_jax.search.ids import Filter, Ids
+from qinco_jax.search.ids import Ids
 from qinco_jax.search.pairwise import Pairs
+from qinco_jax.search.searcher import QUERY_SIZES, Asked, Searcher, Shortlist
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
 
 BLOCK_ROWS = 65536
-QUERY_BLOCK = 512  # searched at once; fewer are filled up to one of `QUERY_SIZES`
-QUERY_SIZES = 1, 2, 4, 8, 16, 32, 64, 128, 256, 384, QUERY_BLOCK
-NUM_PROBES = 16
-EF_SEARCH = 64
 
 
 @dataclasses.dataclass
-class Index:
+class Index(Searcher):
     """Vectors as codes in inverted lists; `build` makes one without vectors, `load` reads one.
 
     Attributes:
@@ -64,11 +61,6 @@ class Index:
     def __len__(self) -> int:
         """The number of vectors."""
         return int(self.lists.ntotal)
-
-    @property
-    def metric(self) -> str:
-        """By which distances are measured: l2, ip or cosine."""
-        return self.reading.metric
 
     @property
     def code_bytes(self) -> int:
@@ -134,91 +126,27 @@ class Index:
         if count:
             self.next_id = max(self.next_id, int(own_ids.max()) + 1)
 
-    def search(
-        self,
-        queries: Vectors,
-        k: int = 10,
-        *,
-        num_probes: int = NUM_PROBES,
-        num_reranked: int | None = None,
-        ef_search: int = EF_SEARCH,
-        recall: float | None = None,
-        filter: Filter | None = None,
+    def shortlist(self, queries: np.ndarray, asked: Asked) -> Shortlist:
+        """The codes that score best, as `Searcher.shortlist`."""
+        return Shortlist(*scan.search(
+            self.lists, len(self.tables), queries, asked.scanned, asked.num_probes,
+            asked.ef_search, asked.selector,
+        ))  # fmt: skip
+
+    def ranked(
+        self, queries: np.ndarray, shortlist: Shortlist, asked: Asked
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest vectors of each query, nearest first.
-
-        Args:
-          queries: [Q, D], any real dtype.
-          k: neighbours of each, 1 to the number of vectors.
-          num_probes: inverted lists that are scanned.
-          num_reranked: codes that the network decodes, the best of the scan or, with `pairs`, of
-            four times as many by the pairwise decoder, at least k; `None` means 20 or 2 k, 0 none:
-            then distances are those of the pairwise or the additive decoder.
-          ef_search: how thoroughly the nearest of more than 4,096 lists are searched for.
-          recall: k-recall@k to reach: takes these three settings from `point_for`.
-          filter: ids that may be found; `None` means all.
-
-        Returns:
-          Distances [Q, k] float32, smaller is nearer: squared L2 distances, minus inner products or
-          minus cosines, read off the codes as `reading` says. Ids [Q, k] int64; where fewer are
-          found, -1 at a distance of inf.
-
-        Raises:
-          InputError: another dimension, NaN or Inf, k out of range, or an option less than its
-            least value, or a recall that no point reached.
-        """
-        if not len(self):
-            raise InputError("the index has no vectors; add some before searching")
-        if recall is not None:
-            if (num_probes, num_reranked, ef_search) != (NUM_PROBES, None, EF_SEARCH):
-                raise InputError("recall chooses the settings of a search; give it or them")
-            chosen = tuning.settings(self.point_for(recall, k))
-            return self.search(queries, k, filter=filter, **chosen)
-        vectors = self._queries(queries)
-        k = checks.integer(k, "k", 1)
-        if k > len(self):
-            raise InputError(f"k = {k} exceeds the {len(self)} vectors of the index; lower it")
-        num_probes = checks.integer(num_probes, "num_probes", 1)
-        ef_search = checks.integer(ef_search, "ef_search", 1)
-        most = max(20, 2 * k) if num_reranked is None else num_reranked
-        most = checks.integer(most, "num_reranked", 0)
-        size = max(k, most)
-        scanned = min(len(self), size if self.pairs is None else pairwise.WIDER * size)
-        selector = None if filter is None else vector_ids.selector(filter)
-        found = np.full((len(vectors), k), np.inf, np.float32)
-        ids = np.full((len(vectors), k), -1, np.int64)
-        for span in spans(len(vectors), QUERY_BLOCK):
-            block, stretch = self._as_long_as_rows(vectors[span])
-            best: Sequence[np.ndarray] = scan.search(
-                self.lists, len(self.tables), block, scanned, num_probes, ef_search, selector
-            )
-            if self.pairs is not None and most:
-                _, *best = rerank.first(size, self._rough(block, *best), *best)
-            own = (
-                self._distances(self.prepared, block, *best) if most else self._rough(block, *best)
-            )
-            near, _, ids[span], *_ = rerank.first(k, own, *best)
-            found[span] = near * stretch
-        return found, ids
-
-    def tune(self, queries: Vectors, neighbours: np.ndarray, k: int = 10) -> list[tuning.Point]:
-        """Measures settings of a search, as `search.tune.tune` says, and keeps the best.
-
-        They replace earlier ones of the same k, and `save` saves them. Measure again once other
-        vectors are in the index, or on another machine.
-
-        Args:
-          queries: [Q, D].
-          neighbours: [Q, k or more], the ids of the vectors truly nearest to each.
-          k: neighbours of each query.
-        """
-        found = tuning.tune(self, queries, neighbours, k)
-        self.points = [point for point in self.points if point["k"] != k] + found
-        return found
-
-    def point_for(self, recall: float, k: int = 10) -> tuning.Point:
-        """The fastest point whose k-recall@k reached `recall`; raises `InputError` without."""
-        return tuning.cheapest(self.points, recall, k)
+        """The nearest of a shortlist, as `Searcher.ranked`."""
+        best: Sequence[np.ndarray] = shortlist
+        if self.pairs is not None and asked.num_reranked:
+            _, *best = rerank.first(asked.ranked, self._rough(queries, *best), *best)
+        own = (
+            self._distances(self.prepared, queries, *best)
+            if asked.num_reranked
+            else self._rough(queries, *best)
+        )
+        near, _, ids, *_ = rerank.first(asked.k, own, *best)
+        return near, ids
 
     def remove(self, ids: Ids) -> int:
         """Removes vectors by id; returns how many of the ids were there."""
@@ -269,7 +197,7 @@ class Index:
             raise InputError(
                 f"the index has no vector with the id {asked[lists < 0][0]}; `Index.ids` lists all"
             )
-        codes, _ = self._unpacked(packed, lists)
+        codes, _ = self.unpacked(packed, lists)
         return np.asarray(coding.decode(self.model, codes))
 
     def _require_memory(self) -> None:
@@ -343,7 +271,7 @@ class Index:
         levels = distance.to_bytes(self.reading, kept)
         return lists, scan.pack(columns, levels, self.model.codebook_size)
 
-    def _unpacked(self, packed: np.ndarray, lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def unpacked(self, packed: np.ndarray, lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Codes [n, columns] int32 of the model and bytes [n] of packed ones in their lists."""
         num_columns = len(self.tables)
         num_bytes = len(self.reading.low)
@@ -351,29 +279,6 @@ class Index:
         if self.lists.by_residual:
             codes = np.concatenate([lists[:, None].astype(np.int32), codes], axis=1)
         return codes, levels
-
-    def _queries(self, queries: Vectors) -> np.ndarray:
-        vectors = lazily(checks.vectors(queries, self.model.dim, "the queries"))
-        if vectors.ndim != 2:
-            raise InputError(f"the queries have shape {vectors.shape}; expected [Q, D]")
-        limit = checks.FLOAT32_MAX if self.metric == "cosine" else coding.LARGEST
-        return self._in_space(checks.finite(vectors, 0, "the queries", limit))
-
-    def _as_long_as_rows(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Queries [Q, D], and [Q, 1] by which distances from them have to be multiplied.
-
-        What the scan adds for a byte suits queries as long as the rows that it was fitted on. The
-        length of a query changes no order of inner products.
-        """
-        stretch = np.ones((len(queries), 1), np.float32)
-        if self.metric == "ip" and self.reading.squared_length > 0:
-            lengths = np.linalg.norm(queries, axis=1, keepdims=True)
-            usual = np.sqrt(np.asarray(self.reading.squared_length))
-            np.divide(lengths, usual, out=stretch, where=lengths > 0)
-        return queries / stretch, stretch
-
-    def _in_space(self, x: np.ndarray) -> np.ndarray:
-        return distance.in_space(x, self.metric, np.asarray(self.reading.origin))
 
     def _distances(
         self, decoder: Any, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray,
@@ -387,7 +292,7 @@ class Index:
             packed = np.pad(packed, (*more, (0, 0)))
         there = ids >= 0
         flat = np.where(there.ravel()[:, None], packed.reshape(-1, packed.shape[2]), 0)
-        codes, levels = self._unpacked(flat, lists.ravel())
+        codes, levels = self.unpacked(flat, lists.ravel())
         if decoder is self.pairs and not self.lists.by_residual:
             codes = np.concatenate([lists.reshape(-1, 1).astype(np.int32), codes], axis=1)
         origin = self.reading.origin if decoder is self.prepared else jnp.zeros(self.model.dim)

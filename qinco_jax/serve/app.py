@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import AsyncIterator
 
-import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -14,19 +13,21 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from qinco_jax.errors import InputError
-from qinco_jax.search.index import QUERY_BLOCK, QUERY_SIZES, Index
+from qinco_jax.search.searcher import QUERY_BLOCK, Searcher
 from qinco_jax.serve import requests
 from qinco_jax.serve.batches import WAIT_MS, Batches
+from qinco_jax.serve.loading import warm_up
 from qinco_jax.serve.metrics import CONTENT_TYPE, Metrics
-from qinco_jax.serve.requests import Limits, Refused, Settings
+from qinco_jax.serve.requests import Incomplete, Limits, Refused
 
 RETRY_SECONDS = 1
+MISSING = "qinco-missing"  # a header: the shards that an answer lacks
 
 logger = logging.getLogger("uvicorn.error")
 
 
 def application(
-    index: Index,
+    index: Searcher,
     limits: Limits = Limits(),
     *,
     wait_ms: float = WAIT_MS,
@@ -60,7 +61,7 @@ def application(
 class Service:
     """Answers the requests of an application."""
 
-    def __init__(self, index: Index, limits: Limits, wait_ms: float, block_rows: int) -> None:
+    def __init__(self, index: Searcher, limits: Limits, wait_ms: float, block_rows: int) -> None:
         self.index, self.limits = index, limits
         self.metrics = Metrics(lambda: self.batches.queue_rows)
         self.batches = Batches(index, limits.max_queue, wait_ms, block_rows, self.metrics.searched)
@@ -68,7 +69,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Warms up before the first request and searches until the last one."""
-        await asyncio.to_thread(self._warm_up)
+        await asyncio.to_thread(warm_up, self.index)
         task = asyncio.create_task(self.batches.run())
         yield
         task.cancel()
@@ -88,6 +89,7 @@ class Service:
             "vectors": len(self.index),
             "dim": self.index.model.dim,
             "metric": self.index.metric,
+            **({"missing": self.index.missing} if isinstance(self.index, Incomplete) else {}),
         })  # fmt: skip
 
     async def numbers(self, request: Request) -> Response:
@@ -101,8 +103,10 @@ class Service:
             x, settings = requests.parse(
                 body, media_type, request.query_params, self.index, self.limits
             )
-            distances, ids = await self.batches.search(x, settings)
-            return Response(requests.answer(distances, ids, media_type), media_type=media_type)
+            found = await self.batches.search(x, settings)
+            headers = {MISSING: ",".join(found[2])} if found[2] else None
+            answer = requests.answer(*found, media_type)
+            return Response(answer, media_type=media_type, headers=headers)
         except InputError as error:
             return _refusal(400, str(error))
         except Refused as error:
@@ -129,12 +133,6 @@ class Service:
             f"the body has more than {self.limits.max_bytes} bytes; send several requests, or "
             f"float32 rows as {requests.BINARY}",
         )
-
-    def _warm_up(self) -> None:
-        x = np.zeros((QUERY_BLOCK, self.index.model.dim), np.float32)
-        settings = Settings(k=min(Settings.k, len(self.index)))
-        for size in QUERY_SIZES:  # all that are compiled
-            settings.search(self.index, x[:size])
 
 
 async def _no_such_place(request: Request, error: Exception) -> Response:

@@ -4,17 +4,17 @@ import asyncio
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from qinco_jax.search.index import Index
+from qinco_jax.search.searcher import Searcher
 from qinco_jax.serve.requests import Refused, Settings
 
 WAIT_MS = 2.0
 
-Found = tuple[np.ndarray, np.ndarray]
+Found = tuple[np.ndarray, np.ndarray, Sequence[str]]
 
 
 @dataclasses.dataclass
@@ -42,7 +42,7 @@ class Batches:
 
     def __init__(
         self,
-        index: Index,
+        index: Searcher,
         max_queue: int,
         wait_ms: float,
         block_rows: int,
@@ -56,7 +56,7 @@ class Batches:
         self.thread = ThreadPoolExecutor(1, "search")
 
     async def search(self, x: np.ndarray, settings: Settings) -> Found:
-        """Distances [Q, k] and ids [Q, k] of checked vectors [Q, D].
+        """Distances [Q, k] and ids [Q, k] of checked vectors [Q, D], and which parts are missing.
 
         Raises:
           Refused: the queue is full.
@@ -109,7 +109,9 @@ class Batches:
         try:
             x = np.concatenate([waiting.x for waiting in taken])
             self.searched(len(taken), len(x))
-            distances, ids = await loop.run_in_executor(self.thread, settings.search, self.index, x)
+            distances, ids, missing = await loop.run_in_executor(
+                self.thread, settings.search, self.index, x
+            )
         except Exception as error:  # the queue goes on, whatever it is
             for waiting in taken:
                 if not waiting.found.done():
@@ -119,4 +121,4 @@ class Batches:
         for waiting in taken:
             rows = slice(begin, begin := begin + len(waiting.x))
             if not waiting.found.done():  # cancelled, if the client has gone
-                waiting.found.set_result((distances[rows], ids[rows]))
+                waiting.found.set_result((distances[rows], ids[rows], missing))

@@ -5,9 +5,10 @@ In binary, a body is rows of little-endian float32, the settings are in the quer
 answer is Q k ids as little-endian int64, then Q k distances as little-endian float32.
 """
 
+import abc
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from qinco_jax.errors import InputError, unknown
 from qinco_jax.search import ids as vector_ids
 from qinco_jax.search.ids import MAX_ID
-from qinco_jax.search.index import NUM_PROBES, Index
+from qinco_jax.search.searcher import NUM_PROBES, Searcher
 from qinco_jax.vectors import checks
 
 JSON, BINARY = "application/json", "application/octet-stream"
@@ -28,6 +29,21 @@ class Refused(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class Incomplete(Searcher):
+    """An index of which parts may be missing for a while."""
+
+    @property
+    @abc.abstractmethod
+    def missing(self) -> list[str]:
+        """The parts that do not answer now."""
+
+    @abc.abstractmethod
+    def partly(
+        self, queries: np.ndarray, k: int, **settings: Any
+    ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """As `search`, among the parts that answer; and the names of the others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,23 +84,30 @@ class Settings:
       num_probes: inverted lists that are scanned.
       num_reranked: codes that the network decodes; `None` leaves it to the search.
       filter: ids that may be found, int64 as bytes; `None` means all.
+      partial: whether an answer without the parts that are missing is wanted, too.
     """
 
     k: int = 10
     num_probes: int = NUM_PROBES
     num_reranked: int | None = None
     filter: bytes | None = None
+    partial: bool = False
 
-    def search(self, index: Index, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distances [Q, k] float32 and ids [Q, k] int64 of queries [Q, D]."""
+    def search(
+        self, index: Searcher, x: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
+        """Distances [Q, k] float32 and ids [Q, k] int64 of queries [Q, D], and what is missing."""
         allowed = None if self.filter is None else np.frombuffer(self.filter, np.int64)
-        return index.search(
-            x, self.k, num_probes=self.num_probes, num_reranked=self.num_reranked, filter=allowed
-        )
+        options: dict[str, Any] = {
+            "num_probes": self.num_probes, "num_reranked": self.num_reranked, "filter": allowed
+        }  # fmt: skip
+        if self.partial and isinstance(index, Incomplete):
+            return index.partly(x, self.k, **options)
+        return (*index.search(x, self.k, **options), ())
 
 
 def parse(
-    body: bytes, media_type: str, query: Mapping[str, str], index: Index, limits: Limits
+    body: bytes, media_type: str, query: Mapping[str, str], index: Searcher, limits: Limits
 ) -> tuple[np.ndarray, Settings]:
     """The vectors [Q, D] float32 of a request and how to search for them.
 
@@ -110,19 +133,23 @@ def parse(
     return _checked(vectors, index.model.dim, limits), _settings(given, index, limits)
 
 
-def answer(distances: np.ndarray, ids: np.ndarray, media_type: str) -> bytes:
+def answer(
+    distances: np.ndarray, ids: np.ndarray, missing: Sequence[str], media_type: str
+) -> bytes:
     """The body of an answer, in the form of its request.
 
     Args:
       distances: [Q, k] float32; in JSON, those that are not finite become null.
       ids: [Q, k] int64, -1 where fewer than k were found.
+      missing: the parts of the index that did not answer, if any; only JSON has a place for them.
       media_type: of the request.
     """
     if media_type == BINARY:
         return ids.astype("<i8").tobytes() + distances.astype("<f4").tobytes()
     kept = distances.astype(object)
     kept[~np.isfinite(distances)] = None
-    return json.dumps({"ids": ids.tolist(), "distances": kept.tolist()}).encode()
+    found: dict[str, Any] = {"ids": ids.tolist(), "distances": kept.tolist()}
+    return json.dumps(found | ({"missing": list(missing)} if missing else {})).encode()
 
 
 def _from_query(query: Mapping[str, str]) -> dict[str, Any]:
@@ -171,7 +198,7 @@ def _checked(vectors: np.ndarray, dim: int, limits: Limits) -> np.ndarray:
     return checks.finite(vectors, what="vectors").astype(np.float32)
 
 
-def _settings(given: dict[str, Any], index: Index, limits: Limits) -> Settings:
+def _settings(given: dict[str, Any], index: Searcher, limits: Limits) -> Settings:
     known = [field.name for field in dataclasses.fields(Settings)]
     for name in given:
         if name not in known:
@@ -189,7 +216,10 @@ def _settings(given: dict[str, Any], index: Index, limits: Limits) -> Settings:
             raise InputError(f"{name} = {number} exceeds the {most} of this server; lower it")
     num_probes = checks.integer(given.get("num_probes", default.num_probes), "num_probes", 1)
     allowed = _filter(given["filter"]) if "filter" in given else None
-    return Settings(k, num_probes, reranked, allowed)
+    partial = given.get("partial", False)
+    if partial not in (0, 1):  # True and False among them
+        raise InputError(f"partial must be true or false, got {str(partial)[:50]!r}")
+    return Settings(k, num_probes, reranked, allowed, bool(partial))
 
 
 def _filter(ids: Any) -> bytes:

@@ -210,6 +210,25 @@ def test_codes_are_taken_from_a_file_of_the_same_model(folder: Path, tmp_path: P
     assert "index exists" in refused(*build)
 
 
+def test_shards_are_searched_like_one_index(folder: Path, tmp_path: Path) -> None:
+    build = ["index", "build", folder / "model0", folder]
+    out = done(*build, tmp_path / "shards", "--num-lists", 16, "--shards", 3)
+    assert "shards: 600 vectors in 3 shards" in out
+    for name, index in (("one", folder / "index"), ("three", tmp_path / "shards")):
+        done("index", "search", index, folder / "queries.npy", tmp_path / f"{name}.npz")
+    with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "three.npz") as three:
+        np.testing.assert_allclose(one["distances"], three["distances"], rtol=1e-5)
+    assert "exists" in refused(*build, tmp_path / "shards", "--shards", 3)
+    assert "600 vectors in 3 shards" in done("index", "info", tmp_path / "shards")
+    assert "say into how many with --shards" in refused(*build, tmp_path / "x", "--workers", 2)
+    done("index", "export", tmp_path / "shards", tmp_path / "all.parquet")
+    done("index", "export", tmp_path / "shards", tmp_path / "all.faiss")
+    assert "neither .parquet nor .faiss" in refused(
+        "index", "export", tmp_path / "shards", tmp_path / "all.csv"
+    )
+    assert "workers must be auto" in refused(*build, tmp_path / "other", "--workers", "some")
+
+
 SCRIPT = """
 import signal, sys
 from pathlib import Path
@@ -280,11 +299,18 @@ def test_a_plan_tells_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "SIZES", (500, 1000, 2000))
     for name, size in {"TRAINED": 512, "ENCODED": 64, "QUERIES": 16, "LISTS": 8}.items():
         monkeypatch.setattr(plan, name, size)
-    output = done("plan", "--rows", "1e9", "--dim", 4, "--bytes", 2)
+    more = ["--machines", 1, "--machines", 4, "--train-rows", "1e7"]
+    output = done("plan", "--rows", "1e9", "--dim", 4, "--bytes", 2, *more)
     assert output.startswith("1,000,000,000 vectors of 4 dimensions")
-    for what in ("file of codes +2.00GB", "encoding", "building", "queries a second"):
-        assert re.search(what, output)
+    for what in (
+        "file of codes +2.00GB", r"encoding .*core-hours", "reads 16.0GB", "building", "queries/s",
+        r"on 4: in memory +\d", r"on 4: queries/s +\d", r"on 4: network +[\d.]+\w*B/query",
+        r"train 10,000,000 +\d",
+    ):  # fmt: skip
+        assert re.search(what, output), what
     assert "--rows must be from 1" in refused("plan", "--rows", "0", "--dim", 4)
+    bad = refused("plan", "--rows", "1", "--dim", 4, "--train-rows", "0")
+    assert "--train-rows must be from 1" in bad
 
 
 def test_a_line_through_measurements_never_falls_below_zero() -> None:

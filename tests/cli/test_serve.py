@@ -21,6 +21,7 @@ def test_serve_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.startswith("qinco: cannot listen at 127.0.0.1, port")
     assert "(Address already in use); choose another --host or --port" in text
     assert "nowhere is not an index" in refused("--port", 0)
+    assert "nowhere is not an index in shards" in refused("--port", 0, "--ray")
     assert "a queue of 5 vectors cannot take a request of 1024" in refused("--max-queue", 5)
     monkeypatch.delattr(qinco_jax.serve, "server")
     monkeypatch.delitem(sys.modules, "qinco_jax.serve.server")

@@ -127,7 +127,7 @@ def test_order_blocks_and_parts_change_nothing(name: str, monkeypatch: pytest.Mo
     metric = indexes.metrics_of(name)[0]
     whole, backwards, parts = indexes.filled(name, metric), indexes.empty(name, metric), []
     monkeypatch.setattr("qinco_jax.search.index.BLOCK_ROWS", 7)
-    monkeypatch.setattr("qinco_jax.search.index.QUERY_BLOCK", 16)
+    monkeypatch.setattr("qinco_jax.search.searcher.QUERY_BLOCK", 16)
     backwards.add(X[100:][::-1], np.arange(100, ROWS)[::-1])
     backwards.add(X[:100], np.arange(100))
     assert contents(backwards) == contents(whole)

@@ -199,6 +199,20 @@ def test_distances_without_the_network_are_those_of_the_pairs() -> None:
     assert (np.diff(distances, axis=1) >= 0).all()
 
 
+def test_pairs_rank_what_all_shards_name() -> None:
+    whole, shards = copy_of(built()), [copy_of(built()) for _ in range(2)]
+    x, queries = woven()[1][:400], woven()[1][400:420]
+    whole.add(x)
+    for number, shard in enumerate(shards):
+        shard.add(x[number::2], np.arange(number, 400, 2))
+    for num_reranked in (0, 12):  # copies of a code may change places, at one distance
+        near, of_one = (
+            index.search(queries, 5, num_probes=10, num_reranked=num_reranked)[0]
+            for index in (qj.search.sharded(shards), whole)
+        )
+        np.testing.assert_allclose(near, of_one, rtol=1e-5)
+
+
 def test_of_few_rows_no_pairs_are_learnt() -> None:
     index = built(max_rows=300)  # not enough for 64 cells
     assert index.pairs is None and disk.describe(index)["pairs"] == 0

@@ -40,10 +40,10 @@ def test_both_forms_ask_for_the_same(allowed: list[int]) -> None:
     binary = requests.parse(X.tobytes(), BINARY, query, INDEX, Limits())
     assert as_json[1] == binary[1] and hash(as_json[1]) == hash(binary[1])
     np.testing.assert_array_equal(as_json[0], binary[0])
-    given, options = cast(Any, as_json[1].search(INDEX, as_json[0]))
+    given, options, missing = cast(Any, as_json[1].search(INDEX, as_json[0]))
     assert given[0] is as_json[0] and given[1:] == (4,)
     np.testing.assert_array_equal(options.pop("filter"), allowed)
-    assert options == {"num_probes": 2, "num_reranked": 0}
+    assert options == {"num_probes": 2, "num_reranked": 0} and not missing
 
 
 @pytest.mark.parametrize("ids", [[-1], [2**63], [10**30], [1.5], [[1], [2, 3]], {"a": 1}, 5])
