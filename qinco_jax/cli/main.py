@@ -16,7 +16,7 @@ from qinco_jax.vectors.shards import ENDINGS
 from qinco_jax.version import __version__
 
 INTERRUPTED = 130  # as shells count SIGINT
-FAILURES = {**CODES, Unfinished: 1}
+FAILURES: dict[type[Exception], int] = {**CODES, Unfinished: 1}
 
 
 class Commands(click.Group):

@@ -15,9 +15,9 @@ from qinco_jax.models import code_shards, disk
 from qinco_jax.models import codes as code_files
 from qinco_jax.models.code_shards import Shards
 from qinco_jax.models.folders import Folder
-from qinco_jax.remote.paths import is_remote
 from qinco_jax.quantizers import coding, precision
 from qinco_jax.quantizers.coding import Model
+from qinco_jax.remote.paths import is_remote
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows
 
