@@ -4,7 +4,8 @@ import faiss
 import numpy as np
 
 import qinco_jax as qj
-from qinco_jax.search import additive, distance, scan
+from qinco_jax.quantizers import additive
+from qinco_jax.search import distance, scan
 from qinco_jax.vectors.stored import spans
 
 BLOCK_ROWS = 65536

@@ -21,8 +21,8 @@ import numpy as np
 import qinco_jax as qj
 from qinco_jax.evaluate import results
 from qinco_jax.models import codes as code_files
-from qinco_jax.quantizers import packing
-from qinco_jax.search import additive, scan
+from qinco_jax.quantizers import additive, packing
+from qinco_jax.search import scan
 
 CODES, PROBES, K = 100, 64, 10
 FITTED_ROWS = 60_000

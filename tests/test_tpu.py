@@ -11,9 +11,9 @@ import oracle
 import pytest
 
 import qinco_jax as qj
-from qinco_jax.quantizers import coarse, kmeans, pairwise_decoder, preselector, rq
+from qinco_jax.quantizers import additive, coarse, kmeans, pairwise_decoder, preselector, rq
 from qinco_jax.quantizers.rq import RQ
-from qinco_jax.search import additive, distance, pairwise, rerank
+from qinco_jax.search import distance, pairwise, rerank
 from qinco_jax.search.distance import Measured
 from qinco_jax.training import mixing, step
 

@@ -7,13 +7,13 @@ import numpy as np
 
 from qinco_jax.config import named
 from qinco_jax.errors import InputError
-from qinco_jax.quantizers import coding
+from qinco_jax.quantizers import additive, coding
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.pairwise_decoder import PairwiseDecoder
 from qinco_jax.quantizers.rq import sample_rows
 from qinco_jax.quantizers.transform import approximated
-from qinco_jax.search import additive, distance, pairwise, scan, trial
+from qinco_jax.search import distance, pairwise, scan, trial
 from qinco_jax.search.distance import Measured, Reading, in_space
 from qinco_jax.search.index import Index
 from qinco_jax.search.pairwise import Pairs

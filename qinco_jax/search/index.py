@@ -11,9 +11,9 @@ import numpy as np
 from qinco_jax import optional
 from qinco_jax.errors import InputError
 from qinco_jax.models.codes import model_fingerprint
-from qinco_jax.quantizers import coding, packing, precision
+from qinco_jax.quantizers import additive, coding, packing, precision
 from qinco_jax.quantizers.coding import Model
-from qinco_jax.search import additive, distance, pairwise, rerank, scan
+from qinco_jax.search import distance, pairwise, rerank, scan
 from qinco_jax.search import ids as vector_ids
 from qinco_jax.search import tune as tuning
 from qinco_jax.search.distance import Measured, Reading

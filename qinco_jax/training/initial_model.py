@@ -4,17 +4,20 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
-from qinco_jax.quantizers import rq
+from qinco_jax.quantizers import additive, refit, rq
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.untrained import init
 from qinco_jax.training.loop import Advance, unseen
 from qinco_jax.training.seeds import INITIAL_WEIGHTS, seed_for
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily
+
+REFITS = 3  # a fourth hardly lowers the error of other rows
 
 
 def initial_model(
@@ -34,6 +37,26 @@ def initial_model(
     assert centroids is not None
     behind = rq.train_behind(centroids, x, *sizes, seed, advance=tell, **config.transform)
     return init(key, config, *behind)
+
+
+def refitted(model: Qinco, x: Rows, seed: int) -> Qinco:
+    """The untrained model with codebooks that are fitted anew together, to rows [N, D].
+
+    Of few rows these codebooks would only learn the rows by heart; of moved ones there are enough.
+    One behind a coarse codebook, or with too many codewords to fit, stays as it is.
+    """
+    config = model.config
+    if config.num_centroids is not None:
+        return model
+    if config.num_steps * config.codebook_size > additive.MAX_ROWS:
+        return model
+    books = jnp.concatenate([model.codebook[None], model.steps.codebook])
+    options = config.unit_norm, config.center
+    start = rq.RQ(books, model.mean, model.scale, model.rotation, *options)
+    books = refit.refitted(start, x, REFITS, seed).codebooks
+    proposing = None if model.steps.preselect is None else books[1:]
+    steps = dataclasses.replace(model.steps, codebook=books[1:], preselect=proposing)
+    return dataclasses.replace(model, codebook=books[0], steps=steps)
 
 
 def start_copies(config: QincoConfig, num_rows: int) -> int:

@@ -16,7 +16,7 @@ from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import approximate
 from qinco_jax.training import mixing, processes, run_folder
-from qinco_jax.training.initial_model import initial_model, start_copies
+from qinco_jax.training.initial_model import initial_model, refitted, start_copies
 from qinco_jax.training.loop import Advance, Log, fit, validation_error
 from qinco_jax.training.recipe import MIX, Recipe, length, with_mix
 from qinco_jax.vectors.stored import Rows
@@ -82,6 +82,9 @@ def train_single(
                 lambda: cast(Qinco, disk.load(cast(Path, begun))), disk.abstract(config)
             )
         model = init if isinstance(init, Qinco) else untrained(mix)
+        if mix and not isinstance(init, Qinco):
+            plain, x = model, rows(mix)[: num_rows * copies]
+            model = processes.shared(lambda: refitted(plain, x, seed), disk.abstract(config))
         if begun is not None:
             disk.save(model, begun)
         return model

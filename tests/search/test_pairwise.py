@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import qinco_jax as qj
-from qinco_jax.quantizers import pairwise_decoder, rq
+from qinco_jax.quantizers import additive, pairwise_decoder, rq
 from qinco_jax.quantizers.untrained import init
-from qinco_jax.search import additive, disk, pairwise, scan
+from qinco_jax.search import disk, pairwise, scan
 
 pytest.importorskip("faiss")
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"

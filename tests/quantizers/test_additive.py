@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import qinco_jax as qj
-from qinco_jax.search import additive
+from qinco_jax.quantizers import additive
 
 RNG = np.random.default_rng(0)
 CODES = RNG.integers(0, 10, size=(500, 3))  # codewords 10 and 11 do not occur
