@@ -9,12 +9,14 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from optimized import optimized
 
 import qinco_jax as qj
@@ -163,26 +165,49 @@ def test_the_python_of_the_documentation_runs(
             exec(block.replace("20_000", "3_000"), scope)
 
 
-def commands(path: Path, program: str) -> list[list[str]]:
-    """The words after a program's name, of the indented lines of a page that call it."""
-    text = path.read_text().replace("\\\n", " ")
-    lines = re.findall(rf"^ {{4}}{program} (.+?)(?: {{2,}}#.*)?$", text, re.MULTILINE)
+def commands(text: str, program: str) -> list[list[str]]:
+    """The words after a program's name, of the indented lines of a text that call it."""
+    lines = re.findall(
+        rf"^ {{4,}}{program} (.+?)(?: {{2,}}#.*)?$", text.replace("\\\n", " "), re.MULTILINE
+    )
     return [shlex.split(line) for line in lines]
+
+
+def assert_exists(words: list[str]) -> None:
+    """The options and arguments of a `qinco` command are those that it takes; nothing is run."""
+    command: click.Command = main
+    context = click.Context(main)
+    while isinstance(command, click.Group):
+        _, command, words = command.resolve_command(context, words)
+        context = command.make_context(command.name, list(words), parent=context)
+        words = [*context._protected_args, *context.args]
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.stem)
 def test_the_commands_of_the_documentation_exist(path: Path) -> None:
-    """Their options and arguments are those that they take; nothing is run."""
-    for words in commands(path, "qinco"):
-        command: click.Command = main
-        context = click.Context(main)
-        while isinstance(command, click.Group):
-            _, command, words = command.resolve_command(context, words)
-            context = command.make_context(command.name, list(words), parent=context)
-            words = [*context._protected_args, *context.args]
+    for words in commands(path.read_text(), "qinco"):
+        assert_exists(words)
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for words in commands(path, "make"):
+    for words in commands(path.read_text(), "make"):
         assert words[0] in targets, words
+
+
+def every_command(group: click.Group, *names: str) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from every_command(command, *names, name)
+        else:
+            yield *names, name
+
+
+@pytest.mark.parametrize("names", list(every_command(main)), ids=" ".join)
+def test_the_help_of_a_command_has_an_example_of_it(names: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(main, [*names, "--help"], terminal_width=200).output
+    examples = commands(shown, "qinco")
+    if names != ("settings",):
+        assert [words[: len(names)] for words in examples] == [list(names)]
+    for words in examples:
+        assert_exists(words)
 
 
 def test_the_embedded_set_is_what_it_says() -> None:

@@ -45,6 +45,10 @@ def encode(
 
     With --workers, --shard or --collect, CODES is a folder of many files, VECTORS may be the name
     of a set too, and both may be remote, such as s3://bucket/codes.
+
+    For example:
+
+        qinco encode runs/mine vectors.npy codes.npy --beam-size 16
     """
     asked = [name for name, given in (
         ("--workers", workers), ("--shard", shard), ("--collect", collect)
@@ -96,6 +100,10 @@ def decode(model: str, codes: str, vectors: str, compute_dtype: str | None) -> N
     """Decodes CODES, a file or a folder, with MODEL into the new file VECTORS.
 
     VECTORS is .npy, .fvecs or .fbin.
+
+    For example:
+
+        qinco decode runs/mine codes.npy vectors.npy
     """
     compute_dtype = precision.resolve(compute_dtype)
     codec = disk.load(model)

@@ -48,7 +48,12 @@ def evaluate(
     out: str | None,
     **files: str | None,
 ) -> None:
-    """Measures MODEL's error and recall on a set's database: at four rates, or of given codes."""
+    """Measures MODEL's error and recall on a set's database: at four rates, or of given codes.
+
+    For example:
+
+        qinco evaluate runs/mine --dataset /path/to/folder
+    """
     search = num_candidates, beam_size, joint, precision.resolve(compute_dtype)
     codec = disk.load(model)
     data = measure.load(files)
@@ -125,6 +130,10 @@ def compare(
 
     Run the same command again to resume after an interruption, or with further codecs and rates to
     add them; several processes may share the folder.
+
+    For example:
+
+        qinco compare --dataset vectors.npy --codecs opq,rq:B=32,small --rates 4,8
     """
     data = measure.load(files)
     folder = path_of(out or f"runs/compare-{data.name}")

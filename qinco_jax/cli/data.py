@@ -30,7 +30,12 @@ def data() -> None:
 
 @data.command("list")
 def list_sets() -> None:
-    """Lists the named data sets and the sizes that are prepared."""
+    """Lists the named data sets and the sizes that are prepared.
+
+    For example:
+
+        qinco data list
+    """
     click.echo("sift-photos         128 x uint8    comes with the package")
     for name, known in catalog.SETS.items():
         try:
@@ -45,7 +50,12 @@ def list_sets() -> None:
 @data.command()
 @NAME
 def info(name: str) -> None:
-    """Shows the rows, files, sizes, addresses, paths, license and citation of a data set."""
+    """Shows the rows, files, sizes, addresses, paths, license and citation of a data set.
+
+    For example:
+
+        qinco data info deep1m
+    """
     if name == EMBEDDED:
         click.echo("sift-photos: SIFT descriptors of photographs, included in the package; see")
         click.echo("qinco_jax/datasets/sift-photos-ATTRIBUTION.tsv for photographers and licenses")
@@ -78,7 +88,12 @@ def info(name: str) -> None:
 @data.command()
 @NAME
 def download(name: str) -> None:
-    """Downloads and prepares a data set, unless this was done before."""
+    """Downloads and prepares a data set, unless this was done before.
+
+    For example:
+
+        qinco data download deep1m/500k
+    """
     found = load(name)
     for part, rows in found._asdict().items():
         if part != "name" and rows is not None:
@@ -88,7 +103,12 @@ def download(name: str) -> None:
 @data.command()
 @NAME
 def verify(name: str) -> None:
-    """Reads the downloaded and prepared files of a data set and verifies checksums and rows."""
+    """Reads the downloaded and prepared files of a data set and verifies checksums and rows.
+
+    For example:
+
+        qinco data verify deep1m/500k
+    """
     key, known, size = catalog.named(name)
     folder = official.downloads()
     files = [(entry, folder / entry.remote.name) for entry in official.wanted(known, size, folder)]
@@ -119,6 +139,10 @@ def convert(source: str, target: str, dtype: str | None) -> None:
     SOURCE is a file, a pattern such as "parts/*.parquet" or a folder of numbered files, each also
     with ::NAME. Numbers that TARGET cannot represent are an error; floats are rounded if --dtype
     asks for narrower floats.
+
+    For example:
+
+        qinco data convert "parts/*.parquet::embedding" vectors.npy
     """
     with tqdm(unit=" vectors", unit_scale=True, desc="converting") as bar:
 

@@ -63,6 +63,10 @@ def build(
     """Builds the new INDEX of a DATASET's database, as codes of MODEL.
 
     Without a database, of its training vectors.
+
+    For example:
+
+        qinco index build runs/mine /path/to/folder my-index
     """
     who = connect.parsed(workers)
     codec, data = models.load(model), datasets.load(dataset)
@@ -92,7 +96,12 @@ def build(
 @click.option("--ids", metavar="FILE", help="of the vectors, .npy [default: counted on]")
 @click.option("--codes", metavar="FILE", help="of the vectors, by `qinco encode`")
 def add(index: str, vectors: str, ids: str | None, codes: str | None) -> None:
-    """Adds the file VECTORS to INDEX."""
+    """Adds the file VECTORS to INDEX.
+
+    For example:
+
+        qinco index add my-index more.npy
+    """
     own_ids = None if ids is None else _ids(ids)
     indexing.extend(path_of(index), read_rows(vectors), own_ids, codes)
     click.echo(_summary(index))
@@ -117,6 +126,10 @@ def search(
     """Searches INDEX for the neighbours of the file QUERIES, into the new file OUT.
 
     OUT.npz holds `ids` and `distances`, OUT.npy the ids alone.
+
+    For example:
+
+        qinco index search my-index queries.npy found.npz -k 10
     """
     target, filter = path_of(out), None if kept is None else _ids(kept)
     formats.check_new(target, (".npz", ".npy"))
@@ -151,6 +164,10 @@ def tune_index(
 
     Needs the database, or a ground truth, which is checked if the database is there too. `search
     --recall` chooses among the points. INDEX gets points.jsonl and points.png.
+
+    For example:
+
+        qinco index tune my-index --queries queries.npy --database database.npy
     """
     if database is None and groundtruth is None:
         raise InputError("give --database, --groundtruth or both, to know the true neighbours")
@@ -194,7 +211,12 @@ def _neighbours(index: Index, x: Rows, name: str, truth: np.ndarray | None, k: i
 @index.command()
 @click.argument("index")
 def info(index: str) -> None:
-    """Shows how INDEX was built, its size, and its operating points; of shards, how the first."""
+    """Shows how INDEX was built, its size, and its operating points; of shards, how the first.
+
+    For example:
+
+        qinco index info my-index
+    """
     click.echo(_summary(index))
     if manifest.is_there(index):
         known = manifest.read(index)
@@ -224,6 +246,10 @@ def merge(index: str, others: tuple[str, ...], out: str) -> None:
     """Writes the vectors of INDEX and OTHERS as the new index OUT.
 
     They must have the same model, lists and decoders, and no id in common.
+
+    For example:
+
+        qinco index merge both-indexes one-index other-index
     """
     if path_of(out).exists():
         raise InputError(f"{out} exists; choose another place or remove it first")
@@ -245,6 +271,10 @@ def export_index(index: str, out: str, content: str) -> None:
 
     OUT.parquet is a table of ids, vectors and codes, for LanceDB, DuckDB and others. OUT.faiss is
     an index that Faiss searches by itself, by codes and look-ups, without the network.
+
+    For example:
+
+        qinco index export my-index vectors.parquet
     """
     target = path_of(out)
     if target.suffix == ".parquet":

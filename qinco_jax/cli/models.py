@@ -61,6 +61,10 @@ def convert(source: str, target: str, centroids: str | None, db_scale: float | N
 
     SOURCE is a folder of ours, that of a run too, or a .safetensors file, or a .pt or .pth file of
     the published programs. TARGET is a folder, or a file if it ends in .safetensors.
+
+    For example:
+
+        qinco convert bigann_8x8_L2.pt model
     """
     if Path(target).suffix in (*disk.PYTORCH, ".faiss", ".index"):
         raise InputError(
@@ -91,6 +95,11 @@ def _imported(path: str, options: dict[str, Any]) -> Model:
 @click.argument("folder")
 @search_options
 def export(model: str, folder: str, **search: Any) -> None:
-    """Writes encode and decode of MODEL into the new FOLDER, as programs that JAX alone runs."""
+    """Writes encode and decode of MODEL into the new FOLDER, as programs that JAX alone runs.
+
+    For example:
+
+        qinco export runs/mine programs
+    """
     programs.export(disk.load(model), folder, **search)
     click.echo(f"{folder}: {', '.join(sorted(path.name for path in path_of(folder).iterdir()))}")

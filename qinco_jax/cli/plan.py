@@ -89,6 +89,10 @@ def plan(
     """Tells what an index will take on this machine: bytes, hours, queries a second.
 
     Measures for about a minute, and says what each figure assumes.
+
+    For example:
+
+        qinco plan --rows 1e9 --dim 128 --bytes 8 --machines 4
     """
     for name, value in (("--rows", rows), *(("--train-rows", each) for each in train_rows)):
         if not 1 <= value < 2**63:

@@ -63,6 +63,10 @@ def serve(
     With --ray, SIGHUP replaces the processes of the shards one after the other. A shard that no
     process answers for makes requests fail with status 503, but for those with "partial": true,
     whose answers say what is "missing".
+
+    For example:
+
+        qinco serve my-index --port 8000
     """
     try:
         from qinco_jax.serve import server, shards

@@ -330,7 +330,12 @@ def centroids(
     centroids: str, dataset: str, num_centroids: int, iterations: int, max_rows: int | None,
     unit_norm: bool, seed: int,
 ) -> None:  # fmt: skip
-    """Trains the coarse codebook of an IVF-QINCo into the new file CENTROIDS (.npy)."""
+    """Trains the coarse codebook of an IVF-QINCo into the new file CENTROIDS (.npy).
+
+    For example:
+
+        qinco centroids lists.npy --dataset vectors.npy --num 1024
+    """
     data = datasets.load(dataset)
     kept, _ = split(data.train, data.validation, Recipe())
     kept = approximate(kept, unit_norm)
