@@ -6,10 +6,12 @@
 In each run some of them are killed (SIGKILL) at random moments, and the command is run again until
 it ends well. The codes must be those of `qinco encode` without workers, byte for byte, and no
 process may be left in the end. With `--overhead-rows` it also times both commands, in turn, on that
-many vectors. The model is untrained, which costs what a trained one does. Linux only.
+many vectors, with a larger network. Models are untrained, which costs what trained ones do. Linux
+only.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import random
@@ -31,6 +33,7 @@ DIM = 32
 CONFIG = qj.QincoConfig(
     num_steps=4, codebook_size=256, hidden_dim=16, num_blocks=1, num_candidates=4, beam_size=4
 )
+TIMED = dataclasses.replace(qj.PRESETS["small"], beam_size=8)  # what is timed, a usual network
 MARK = "QINCO_KILLED_WORKERS"  # in the environment of all processes of a measurement
 TITLES = {"worker": b"ray::Worker", "raylet": b"raylet/raylet", "command": b"qinco_jax\0encode"}
 LINGER_SECONDS = 120  # in which agents of a Ray whose command was killed end by themselves
@@ -50,8 +53,8 @@ def main(out, runs, rows, overhead_rows, rounds, workers, seed):
     os.environ[MARK] = str(os.getpid())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder / "model")
         if runs:
+            write_model(folder / "model", CONFIG)
             write_vectors(folder / "x.npy", rows)
             seconds = finished(command(folder, "plain.npy"))
             click.echo(f"one process: {rows:,} vectors in {seconds:.0f} s")
@@ -71,9 +74,9 @@ def main(out, runs, rows, overhead_rows, rounds, workers, seed):
         results.write(found, out)
 
 
-def write_model(path):
+def write_model(path, config):
     x = np.random.default_rng(0).integers(0, 256, size=(20_000, DIM)).astype(np.float32)
-    qj.save(qj.train(x, CONFIG, num_epochs=0), path)
+    qj.save(qj.train(x, config, num_epochs=0), path)
 
 
 def write_vectors(path, rows):
@@ -169,6 +172,7 @@ def sha256(codes):
 
 def overhead(folder, rows, workers, rounds):
     """Seconds of both commands, the least of some rounds."""
+    write_model(folder / "model", TIMED)
     write_vectors(folder / "x.npy", rows)
     seconds = {"one process": [], "workers": []}
     for number in range(rounds):

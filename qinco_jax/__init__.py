@@ -22,6 +22,7 @@ from qinco_jax.quantizers.packing import pack, unpack
 from qinco_jax.quantizers.preselector import fit_preselector
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
+from qinco_jax.quantizers.transform import to_model_space
 from qinco_jax.quantizers.untrained import init
 from qinco_jax.training.recipe import RECIPES, Recipe
 from qinco_jax.training.step import TrainState, end_epoch, init_state, loss, train_step
@@ -61,6 +62,7 @@ __all__ = [
     "save",
     "search",
     "to_faiss",
+    "to_model_space",
     "train",
     "train_centroids",
     "train_step",

@@ -18,7 +18,7 @@ def faiss(wanted: str) -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise InputError(f"{wanted} need Faiss; pip install 'qinco_jax[faiss]'") from error
+        raise InputError(f"{wanted} need Faiss; pip install 'qinco_jax[search]'") from error
     return faiss
 
 

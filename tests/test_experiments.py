@@ -505,3 +505,13 @@ def test_work_in_shards_takes_the_ideal_time_and_more_by_failures(
     assert found == stragglers.simulate(8, 3200, 1.0, 0)
     assert losses > 0 and 0 < lost < losses * (ideal / 400 + stragglers.START)
     assert ideal + 400 * stragglers.START < seconds < 1.2 * ideal
+
+
+def test_the_tables_of_the_docs_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = script("write_tables", monkeypatch)
+    assert run(module, "--check") == ""
+    pages = [(ROOT / name).read_text() for name in module.PAGES]
+    shown = {found[2] for page in pages for found in module.BLOCK.finditer(page)}
+    assert shown == set(module.TABLES)
+    changed = pages[0].replace("35,864", "12,345")
+    assert module.rewritten(changed) == pages[0] != changed

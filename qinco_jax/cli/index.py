@@ -249,7 +249,7 @@ def merge(index: str, others: tuple[str, ...], out: str) -> None:
 
     For example:
 
-        qinco index merge both-indexes one-index other-index
+        qinco index merge one-index other-index both-indexes
     """
     if path_of(out).exists():
         raise InputError(f"{out} exists; choose another place or remove it first")

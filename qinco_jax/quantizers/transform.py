@@ -35,7 +35,16 @@ class Transform:
 
 
 def to_model_space(x: jax.Array, transform: Transform) -> jax.Array:
-    """Vectors [..., D] of any real dtype in model space, float32."""
+    """Vectors as the codebooks and the network see them: centred, scaled and rotated.
+
+    Args:
+      x: [..., D], any real dtype.
+      transform: a model's (`model.transform`), which undoes it at the end of `decode`.
+
+    Returns:
+      [..., D] float32: (u - mean) / scale, rotated where the model rotates, with u = x / |x| for a
+      model of unit vectors, else x.
+    """
     x = x.astype(jnp.float32)
     if transform.unit_norm:
         x = unit(x)

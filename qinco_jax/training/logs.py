@@ -16,7 +16,7 @@ from qinco_jax.files import replacing
 from qinco_jax.training.loop import Advance, Log
 
 TICK_SECONDS = 1.0  # between signs of life in a terminal
-LINE_SECONDS = 30.0  # between lines elsewhere
+LINE_SECONDS = 60.0  # between lines elsewhere, such as in a log file
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 CLOCK = "{desc}: {elapsed}"
 WORTH_KNOWING = 0.1  # share of the time spent waiting for vectors

@@ -178,7 +178,7 @@ def test_a_codec_whose_package_is_missing_says_so(
     monkeypatch.setitem(sys.modules, "faiss", None)
     ran = CliRunner().invoke(cli.main, command(data, tmp_path / "out"))
     assert ran.exit_code == 2
-    assert "pip install 'qinco_jax[faiss]'" in ran.output
+    assert "pip install 'qinco_jax[search]'" in ran.output
     assert not (tmp_path / "out").exists()
 
 
