@@ -128,7 +128,10 @@ def test_sizes_are_form_fields_that_colab_reads(path: Path) -> None:
         if isinstance(field, list):
             assert value in field
         else:
-            assert field["type"] in {"integer", "raw"} or field["min"] <= value <= field["max"]
+            assert (
+                field["type"] in {"integer", "raw", "string"}
+                or field["min"] <= value <= field["max"]
+            )
         assert name != "preset" or set(field) <= set(qj.PRESETS)
 
 

@@ -278,11 +278,13 @@ def _mix(folder: Path, config: QincoConfig, recipe: Recipe, num_rows: int) -> tu
     if not moved:
         return 0.0, ""
     (first, error), which = moved[0], f" in {len(moved)} of {len(folders)} parts" * bool(parts)
+    change = error / first.held_back - 1
     return first.mix, (
         f"{num_rows:,} vectors are few{which}: residual k-means has "
         f"{first.held_back / first.own - 1:.0%} more error on others, and "
-        f"{1 - error / first.held_back:.1%} less of that if each is moved towards its "
-        f"neighbours, so training did that (mix {first.mix:g}; --set mix=0 leaves them)"
+        f"{abs(change):.1%} {'more' if change > 0 else 'less'} of that if each is moved towards "
+        "its neighbours, from which networks gain more; so training did that "
+        f"(mix {first.mix:g}; --set mix=0 leaves them)"
     )
 
 

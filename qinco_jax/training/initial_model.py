@@ -18,6 +18,7 @@ from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily
 
 REFITS = 3  # a fourth hardly lowers the error of other rows
+REFIT_BELOW = 40  # rows for each codeword; of more, trained models end no better for it
 
 
 def initial_model(
@@ -39,14 +40,19 @@ def initial_model(
     return init(key, config, *behind)
 
 
-def refitted(model: Qinco, x: Rows, seed: int) -> Qinco:
-    """The untrained model with codebooks that are fitted anew together, to rows [N, D].
+def refitted(model: Qinco, x: Rows, num_rows: int, seed: int) -> Qinco:
+    """The untrained model of very few rows with codebooks that are fitted anew together.
 
-    Of few rows these codebooks would only learn the rows by heart; of moved ones there are enough.
-    One behind a coarse codebook, or with too many codewords to fit, stays as it is.
+    A model behind a coarse codebook, or with too many codewords to fit, stays as it is.
+
+    Args:
+      model: of K codewords a step.
+      x: [N, D], moved towards their neighbours: as they are, they would be learned by heart.
+      num_rows: how many there are before they are moved; with `REFIT_BELOW` K the model stays.
+      seed: of the run.
     """
     config = model.config
-    if config.num_centroids is not None:
+    if config.num_centroids is not None or num_rows >= REFIT_BELOW * config.codebook_size:
         return model
     if config.num_steps * config.codebook_size > additive.MAX_ROWS:
         return model

@@ -44,7 +44,7 @@ class Recipe:
         not learned by heart; the residual quantizer that training starts from is trained on such
         rows too. 0 leaves rows as they are. `None` is 0.7 where there are at most 50,000, a
         residual quantizer of them has a tenth more error on the rows held back than on them, and
-        one of moved rows has less; else 0.
+        one of moved rows has at most 2 % more; else 0.
       clip: gradients are clipped to +-clip, element by element; `None` leaves them.
       patience: epochs, for "plateau".
       train_candidates: A while training; `None` means the model's.

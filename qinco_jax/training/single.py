@@ -23,6 +23,7 @@ from qinco_jax.vectors.stored import Rows
 
 DECIDING_ROWS = 10_000  # of the held-back rows, at most, and as many training rows
 OVERFIT = 0.1  # the least share by which the error on held-back rows is greater
+NO_WORSE = 0.02  # the share by which moved rows may raise it: networks gain more by them than RQ
 
 
 def train_single(
@@ -84,7 +85,9 @@ def train_single(
         model = init if isinstance(init, Qinco) else untrained(mix)
         if mix and not isinstance(init, Qinco):
             plain, x = model, rows(mix)[: num_rows * copies]
-            model = processes.shared(lambda: refitted(plain, x, seed), disk.abstract(config))
+            model = processes.shared(
+                lambda: refitted(plain, x, num_rows, seed), disk.abstract(config)
+            )
         if begun is not None:
             disk.save(model, begun)
         return model
@@ -109,7 +112,7 @@ def _chosen(
     x_val: Rows,
     recipe: Recipe,
 ) -> float:
-    """`MIX` if residual quantizers overfit, and do better by it on `x_val`, else 0; kept."""
+    """`MIX` if residual quantizers overfit, and are hardly worse by it on `x_val`, else 0; kept."""
     known = processes.told(lambda: None if folder is None else run_folder.decided_mix(folder))
     decided = None if known is None else run_folder.Decided(*known)
     if decided is None:
@@ -118,7 +121,7 @@ def _chosen(
         moved = None
         if held_back > (1 + OVERFIT) * own:
             moved = validation_error(untrained(MIX), x_val, recipe)
-        mix = 0.0 if moved is None or moved >= held_back else MIX
+        mix = 0.0 if moved is None or moved > (1 + NO_WORSE) * held_back else MIX
         decided = run_folder.Decided(mix, own, held_back, moved)
         if folder is not None:
             run_folder.keep_mix(folder, decided)

@@ -38,7 +38,8 @@ def test_rounds_lower_the_error_of_rows_and_the_model_keeps_its_form() -> None:
         num_steps=3, codebook_size=16, hidden_dim=4, num_candidates=4, beam_size=8
     ).for_dim(8)
     plain = initial_model(X, config, 0, None)
-    model = refitted(plain, X, seed=0)
+    assert refitted(plain, X, 40 * 16, seed=0) is plain  # many rows for each codeword
+    model = refitted(plain, X, 40 * 16 - 1, seed=0)
     assert (model.steps.codebook == model.steps.preselect).all() and model.config == plain.config
     x_hat = qj.decode(model, qj.encode(model, X))
     assert error(X, x_hat) < error(X, qj.decode(plain, qj.encode(plain, X)))

@@ -81,7 +81,7 @@ def test_rows_of_one_length_keep_it(dtype: type) -> None:
 def test_held_back_rows_decide_whether_rows_are_moved(tmp_path: Path) -> None:
     config = qj.QincoConfig(num_steps=2, hidden_dim=4, num_blocks=1, num_candidates=2, beam_size=2)
     decided = []
-    for name, num_rows, dim, size in (("few", 200, 32, 64), ("many", 2000, 2, 4)):
+    for name, num_rows, dim, size in (("few", 200, 32, 64), ("many", 8000, 4, 4)):
         sizes = dataclasses.replace(config, codebook_size=size)
         x = np.random.default_rng(0).normal(size=(1000 + num_rows, dim)).astype(np.float32)
         given = {"x_train": x[1000:], "config": sizes, "x_val": x[:1000], "num_epochs": 0}
@@ -89,7 +89,9 @@ def test_held_back_rows_decide_whether_rows_are_moved(tmp_path: Path) -> None:
         found = run_folder.decided_mix(tmp_path / name)
         assert found is not None
         assert (found.held_back > 1.1 * found.own) == (found.moved is not None)
-        assert bool(found.mix) == (found.moved is not None and found.moved < found.held_back)
+        assert bool(found.mix) == (
+            found.moved is not None and found.moved <= 1.02 * found.held_back
+        )
         np.testing.assert_array_equal(model.codebook, qj.train(**given, mix=found.mix).codebook)
         decided.append(found.mix)
     assert decided == [0.7, 0.0]
