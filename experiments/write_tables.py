@@ -19,7 +19,7 @@ from qinco_jax.files import replacing
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
-PAGES = "README.md", "docs/benchmarks.md", "experiments/README.md"
+PAGES = "README.md", "docs/benchmarks.md", "docs/choosing.md", "experiments/README.md"
 BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 OURS = "**QINCo2**"
 NAMES = {"small@16": f"{OURS}, one model of 16 bytes"}
@@ -69,6 +69,17 @@ def compared(name, most=16):
 def trained():
     """What `make train` prints, without its notes."""
     return tables.markdown(read("sift-photos")).split("\n\n")[0]
+
+
+def rates():
+    """What bytes buy: the model of `make train` beside residual quantization."""
+    rows = {(row["codec"].split(" ")[0], row["bytes"]): row for row in read("sift-photos")}
+    lines = [["bytes", "MSE, QINCo2", "MSE, RQ", "R@1, QINCo2", "R@1, RQ"]]
+    for rate in sorted({rate for _, rate in rows}):
+        pair = rows["QINCo2", rate], rows["RQ", rate]
+        errors = [number(row["mse"]) for row in pair]
+        lines.append([f"{rate:g}", *errors, *(f"{100 * row['recall@1']:.1f}" for row in pair)])
+    return tables.aligned(lines)
 
 
 def by_rows(name):
@@ -165,6 +176,7 @@ def traffic():
 
 TABLES = {
     "train": trained,
+    "rates": rates,
     "few_rows": few_rows,
     "recipes": recipes,
     "search": searched,

@@ -221,7 +221,7 @@ def test_a_network_of_faiss_that_is_no_model_of_ours_is_refused() -> None:
 
 def test_without_faiss_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(qj.InputError, match=r"pip install 'qinco_jax\[faiss\]'"):
+    with pytest.raises(qj.InputError, match=r"pip install 'qinco_jax\[search\]'"):
         qj.to_faiss(MODEL)
     scaled = MODEL.replace(config=dataclasses.replace(MODEL.config, unit_norm=True))
     for refused in (*REFUSED.values(), scaled):  # whom it would not help
