@@ -42,7 +42,7 @@ def lasting(minutes: float, used: float, found: Costs, recipe: Recipe, num_rows:
     if num_epochs * per_epoch < FEWEST_BATCHES:
         need = before + found.validation + FEWEST_BATCHES * found.batch
         raise InputError(
-            f"{minutes:g} minutes are too few: neighbours, k-means and compiling take about "
-            f"{before:.0f} seconds of them here; give at least {math.ceil(need / 6) / 10:g}"
+            f"{minutes:g} min is too short: neighbours, k-means and compiling take about "
+            f"{before:.0f} seconds of it here; give at least {math.ceil(need / 6) / 10:g}"
         )
     return Schedule(minutes, num_epochs, per_epoch * batch_size)

@@ -138,7 +138,7 @@ def test_minutes_are_a_schedule_that_an_interrupted_run_keeps(
         (["--minutes", 0.7], "trains for 0.6 minutes, not 0.7"),
         (["--minutes", 0.6, *sets], "sets num_epochs and epoch_rows"),
         (["--minutes", 0.6, "--preset", "qinco1"], "add --set schedule=cosine"),
-        (["--minutes", 0.1, "--dry-run"], "0.1 minutes are too few"),
+        (["--minutes", 0.1, "--dry-run"], "0.1 min is too short"),
     ):
         ran = qinco(*command, "--out", run, *more)
         assert ran.exit_code == 2 and words in ran.output, ran.output

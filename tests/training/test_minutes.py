@@ -43,7 +43,7 @@ def test_a_schedule_takes_the_minutes_that_were_asked_for(
 
 def test_too_few_minutes_are_refused_with_how_many_do() -> None:
     found, recipe = Costs(50.0, 9.0, 0.5, 2.0, 0, 0), Recipe()
-    with pytest.raises(InputError, match=r"1 minutes are too few: .* 61 seconds .* least 1\.3$"):
+    with pytest.raises(InputError, match=r"1 min is too short: .* 61 seconds .* least 1\.3$"):
         lasting(1, 0.0, found, recipe, 9000)
     assert lasting(1.3, 0.0, found, recipe, 9000).num_epochs >= 1
 
