@@ -153,7 +153,7 @@ class _Course:
         self._done = 0  # rows of stored shards
         self._rows: dict[int, int] = {}  # done of shards that are being encoded
         self._failures, self._failed = Counter[int](), dict[int, str]()
-        self._unfit = dict[int, str]()  # workers that are lost or cannot begin, and why
+        self._dismissed = dict[int, str]()  # workers that are lost or cannot begin, and why
 
     def run(self) -> Iterator[None]:
         """Encodes all shards that can be; yields after each step, and while it waits."""
@@ -170,11 +170,11 @@ class _Course:
         self._report()
 
     def _report(self) -> None:
-        reason = next(iter(self._unfit.values()), "")
+        reason = next(iter(self._dismissed.values()), "")
         if self._waiting:
             raise Unfinished(f"no worker is left ({reason}); {AGAIN}")
-        if self._unfit:
-            warnings.warn(f"{len(self._unfit)} workers could not work: {reason}", stacklevel=2)
+        if self._dismissed:
+            warnings.warn(f"{len(self._dismissed)} workers could not work: {reason}", stacklevel=2)
         if self._failed:
             names = listed([Path(self._shards.name(shard)) for shard in self._failed])
             raise Unfinished(
@@ -229,7 +229,7 @@ class _Course:
             self._idle.append(worker)
 
     def _refuse(self, worker: int, shard: int | None, cause: BaseException) -> None:
-        """What a worker raised: it is unfit, or the target is, or the shard."""
+        """What a worker raised: the target is at fault, or the worker itself, or the shard."""
         reason = _described(cause)
         if getattr(cause, "errno", None) in PERMANENT:
             raise Unfinished(f"{reason}; {AGAIN}")
@@ -251,7 +251,7 @@ class _Course:
 
     def _dismiss(self, worker: int, shard: int | None, reason: str) -> None:
         """Others take the shards of a worker."""
-        self._unfit[worker] = reason
+        self._dismissed[worker] = reason
         for other in (shard, self._next.pop(worker, None)):
             if other is not None:
                 self._rows.pop(other, None)
