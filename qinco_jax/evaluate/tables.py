@@ -128,14 +128,14 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         Column("decode_us", "decode\nµs", "time to decode a vector, in microseconds", _short),
         Column("train_seconds", "train\ns", "time of training, in seconds", _short),
         Column("peak_mib", "peak\nMiB", "peak memory of encoding and decoding", _short),
-        Column("model_bytes", "model", MODEL_BYTES, _megabytes),
+        Column("model_bytes", "model\nMB", MODEL_BYTES, lambda v: _short(v / 1e6)),
     ]
 
 
 def _recall_column(match: re.Match[str]) -> Column:
     key, count, rank = match[0], match[1], match[2]
     if count:
-        heading = f"{count}-R@{rank}"
+        heading = f"{count}-\nR@{rank}"
         about = f"share of the {count} true nearest neighbours among the {rank} found"
     else:
         heading = f"R@{rank}"
@@ -250,7 +250,7 @@ def _cell(row: Row, column: Column, group: Sequence[Row]) -> dict[str, Any]:
         note = f"{low} to {high}"
     elif key == "entropy_bits" and "bits" in row:
         note = f"of {row['bits']:g}"
-    elif key == "reading_bytes":
+    elif key == "reading_bytes" and _bytes_beside(row):
         note = row.get("reading", "")
     found = standing(row, column, group) if column.best else ""
     return {"value": row[key], "text": show(row[key]), "note": note, "standing": found}
