@@ -9,15 +9,15 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from qinco_jax.config import QincoConfig
-from qinco_jax.quantizers import rq
+from qinco_jax.quantizers import additive, refit, rq
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import approximate
 from qinco_jax.training import mixing, processes
 from qinco_jax.training import step as training
-from qinco_jax.training.initial_model import initial_model
+from qinco_jax.training.initial_model import as_rq, gains_by_refits, initial_model
 from qinco_jax.training.loop import validation_error
 from qinco_jax.training.recipe import Recipe, length
-from qinco_jax.training.single import DECIDING_ROWS
+from qinco_jax.training.single import DECIDING_ROWS, variance
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows
 
@@ -31,8 +31,9 @@ class Costs(NamedTuple):
     """What the pieces of a training take here, those of all parts of a product together.
 
     Attributes:
-      start: seconds of the search for neighbours and of the residual k-means. Where held-back rows
-        decide whether rows are moved, of k-means both ways and of that decision.
+      start: seconds of the search for neighbours, of the residual k-means and of fitting codebooks
+        anew, where that will be done. Where held-back rows decide whether rows are moved, of
+        k-means both ways and of that decision.
       compiling: seconds, of all programs once.
       batch: seconds of one.
       validation: seconds of one.
@@ -104,8 +105,11 @@ def costs(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> Co
         few_val = _of_part(
             checks.finite(approximate(x_val[:VALIDATED_ROWS], config.unit_norm)), part
         )
-        _, validation, compiled = _timed(lambda: validation_error(model, few_val, recipe))
+        error, validation, compiled = _timed(lambda: validation_error(model, few_val, recipe))
         compiling += compiled
+        if gains_by_refits(part, error, variance(model, few_val)):
+            fitting, compiled = _refitting(model, rows)
+            start, compiling = start + fitting, compiling + compiled
         if recipe.mix is None:  # of each kind of k-means on held-back rows, of one on its own
             start += 3 * validation * min(DECIDING_ROWS, len(x_val)) / len(few_val)
         validation *= len(x_val) / len(few_val)
@@ -128,6 +132,17 @@ def _kmeans_rows(recipe: Recipe, part: QincoConfig, num_rows: int) -> int:
     most = rq.ROWS_PER_CODEWORD * part.codebook_size
     plain, moved = min(num_rows, most), most
     return plain + moved if recipe.mix is None else moved if recipe.mix else plain
+
+
+def _refitting(model: Qinco, rows: np.ndarray) -> tuple[float, float]:
+    """Seconds of fitting all codebooks together, by one round on [R, D]; and compiling."""
+    plain, sizes = as_rq(model), (model.num_steps, model.codebook_size, model.dim)
+    codes, encoding, first = _timed(
+        lambda: np.asarray(rq.encode(plain, rows, beam_size=refit.BEAM))
+    )
+    _, solving, second = _timed(lambda: additive.fit([(codes, rows)], *sizes))
+    more = rq.ROWS_PER_CODEWORD * model.codebook_size / len(rows)
+    return (refit.NOISY_ROUNDS + refit.QUIET_ROUNDS) * (more * encoding + solving), first + second
 
 
 def _of_part(rows: np.ndarray, part: QincoConfig) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
-from qinco_jax.quantizers import additive, refit, rq
+from qinco_jax.quantizers import refit, rq
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.untrained import init
 from qinco_jax.training.loop import Advance, unseen
@@ -17,8 +17,8 @@ from qinco_jax.training.seeds import INITIAL_WEIGHTS, seed_for
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily
 
-REFITS = 3  # a fourth hardly lowers the error of other rows
-REFIT_BELOW = 40  # rows for each codeword; of more, trained models end no better for it
+MAX_REFITTED = 8192  # codewords of all steps, which each round solves equations of
+LEFT_OVER = 0.22  # share of the variance; where less is, trained models end no better for refits
 
 
 def initial_model(
@@ -40,29 +40,36 @@ def initial_model(
     return init(key, config, *behind)
 
 
-def refitted(model: Qinco, x: Rows, num_rows: int, seed: int) -> Qinco:
-    """The untrained model of very few rows with codebooks that are fitted anew together.
+def gains_by_refits(config: QincoConfig, error: float, variance: float) -> bool:
+    """Whether training ends lower if it starts from codebooks that are fitted anew together.
 
-    A model behind a coarse codebook, or with too many codewords to fit, stays as it is.
+    They have less error, but steps that depend less on each other, of which networks live. The
+    former counts for more where the residual quantizer leaves much over (docs, "Few rows").
 
     Args:
-      model: of K codewords a step.
-      x: [N, D], moved towards their neighbours: as they are, they would be learned by heart.
-      num_rows: how many there are before they are moved; with `REFIT_BELOW` K the model stays.
-      seed: of the run.
+      config: of the model; one behind a coarse codebook, or of too many codewords, stays as it is.
+      error: of the residual quantizer, on vectors that it was not trained on.
+      variance: of those, around its mean.
     """
-    config = model.config
-    if config.num_centroids is not None or num_rows >= REFIT_BELOW * config.codebook_size:
-        return model
-    if config.num_steps * config.codebook_size > additive.MAX_ROWS:
-        return model
-    books = jnp.concatenate([model.codebook[None], model.steps.codebook])
-    options = config.unit_norm, config.center
-    start = rq.RQ(books, model.mean, model.scale, model.rotation, *options)
-    books = refit.refitted(start, x, REFITS, seed).codebooks
+    size = config.num_steps * config.codebook_size
+    fits = config.num_centroids is None and config.num_steps > 1 and size <= MAX_REFITTED
+    return fits and error > LEFT_OVER * variance
+
+
+def refitted(model: Qinco, x: Rows, seed: int, advance: Advance = unseen) -> Qinco:
+    """The untrained model with codebooks that are fitted anew together, on x [N, D]."""
+    tell = functools.partial(advance, doing="fitting codebooks together")
+    books = refit.refitted(as_rq(model), x, seed, tell).codebooks
     proposing = None if model.steps.preselect is None else books[1:]
     steps = dataclasses.replace(model.steps, codebook=books[1:], preselect=proposing)
     return dataclasses.replace(model, codebook=books[0], steps=steps)
+
+
+def as_rq(model: Qinco) -> rq.RQ:
+    """The residual quantizer that an untrained model is."""
+    books = jnp.concatenate([model.codebook[None], model.steps.codebook])
+    options = model.config.unit_norm, model.config.center
+    return rq.RQ(books, model.mean, model.scale, model.rotation, *options)
 
 
 def start_copies(config: QincoConfig, num_rows: int) -> int:

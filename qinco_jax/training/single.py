@@ -16,7 +16,12 @@ from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import approximate
 from qinco_jax.training import mixing, processes, run_folder
-from qinco_jax.training.initial_model import initial_model, refitted, start_copies
+from qinco_jax.training.initial_model import (
+    gains_by_refits,
+    initial_model,
+    refitted,
+    start_copies,
+)
 from qinco_jax.training.loop import Advance, Log, fit, validation_error
 from qinco_jax.training.recipe import MIX, Recipe, length, with_mix
 from qinco_jax.vectors.stored import Rows
@@ -76,18 +81,23 @@ def train_single(
             lambda: initial_model(x, config, seed, coarse(), advance), disk.abstract(config)
         )
 
+    def fitted(model: Qinco) -> Qinco:
+        some = x_val[:DECIDING_ROWS]
+        if not len(some):
+            return model
+        error = validation_error(model, some, recipe)
+        if not gains_by_refits(config, error, variance(model, some)):
+            return model
+        x = rows(mix)[: num_rows * copies]
+        return processes.shared(lambda: refitted(model, x, seed, advance), disk.abstract(config))
+
     def initial() -> Qinco:
         begun = None if folder is None else folder / run_folder.START
         if processes.told(lambda: begun is not None and begun.exists()):
             return processes.shared(
                 lambda: cast(Qinco, disk.load(cast(Path, begun))), disk.abstract(config)
             )
-        model = init if isinstance(init, Qinco) else untrained(mix)
-        if mix and not isinstance(init, Qinco):
-            plain, x = model, rows(mix)[: num_rows * copies]
-            model = processes.shared(
-                lambda: refitted(plain, x, num_rows, seed), disk.abstract(config)
-            )
+        model = init if isinstance(init, Qinco) else fitted(untrained(mix))
         if begun is not None:
             disk.save(model, begun)
         return model
@@ -103,6 +113,12 @@ def train_single(
             rows(mix), x_val, config, recipe, initial,
             num_rows=num_rows, seed=seed, checkpoints=checkpoints, log=log,
         )  # fmt: skip
+
+
+def variance(model: Qinco, x: Rows) -> float:
+    """Squared distance of rows [N, D] to the model's mean, averaged; of its approximated rows."""
+    away = approximate(x, model.config.unit_norm)[:] - np.asarray(model.mean)
+    return float(np.square(away, dtype=np.float64).sum(axis=1).mean())
 
 
 def _chosen(

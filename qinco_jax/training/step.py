@@ -19,6 +19,8 @@ from qinco_jax.training.recipe import Recipe, with_mix
 
 DEAD_AFTER = 64  # vectors per codeword without which nothing can be said of one that was not used
 
+CODEBOOKS = "codebook", "preselect"  # of a `Step`
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -241,7 +243,7 @@ def _for_codebooks(
     codebook, steps = parameters
     rest = arrays if codebook is None else arrays[1:]
     leaves: dict[str, Any] = {
-        name: None if leaf is None else rest if name in ("codebook", "preselect") else other
+        name: None if leaf is None else rest if name in CODEBOOKS else other
         for name, leaf in vars(steps).items()
     }
     return None if codebook is None else arrays[0], dataclasses.replace(steps, **leaves)
@@ -264,8 +266,18 @@ def _optimizer(recipe: Recipe, rate: jax.Array | float) -> optax.GradientTransfo
     """AdamW at a learning rate [], whose state does not depend on that."""
     clip = optax.identity() if recipe.clip is None else optax.clip(recipe.clip)
     decay = with_mix(recipe, recipe.mix or 0.0).weight_decay
-    adamw = optax.scale_by_adam(), optax.add_decayed_weights(decay)
+    decayed = None if recipe.decay_codebooks else _without_codebooks
+    adamw = optax.scale_by_adam(), optax.add_decayed_weights(decay, decayed)
     return optax.chain(clip, *adamw, optax.scale_by_learning_rate(rate))
+
+
+def _without_codebooks(parameters: qinco.Parameters) -> Any:
+    """A tree like `parameters` with True for the network's, False for codebooks."""
+    codebook, steps = parameters
+    leaves: dict[str, Any] = {
+        name: None if leaf is None else name not in CODEBOOKS for name, leaf in vars(steps).items()
+    }
+    return None if codebook is None else False, dataclasses.replace(steps, **leaves)
 
 
 def _schedule(recipe: Recipe, total_steps: int) -> optax.Schedule:
