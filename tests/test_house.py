@@ -107,7 +107,7 @@ import numpy as np, qinco_jax as qj
 assert (logging.getLogger("absl").level, list(logging.getLogger().handlers)) == there
 config = qj.QincoConfig(num_steps=2, codebook_size=4, hidden_dim=4, num_candidates=2, beam_size=2)
 x = np.random.default_rng(0).normal(size=(100, 4))
-qj.train(x, config, num_epochs=1, batch_size=64, run_dir=sys.argv[1])
+qj.train(x, config, num_epochs=20, batch_size=64, run_dir=sys.argv[1])
 qj.load(sys.argv[1] + "/model")
 assert (logging.getLogger("absl").level, list(logging.getLogger().handlers)) == there
 """
