@@ -17,7 +17,7 @@ from qinco_jax.training.seeds import INITIAL_WEIGHTS, seed_for
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily
 
-MAX_REFITTED = 8192  # codewords of all steps, which each round solves equations of
+MAX_REFITTED = 4096  # codewords of all steps, which each round solves equations of
 LEFT_OVER = 0.22  # share of the variance; where less is, trained models end no better for refits
 
 
