@@ -38,8 +38,8 @@ class Recipe:
         better validation error, stop after five times as many (QINCo, Sec. A.3).
       warmup: share of all steps in which the rate rises linearly from 0.
       final_rate: share of `learning_rate` that the cosine ends at.
-      weight_decay: decoupled; 0 makes AdamW plain Adam. `None` is 0.5 with `mix`, else 0.1.
-      decay_codebooks: whether codebooks decay too, as published, or the network's matrices alone.
+      weight_decay: decoupled; 0 makes AdamW plain Adam. `None` is 0.5 with `mix`, else 0.1. With
+        `mix` codebooks do not decay.
       mix: each time that a training row is seen, it is moved by a random share of the way, up to
         this, towards one of its 8 nearest neighbours among the training rows, so that few rows are
         not learned by heart; the residual quantizer that training starts from is trained on such
@@ -66,7 +66,6 @@ class Recipe:
     warmup: float = 0.05
     final_rate: float = 1e-3
     weight_decay: float | None = None
-    decay_codebooks: bool = False
     mix: float | None = None
     clip: float | None = 0.1
     patience: int = 10
@@ -103,10 +102,6 @@ class Recipe:
             raise InputError(
                 f"the recipe's train_joint must be true, false or None, got {self.train_joint!r}"
             )
-        if self.decay_codebooks not in (False, True):
-            raise InputError(
-                f"the recipe's decay_codebooks must be true or false, got {self.decay_codebooks!r}"
-            )
         if self.schedule not in SCHEDULES:
             raise InputError(
                 f"the recipe's schedule must be {' or '.join(SCHEDULES)}, got {self.schedule!r}"
@@ -138,7 +133,6 @@ RECIPES: Mapping[str, Recipe] = {
         schedule="plateau",
         warmup=0.0,
         weight_decay=0.0,
-        decay_codebooks=True,
         mix=0.0,
         clip=None,
     ),
@@ -151,7 +145,6 @@ RECIPES: Mapping[str, Recipe] = {
             learning_rate=8e-4,
             warmup=3 / 63,
             weight_decay=0.1,
-            decay_codebooks=True,
             mix=0.0,
             train_candidates=16,
             train_beam=32,

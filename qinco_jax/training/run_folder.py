@@ -53,8 +53,6 @@ def identity(
     settings["mix"] = "by held-back rows" if recipe.mix is None else recipe.mix
     if recipe.mix == 0:  # as in runs from before there was mixing
         del settings["mix"]
-    if recipe.decay_codebooks:  # and before this could be left out
-        del settings["decay_codebooks"]
     if recipe.default_rows == Recipe.default_rows:  # and before this was a setting
         del settings["default_rows"]
     return {

@@ -266,7 +266,7 @@ def _optimizer(recipe: Recipe, rate: jax.Array | float) -> optax.GradientTransfo
     """AdamW at a learning rate [], whose state does not depend on that."""
     clip = optax.identity() if recipe.clip is None else optax.clip(recipe.clip)
     decay = with_mix(recipe, recipe.mix or 0.0).weight_decay
-    decayed = None if recipe.decay_codebooks else _without_codebooks
+    decayed = _without_codebooks if recipe.mix else None
     adamw = optax.scale_by_adam(), optax.add_decayed_weights(decay, decayed)
     return optax.chain(clip, *adamw, optax.scale_by_learning_rate(rate))
 

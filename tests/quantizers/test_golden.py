@@ -30,7 +30,7 @@ constant = functools.partial(Recipe, num_epochs=1, schedule="plateau", warmup=0.
 UNCLIPPED = 1e9
 FIRST_RECIPE = constant(learning_rate=1e-3, weight_decay=0.0, clip=UNCLIPPED)
 FIRST_INSIDE_SECOND = constant(learning_rate=1e-4, weight_decay=0.0, clip=UNCLIPPED)
-SECOND_RECIPE = constant(learning_rate=8e-4, weight_decay=0.1, decay_codebooks=True, clip=0.1)
+SECOND_RECIPE = constant(learning_rate=8e-4, weight_decay=0.1, clip=0.1)
 
 
 def assert_close(actual: jax.Array, expected: np.ndarray, tolerance: float = 1e-5) -> None:

@@ -17,9 +17,7 @@ OLD = Path(__file__).parents[1] / "models" / "old"
 CONFIG = qj.QincoConfig(
     num_steps=2, codebook_size=4, hidden_dim=4, num_blocks=1, num_candidates=2, beam_size=2
 )
-RECIPE = qj.Recipe(  # all weights decayed then
-    num_epochs=2, batch_size=32, num_updates=1, mix=0.0, decay_codebooks=True
-)
+RECIPE = qj.Recipe(num_epochs=2, batch_size=32, num_updates=1, mix=0.0)
 every_run = pytest.mark.parametrize(
     ("name", "config"),
     [("plain", CONFIG), ("unit_norm", dataclasses.replace(CONFIG, unit_norm=True))],
