@@ -38,14 +38,13 @@ class Recipe:
         better validation error, stop after five times as many (QINCo, Sec. A.3).
       warmup: share of all steps in which the rate rises linearly from 0.
       final_rate: share of `learning_rate` that the cosine ends at.
-      weight_decay: decoupled; 0 makes AdamW plain Adam. `None` is 0.5 with `mix`, else 0.1. With
-        `mix` codebooks do not decay.
+      weight_decay: decoupled; 0 makes AdamW plain Adam. `None` is 0.5 with `mix`, else 0.1.
       mix: each time that a training row is seen, it is moved by a random share of the way, up to
         this, towards one of its 8 nearest neighbours among the training rows, so that few rows are
         not learned by heart; the residual quantizer that training starts from is trained on such
-        rows too. 0 leaves rows as they are. `None` is 0.7 where there are at most 50,000, a
-        residual quantizer of them has a tenth more error on the rows held back than on them, and
-        one of moved rows has at most 2 % more; else 0.
+        rows too, and weight decay leaves codebooks alone. 0 leaves rows as they are. `None` is 0.7
+        where there are at most 50,000, a residual quantizer of them has a tenth more error on the
+        rows held back than on them, and one of moved rows has at most 2 % more; else 0.
       clip: gradients are clipped to +-clip, element by element; `None` leaves them.
       patience: epochs, for "plateau".
       train_candidates: A while training; `None` means the model's.
