@@ -3,7 +3,7 @@
 Residual k-means fits each codebook to what the earlier ones leave over, and never returns to those.
 Given the codes, all codebooks that minimize the error are one least-squares problem; new codes suit
 the new codebooks, and so on. Noise that is added to the codebooks, and lowered from round to round,
-leads out of poor local minima (SR-D of LSQ++, Martinez et al., ECCV 2018, Sec. 3.4).
+leads out of poor local minima (SR-D of LSQ++, Martinez et al., ECCV 2018).
 """
 
 import dataclasses

@@ -43,8 +43,9 @@ def initial_model(
 def gains_by_refits(config: QincoConfig, error: float, variance: float) -> bool:
     """Whether training ends lower if it starts from codebooks that are fitted anew together.
 
-    They have less error, but steps that depend less on each other, of which networks live. The
-    former counts for more where the residual quantizer leaves much over (docs, "Few rows").
+    They have less error, but steps that depend less on each other, and networks learn from that
+    dependence. The error counts for more where the residual quantizer leaves much over
+    (docs/training.md, "Few vectors").
 
     Args:
       config: of the model; one behind a coarse codebook, or of too many codewords, stays as it is.

@@ -53,6 +53,8 @@ def identity(
     settings["mix"] = "by held-back rows" if recipe.mix is None else recipe.mix
     if recipe.mix == 0:  # as in runs from before there was mixing
         del settings["mix"]
+    else:  # unlike in older runs, whose optimizer's state has another structure
+        settings["decayed"] = "matrices"
     if recipe.default_rows == Recipe.default_rows:  # and before this was a setting
         del settings["default_rows"]
     return {

@@ -18,7 +18,6 @@ from qinco_jax.quantizers.transform import to_model_space
 from qinco_jax.training.recipe import Recipe, with_mix
 
 DEAD_AFTER = 64  # vectors per codeword without which nothing can be said of one that was not used
-
 CODEBOOKS = "codebook", "preselect"  # of a `Step`
 
 
@@ -272,7 +271,7 @@ def _optimizer(recipe: Recipe, rate: jax.Array | float) -> optax.GradientTransfo
 
 
 def _without_codebooks(parameters: qinco.Parameters) -> Any:
-    """A tree like `parameters` with True for the network's, False for codebooks."""
+    """A tree like `parameters` with True for the network's arrays, False for codebooks."""
     codebook, steps = parameters
     leaves: dict[str, Any] = {
         name: None if leaf is None else name not in CODEBOOKS for name, leaf in vars(steps).items()

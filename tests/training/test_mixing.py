@@ -3,12 +3,17 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import qinco_jax as qj
-from qinco_jax.training import mixing, run_folder
+from qinco_jax.quantizers import qinco
+from qinco_jax.training import mixing, run_folder, step
 from qinco_jax.training import train as train_module
 from qinco_jax.training.recipe import RECIPES, with_mix
 
@@ -122,3 +127,33 @@ def test_a_share_that_is_none_and_rows_that_are_too_many_are_refused() -> None:
     with pytest.raises(qj.InputError, match=r"mix=0\.7 .* 200,001 are too many .* set mix=0"):
         config = qj.QincoConfig(num_steps=1, codebook_size=4, num_candidates=2, beam_size=2)
         qj.train(np.zeros((200_001, 1), np.uint8), config, mix=0.7, x_val=np.zeros((1, 1)))
+
+
+def test_where_rows_are_moved_codebooks_do_not_decay() -> None:
+    config = qj.QincoConfig(num_steps=2, codebook_size=4, num_candidates=2, beam_size=2)
+    parameters = qinco.parameters(qj.train(X, config, num_epochs=0, mix=0.0))
+    for mix, factor in ((0.0, 0.9), (0.7, 1.0)):
+        optimizer = step._optimizer(qj.Recipe(mix=mix, weight_decay=0.1), 1.0)
+        zero = jax.tree.map(jnp.zeros_like, parameters)
+        with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes float and int
+            changes, _ = optimizer.update(zero, optimizer.init(parameters), parameters)
+        first, rest = optax.apply_updates(parameters, changes)
+        for after, before, share in (
+            (first, parameters[0], factor),
+            (rest.codebook, parameters[1].codebook, factor),
+            (rest.preselect, parameters[1].preselect, factor),
+            (rest.up, parameters[1].up, 0.9),
+        ):
+            np.testing.assert_allclose(after, share * np.asarray(before), rtol=1e-6)
+
+
+def test_a_run_whose_codebooks_decayed_is_refused_by_name(tmp_path: Path) -> None:
+    config = qj.QincoConfig(num_steps=2, codebook_size=4, num_candidates=2, beam_size=2)
+    given: dict[str, Any] = {"x_train": X[:300], "config": config, "mix": 0.7, "num_epochs": 0}
+    qj.train(**given, run_dir=tmp_path)
+    file = tmp_path / run_folder.IDENTITY
+    known = json.loads(file.read_text())
+    del known["recipe"]["decayed"]
+    file.write_text(json.dumps(known))
+    with pytest.raises(qj.InputError, match=r"recipe\.decayed is None there and matrices here"):
+        qj.train(**given, run_dir=tmp_path)
