@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import jax
@@ -28,10 +28,12 @@ from qinco_jax.models import disk
 from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
-from qinco_jax.quantizers.rq import sample_rows
+from qinco_jax.quantizers.qinco import Qinco
+from qinco_jax.quantizers.rq import RQ, sample_rows
 from qinco_jax.quantizers.transform import approximate
 from qinco_jax.training import mixing, processes, run_folder
 from qinco_jax.training.estimate import costs
+from qinco_jax.training.initial_model import as_rq
 from qinco_jax.training.logs import run_log, stage_bar
 from qinco_jax.training.minutes import lasting
 from qinco_jax.training.recipe import RECIPES, Recipe
@@ -42,7 +44,6 @@ from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows
 from qinco_jax.version import __version__
 
-RQ_BEAM = 32
 RQ_ROWS = 100_000
 
 
@@ -177,16 +178,22 @@ def _trained(
 
     def show() -> None:
         mix, why = _mix(folder, config, recipe, len(kept))
-        if why:
-            click.echo(why)
-        baseline = _rq(kept, held_back, config, seed)
+        fitting = verdict.of_fitting(run_folder.decisions(folder, config, run_folder.Fitting))
+        for line in filter(None, (why, fitting)):
+            click.echo(line)
+        start = run_folder.start_of(folder, model)
+        plain = isinstance(start, Qinco) and not (start.ivf or fitting or begun)
+        begun_as = [as_rq(cast(Qinco, start))] if plain else []
+        baseline = _rq(kept, held_back, config, seed, [] if mix else begun_as)
         if mix:
-            baseline += _rq(kept, held_back, config, seed, mix)
-        own = _ours(model, folder, recipe.compute_dtype)
+            baseline += _rq(kept, held_back, config, seed, begun_as, mix)
+        own = _ours(model, start, recipe.compute_dtype)
         if recipe.num_epochs != 0:
             click.echo(measure.two_errors(model, recipe, held_back))
             compared = sample_rows(kept, eval_rows, seed) if nothing_unseen else held_back
-            click.echo(verdict.beside_rq(own[-1], baseline, compared, train_on_all))
+            same = start is not None and verdict.are_equal(start, model)
+            tell = verdict.of_nothing_gained if same else verdict.beside_rq
+            click.echo(tell(own[-1], baseline, compared, train_on_all))
             if to_store is not None:
                 click.echo(verdict.of_stored(own[-1], to_store, len(kept), eval_rows))
         rows = measure.measure(
@@ -271,13 +278,12 @@ def _mix(folder: Path, config: QincoConfig, recipe: Recipe, num_rows: int) -> tu
     """How far a run moved its rows, and where held-back rows decided that, what they said."""
     if recipe.mix is not None:
         return recipe.mix, ""
-    parts = range(config.num_parts if config.num_parts > 1 else 0)
-    folders = [folder / run_folder.PART.format(n) for n in parts] or [folder]
-    found = [known for each in folders if (known := run_folder.decided_mix(each)) is not None]
+    found = run_folder.decisions(folder, config, run_folder.Mixing)
     moved = [(each, each.moved) for each in found if each.mix and each.moved is not None]
     if not moved:
         return 0.0, ""
-    (first, error), which = moved[0], f" in {len(moved)} of {len(folders)} parts" * bool(parts)
+    (first, error), parts = moved[0], config.num_parts
+    which = f" in {len(moved)} of {parts} parts" * (parts > 1)
     change = error / first.held_back - 1
     return first.mix, (
         f"{num_rows:,} vectors are few{which}: residual k-means has "
@@ -288,7 +294,9 @@ def _mix(folder: Path, config: QincoConfig, recipe: Recipe, num_rows: int) -> tu
     )
 
 
-def _rq(x: Rows, x_val: Rows, config: QincoConfig, seed: int, mix: float = 0.0) -> list[Codec]:
+def _rq(
+    x: Rows, x_val: Rows, config: QincoConfig, seed: int, others: list[RQ], mix: float = 0.0
+) -> list[Codec]:
     """The best residual quantizer of the same bytes, at four rates; with `mix` of moved vectors."""
     some = f"{RQ_ROWS:,} of the " * (len(x) > RQ_ROWS)
     moved, width = ", moved" * bool(mix), config.num_parts
@@ -299,16 +307,16 @@ def _rq(x: Rows, x_val: Rows, config: QincoConfig, seed: int, mix: float = 0.0) 
     with stage_bar(title) as advance:
         model = ours.best_rq(
             x, x_val, width * config.num_steps, config.codebook_size,
-            seed=seed, max_rows=RQ_ROWS, advance=advance, **config.transform,
+            seed=seed, max_rows=RQ_ROWS, others=others, advance=advance, **config.transform,
         )  # fmt: skip
     steps = ours.quarters(config.num_steps)
-    every = [ours.of_rq(model, width * m, config.step_bits / width, RQ_BEAM) for m in steps]
+    every = [ours.of_rq(model, width * m, config.step_bits / width) for m in steps]
     return [codec._replace(name=f"{codec.name}{moved}") for codec in every]
 
 
-def _ours(model: Model, folder: Path, compute_dtype: str | None) -> list[Codec]:
+def _ours(model: Model, start: Model | None, compute_dtype: str | None) -> list[Codec]:
     """The model as its training began, if the run kept that, and trained, at four rates."""
-    start, num_steps = run_folder.start_of(folder, model), model.num_steps
+    num_steps = model.num_steps
     codec = functools.partial(ours.of_qinco, compute_dtype=compute_dtype)
     before = [] if start is None else [codec(start, num_steps)]
     return [

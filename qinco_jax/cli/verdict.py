@@ -1,13 +1,39 @@
-"""What errors tell at the end of a training: whether it beats RQ, and on the rows to be stored."""
+"""What is told at the end of a training: how it began, whether it beats RQ, rows to be stored."""
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.evaluate.metrics import measure
+from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.rq import sample_rows
+from qinco_jax.training.initial_model import LEFT_OVER
+from qinco_jax.training.run_folder import Fitting
 from qinco_jax.vectors.stored import Rows
+
+
+def of_fitting(found: Sequence[Fitting]) -> str:
+    """Whether and why codebooks were fitted together before the training; empty if they were not.
+
+    Args:
+      found: what the run decided, or each of its parts.
+    """
+    share = [each.error / each.variance for each in found if each.together]
+    if not share:
+        return ""
+    which = f" in {len(share)} of {len(found)} parts" * (len(found) > 1)
+    return (
+        f"RQ leaves {max(share):.0%} of the variance of validation vectors{which}, so training "
+        f"began with its codebooks fitted anew together, which helps from {LEFT_OVER:.0%} on"
+    )
+
+
+def are_equal(one: Model, other: Model) -> bool:
+    """Whether all arrays of two models of the same sizes are equal."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
 
 
 def beside_rq(own: Codec, rqs: Sequence[Codec], rows: Rows, seen: bool) -> str:
@@ -19,21 +45,38 @@ def beside_rq(own: Codec, rqs: Sequence[Codec], rows: Rows, seen: bool) -> str:
       rows: [V, D].
       seen: whether they were trained on.
     """
+    error, other, found = _both(own, rqs, rows, seen)
+    if error < other:
+        return f"{found}: {1 - error / other:.1%} less"
+    return (
+        f"{found}: RQ is as good here. Use it (--set num_epochs=0 makes a model of one), or give "
+        "more vectors"
+    )
+
+
+def of_nothing_gained(own: Codec, rqs: Sequence[Codec], rows: Rows, seen: bool) -> str:
+    """As `beside_rq`, of a model that is still the one that its training began with."""
+    return (
+        f"no epoch improved on the start, so this model is the start, without a trained network; "
+        f"{_both(own, rqs, rows, seen)[2]}"
+    )
+
+
+def _both(own: Codec, rqs: Sequence[Codec], rows: Rows, seen: bool) -> tuple[float, float, str]:
+    """The errors of the model and of the best residual quantizer, and a sentence on them."""
     error = _error(own, rows)
     equal = [codec for codec in rqs if codec.bits == max(each.bits for each in rqs)]
     other, name = min((_error(codec, rows), codec.name) for codec in equal)
     which = (
         "vectors that were trained on" if seen else "validation vectors, which were not trained on"
     )
-    found = (
-        f"on {len(rows):,} {which}, {own.name} has an MSE of {error:.6g} and {name} one of "
-        f"{other:.6g}"
-    )
-    if error < other:
-        return f"{found}: {1 - error / other:.1%} less"
     return (
-        f"{found}: RQ is as good here. Use it (--set num_epochs=0 makes a model of one), or give "
-        "more vectors"
+        error,
+        other,
+        (
+            f"on {len(rows):,} {which}, {own.name} has an MSE of {error:.6g} and {name} one of "
+            f"{other:.6g}"
+        ),
     )
 
 

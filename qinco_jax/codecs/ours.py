@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors
 
 CHOICE_ROWS = 10_000
+MEASURED_BEAM = 32  # of the search that quantizers are chosen and shown by
 
 
 def quarters(num_steps: int) -> list[int]:
@@ -61,7 +63,7 @@ def search_text(search: Search) -> str:
     return f"A={search.num_candidates} B={search.beam_size}{' joint' * search.joint}"
 
 
-def of_rq(model: RQ, num_steps: int, bits_per_step: float, beam_size: int = 32) -> Codec:
+def of_rq(model: RQ, num_steps: int, bits_per_step: float, beam_size: int = MEASURED_BEAM) -> Codec:
     """The codec of a residual quantizer's first `num_steps` steps."""
     model = rq.prefix(model, num_steps)
     return Codec(
@@ -82,12 +84,13 @@ def best_rq(
     *,
     seed: int,
     max_rows: int | None = None,
+    others: Sequence[RQ] = (),
     advance: Advance = unseen,
     **transform: bool,
 ) -> RQ:
-    """The better of two residual quantizers, trained greedily and for a beam.
+    """The best of two residual quantizers, trained greedily and for a beam, and of others.
 
-    Which one is depends on the vectors, so both are trained and encode vectors that were held back.
+    Which one is depends on the vectors, so all encode vectors that were held back.
 
     Args:
       x: [N, D] training vectors.
@@ -96,12 +99,13 @@ def best_rq(
       codebook_size: K.
       seed: of the sample and the k-means.
       max_rows: as of `rq.train`.
+      others: that are trained already, of as many bytes.
       advance: called with the number of steps done, of both.
       **transform: `unit_norm`, `center` and `rotate` as of `rq.train`.
     """
     rows = checks.finite(x_val[:CHOICE_ROWS])
     goal = approximated(rows, transform.get("unit_norm", False))
-    found = []
+    found = list(others)
 
     def tell(before: int, done: int, total: int) -> None:
         advance(before + done, 2 * total)
@@ -112,6 +116,10 @@ def best_rq(
             seed=seed, beam_size=beam_size, num_iters=25, max_rows=max_rows,
             advance=functools.partial(tell, before), **transform,
         )  # fmt: skip
-        x_hat = np.asarray(rq.decode(model, rq.encode(model, rows)))
-        found.append((np.square(goal - x_hat, dtype=np.float64).sum(), model))
-    return min(found, key=lambda pair: pair[0])[1]
+        found.append(model)
+
+    def error(model: RQ) -> np.float64:
+        x_hat = np.asarray(rq.decode(model, rq.encode(model, rows, beam_size=MEASURED_BEAM)))
+        return np.square(goal - x_hat, dtype=np.float64).sum()
+
+    return min(found, key=error)

@@ -135,7 +135,8 @@ def fit(
                 report(loss=float(loss), rate=rate, waiting=waiting)
             if ends_epoch:
                 key = jax.random.key(seed_for(seed, NEW_CODEWORDS, step))
-                state = training.end_epoch(state, validate(state.model), key, recipe)
+                mse = validate(state.model)
+                state = training.end_epoch(state, mse, key, recipe, len(x_train))
                 exhausted = training.is_exhausted(state, recipe)  # elsewhere it would wait for it
             stop, waited = processes.stops(interrupted), time.monotonic() - saved_at
             due = SAVE_SECONDS / 4 if ends_epoch else SAVE_SECONDS

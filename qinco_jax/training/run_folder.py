@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -25,11 +25,9 @@ from qinco_jax.vectors.stored import Rows, fingerprint
 
 IDENTITY, START, FINISHED, CHECKPOINTS = disk.IDENTITY, "start", disk.FINISHED, "checkpoints"
 ROTATION, CENTROIDS, NEIGHBOURS = "rotation.npy", "centroids.npy", "neighbours.npy"
-MIXING = "mixing.json"  # whether rows are moved, and the errors that decided it
 SCHEDULE = "schedule.json"  # how long a run trains that was given minutes
 LOCK = ".lock"  # of who trains there
 PART = "part-{}"  # folder of a product's part
-CONTENTS = START, FINISHED, CHECKPOINTS, ROTATION, CENTROIDS, NEIGHBOURS, MIXING
 
 
 def identity(
@@ -77,7 +75,7 @@ def kept(folder: Path | None, name: str, train: Callable[[], np.ndarray]) -> np.
     return found
 
 
-class Decided(NamedTuple):
+class Mixing(NamedTuple):
     """What held-back rows decided about a run's `mix`, by the errors of residual quantizers.
 
     Attributes:
@@ -93,16 +91,42 @@ class Decided(NamedTuple):
     moved: float | None
 
 
-def decided_mix(folder: Path) -> Decided | None:
+class Fitting(NamedTuple):
+    """Whether the start's codebooks were fitted anew together, and what decided it.
+
+    Attributes:
+      together: whether they were.
+      error: of the residual quantizer before, on held-back rows.
+      variance: of those.
+    """
+
+    together: bool
+    error: float
+    variance: float
+
+
+Decided = TypeVar("Decided", Mixing, Fitting)
+DECISIONS: dict[type, str] = {Mixing: "mixing.json", Fitting: "fitting.json"}
+CONTENTS = START, FINISHED, CHECKPOINTS, ROTATION, CENTROIDS, NEIGHBOURS, *DECISIONS.values()
+
+
+def decided(folder: Path, kind: type[Decided]) -> Decided | None:
     """What was decided in a run's folder; `None` where nothing was."""
-    file = folder / MIXING
-    return Decided(**json.loads(file.read_text())) if file.exists() else None
+    file = folder / DECISIONS[kind]
+    return kind(**json.loads(file.read_text())) if file.exists() else None
 
 
-def keep_mix(folder: Path, decided: Decided) -> None:
-    """Keeps what was decided, for the run to go on with."""
-    with replacing(folder / MIXING) as partial:
-        partial.write_text(json.dumps(decided._asdict(), indent=2) + "\n")
+def decisions(folder: Path, config: QincoConfig, kind: type[Decided]) -> list[Decided]:
+    """What was decided in a run's folder, or by those parts of a product that decided anything."""
+    parts = range(config.num_parts if config.num_parts > 1 else 0)
+    folders = [folder / PART.format(n) for n in parts] or [folder]
+    return [found for each in folders if (found := decided(each, kind)) is not None]
+
+
+def keep(folder: Path, found: Mixing | Fitting) -> None:
+    """Keeps what was decided, for the run to go on with and to tell at its end."""
+    with replacing(folder / DECISIONS[type(found)]) as partial:
+        partial.write_text(json.dumps(found._asdict(), indent=2) + "\n")
 
 
 class Schedule(NamedTuple):

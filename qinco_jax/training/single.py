@@ -85,8 +85,11 @@ def train_single(
         some = x_val[:DECIDING_ROWS]
         if not len(some):
             return model
-        error = validation_error(model, some, recipe)
-        if not gains_by_refits(config, error, variance(model, some)):
+        error, spread = validation_error(model, some, recipe), variance(model, some)
+        together = gains_by_refits(config, error, spread)
+        if folder is not None and processes.is_first():
+            run_folder.keep(folder, run_folder.Fitting(together, error, spread))
+        if not together:
             return model
         x = rows(mix)[: num_rows * copies]
         return processes.shared(lambda: refitted(model, x, seed, advance), disk.abstract(config))
@@ -129,8 +132,10 @@ def _chosen(
     recipe: Recipe,
 ) -> float:
     """`MIX` if residual quantizers overfit, and are hardly worse by it on `x_val`, else 0; kept."""
-    known = processes.told(lambda: None if folder is None else run_folder.decided_mix(folder))
-    decided = None if known is None else run_folder.Decided(*known)
+    known = processes.told(
+        lambda: None if folder is None else run_folder.decided(folder, run_folder.Mixing)
+    )
+    decided = None if known is None else run_folder.Mixing(*known)
     if decided is None:
         plain = untrained(0.0)
         own, held_back = (validation_error(plain, x, recipe) for x in (x_train, x_val))
@@ -138,7 +143,7 @@ def _chosen(
         if held_back > (1 + OVERFIT) * own:
             moved = validation_error(untrained(MIX), x_val, recipe)
         mix = 0.0 if moved is None or moved > (1 + NO_WORSE) * held_back else MIX
-        decided = run_folder.Decided(mix, own, held_back, moved)
+        decided = run_folder.Mixing(mix, own, held_back, moved)
         if folder is not None:
-            run_folder.keep_mix(folder, decided)
+            run_folder.keep(folder, decided)
     return decided.mix

@@ -17,7 +17,7 @@ from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import to_model_space
 from qinco_jax.training.recipe import Recipe, with_mix
 
-DEAD_AFTER = 64  # vectors per codeword without which nothing can be said of one that was not used
+DEAD_AFTER = 64  # vectors per codeword, below which one that none uses may merely be unlucky
 CODEBOOKS = "codebook", "preselect"  # of a `Step`
 
 
@@ -171,25 +171,30 @@ def _shares(rows: jax.Array, recipe: Recipe) -> jax.Array:
     return rows.reshape(-1, recipe.num_updates, *rows.shape[1:]).swapaxes(0, 1)
 
 
-def end_epoch(state: TrainState, mse: jax.Array, key: jax.Array, recipe: Recipe) -> TrainState:
+def end_epoch(
+    state: TrainState, mse: jax.Array, key: jax.Array, recipe: Recipe, num_rows: int
+) -> TrainState:
     """Keeps the best model, lowers the rate on a plateau, redraws dead codewords.
 
     A codeword is dead if none of at least `DEAD_AFTER` vectors per codeword used it since the last
-    redrawing, over as many epochs as see so many. It is drawn anew, as main and as pre-selection
-    codeword, from a normal distribution with the running statistics of what its step quantizes
-    (QINCo2, appendix), and its moments start at 0.
+    redrawing, over as many epochs as see so many; fewer different vectors say nothing, however
+    often they are seen. It is drawn anew, as main and as pre-selection codeword, from a normal
+    distribution with the running statistics of what its step quantizes (QINCo2, appendix), and its
+    moments start at 0.
 
     Args:
       state: donated. Not to be called under `jit`.
       mse: [] validation error of `state.model`.
       key: of the new codewords.
       recipe: of the run.
+      num_rows: N, how many different vectors there are to train on.
 
     Returns:
       the state of the next epoch; its `usage` [M, K] counts from 0 after a look for the dead.
     """
     state, dead = _keep_best(state, mse, recipe)
-    return _redraw(state, dead, key, recipe) if np.asarray(dead).any() else state
+    many = num_rows >= DEAD_AFTER * state.model.codebook_size
+    return _redraw(state, dead, key, recipe) if many and np.asarray(dead).any() else state
 
 
 @functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")

@@ -97,7 +97,7 @@ def test_an_unused_codeword_behind_centroids_is_drawn_anew_and_no_centroid() -> 
     used = np.full((3, 16), 100, np.int32)
     used[1, 5] = 0
     state = state.replace(usage=jax.numpy.asarray(used))
-    after = step.end_epoch(state, np.float32(1), jax.random.key(0), qj.Recipe()).model
+    after = step.end_epoch(state, np.float32(1), jax.random.key(0), qj.Recipe(), 16_384).model
     moved = np.any(np.asarray(after.steps.codebook != model.steps.codebook), axis=-1)
     np.testing.assert_array_equal(moved, used == 0)
     np.testing.assert_array_equal(after.codebook, model.codebook)

@@ -186,7 +186,7 @@ def test_a_codeword_that_nothing_used_is_drawn_anew() -> None:
         state, usage=used, residual_mean=state.residual_mean + 7.0,
         moments=jax.tree.map(jnp.ones_like, state.moments),
     )  # fmt: skip
-    after = training.end_epoch(state, jnp.float32(1), jax.random.key(0), RECIPE)
+    after = training.end_epoch(state, jnp.float32(1), jax.random.key(0), RECIPE, 16_384)
     changed = np.argwhere((after.model.codebook != before.codebook).any(-1)).tolist()
     assert changed == [[3]]
     for book in ("codebook", "preselect"):
@@ -201,16 +201,18 @@ def test_a_codeword_that_nothing_used_is_drawn_anew() -> None:
     assert_same(after.best, before)
 
 
-def test_few_vectors_say_nothing_of_a_codeword_that_none_used() -> None:
-    """As of 300 rows and 256 codewords, of which an epoch leaves a third unused by chance."""
+@pytest.mark.parametrize("times, num_rows", [(1, 16_384), (100, 300)])
+def test_few_vectors_say_nothing_of_a_codeword_that_none_used(times: int, num_rows: int) -> None:
+    """As of 300 rows and 256 codewords, of which a third stay unused by chance, in every epoch."""
     model = qj.train(vectors(), CONFIG, num_epochs=0)
     state = training.init_state(model, RECIPE)
-    used = np.ones(state.usage.shape, np.int32)
+    used = np.full(state.usage.shape, times, np.int32)
     used[0, 3] = 0
     state = dataclasses.replace(state, usage=jnp.asarray(used))
-    after = training.end_epoch(state, jnp.float32(1), jax.random.key(0), RECIPE)
+    after = training.end_epoch(state, jnp.float32(1), jax.random.key(0), RECIPE, num_rows)
     np.testing.assert_array_equal(after.model.codebook, model.codebook)
-    np.testing.assert_array_equal(after.usage, used)  # and are counted until there are enough
+    if times == 1:  # they are counted on until there are enough
+        np.testing.assert_array_equal(after.usage, used)
 
 
 def test_the_plateau_schedule_lowers_the_rate_and_gives_up() -> None:
@@ -219,7 +221,7 @@ def test_the_plateau_schedule_lowers_the_rate_and_gives_up() -> None:
     rates = []
     for mse in [3.0, 2.0, *[2.5] * 10]:
         assert not training.is_exhausted(state, recipe)
-        state = training.end_epoch(state, jnp.float32(mse), jax.random.key(0), recipe)
+        state = training.end_epoch(state, jnp.float32(mse), jax.random.key(0), recipe, 16_384)
         rates.append(float(training.rate(state, recipe, 100)) / recipe.learning_rate)
     np.testing.assert_allclose(rates[:6], [1, 1, 1, 0.1, 0.1, 0.01], rtol=1e-5)
     assert training.is_exhausted(state, recipe)

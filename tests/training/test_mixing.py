@@ -91,7 +91,7 @@ def test_held_back_rows_decide_whether_rows_are_moved(tmp_path: Path) -> None:
         x = np.random.default_rng(0).normal(size=(1000 + num_rows, dim)).astype(np.float32)
         given = {"x_train": x[1000:], "config": sizes, "x_val": x[:1000], "num_epochs": 0}
         model = qj.train(**given, run_dir=tmp_path / name)
-        found = run_folder.decided_mix(tmp_path / name)
+        found = run_folder.decided(tmp_path / name, run_folder.Mixing)
         assert found is not None
         assert (found.held_back > 1.1 * found.own) == (found.moved is not None)
         assert bool(found.mix) == (
@@ -110,7 +110,7 @@ def test_what_is_asked_for_or_has_many_rows_is_not_decided(
     for name, x, changes in (("many", X, {}), ("asked", X[:400], {"mix": 0.0})):
         run = tmp_path / name
         qj.train(x, config, x_val=X[:9], run_dir=run, num_epochs=0, **changes)
-        assert run_folder.decided_mix(run) is None
+        assert run_folder.decided(run, run_folder.Mixing) is None
         recipe = json.loads((run / run_folder.IDENTITY).read_text())["recipe"]
         assert "mix" not in recipe and recipe["weight_decay"] == 0.1  # as before there was mixing
 

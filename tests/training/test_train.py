@@ -138,7 +138,7 @@ def test_a_loop_of_ones_own_trains() -> None:
     (at_start, _), (total, x_hat) = (qj.loss(m, z, qj.encode(m, X)) for m in (model, state.model))
     assert x_hat.shape == (3, *X.shape) and 0 < float(total) < float(at_start)
     last = jax.device_get(state.model)
-    state = qj.end_epoch(state, np.float32(mse(state.model)), jax.random.key(0), recipe)
+    state = qj.end_epoch(state, np.float32(mse(state.model)), jax.random.key(0), recipe, 16_384)
     assert_same(state.best, last)
 
 

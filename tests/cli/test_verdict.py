@@ -1,0 +1,45 @@
+"""What `qinco train` says at its end of what it made."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import qinco_jax as qj
+from qinco_jax.cli import main as cli
+from qinco_jax.cli import verdict
+from qinco_jax.training.run_folder import Fitting
+
+SIZES = ["codebook_size=16", "hidden_dim=16", "beam_size=4", "num_epochs=2", "learning_rate=0.2"]
+
+
+def test_an_untrained_model_is_no_gain(tmp_path: Path) -> None:
+    """Not beside a weaker quantizer either: the one that it is counts among those compared."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(16, 8))[rng.integers(16, size=1000)]
+    np.save(tmp_path / "x.npy", np.float32(centers + 0.01 * rng.normal(size=(1000, 8))))
+    settings = [text for size in SIZES for text in ("--set", size)]
+    command = ["train", "--dataset", str(tmp_path / "x.npy"), "--bytes", "2", *settings]
+    for _ in range(2):  # the second time by the finished run
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONWARNINGS", "ignore")
+            ran = CliRunner().invoke(cli.main, [*command, "--out", str(tmp_path / "run")])
+        assert ran.exit_code == 0, ran.output
+        said = "no epoch improved on the start, so this model is the start"
+        assert said in ran.stdout and "less" not in ran.stdout.partition(said)[2].partition("|")[0]
+    model = qj.load(tmp_path / "run")
+    assert isinstance(model, qj.Qinco) and not np.any(model.steps.proj_out)
+
+
+@pytest.mark.parametrize(
+    "errors, said",
+    [
+        ([(False, 0.1)], ""),
+        ([(True, 0.5)], "RQ leaves 50% of the variance of validation vectors, so training began"),
+        ([(True, 0.3), (False, 0.1)], "leaves 30% of the variance of validation vectors in 1 of 2"),
+    ],
+)
+def test_codebooks_fitted_together_are_told(errors: list[tuple[bool, float]], said: str) -> None:
+    found = verdict.of_fitting([Fitting(together, error, 1.0) for together, error in errors])
+    assert found.count(said) == 1 if said else not found
