@@ -18,13 +18,14 @@ from qinco_jax.cli import estimates, measure, verdict
 from qinco_jax.cli.models import compute_dtype_option
 from qinco_jax.codecs import named, ours
 from qinco_jax.codecs.codec import Codec
-from qinco_jax.config import PRESETS, QincoConfig
+from qinco_jax.config import PRESETS, QincoConfig, in_bytes
 from qinco_jax.config import named as config_named
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import plots, readings, results, tables
 from qinco_jax.evaluate.neighbours import Queries
 from qinco_jax.files import path_of
 from qinco_jax.models import disk
+from qinco_jax.models.codes import model_fingerprint
 from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
@@ -158,7 +159,7 @@ def _trained(
         click.echo(f"{folder} is a finished run; measuring its model again")
     else:
         click.echo(
-            f"training {preset} at {config.bits / 8:g} bytes on {data.name}, {len(data.train):,} "
+            f"training {preset} at {in_bytes(config.bits / 8)} on {data.name}, {len(data.train):,} "
             f"vectors of {data.train.shape[1]} dimensions, in {folder}"
         )
     if len(held_back) == 0:  # the untrained model, which has seen none of them
@@ -278,13 +279,12 @@ def _mix(folder: Path, config: QincoConfig, recipe: Recipe, num_rows: int) -> tu
     if not moved:
         return 0.0, ""
     (first, error), which = moved[0], f" in {len(moved)} of {len(folders)} parts" * bool(parts)
-    change = error / first.held_back - 1
+    overfit, change = first.held_back / first.own - 1, error / first.held_back - 1
     return first.mix, (
-        f"{num_rows:,} vectors are few{which}: residual k-means has "
-        f"{first.held_back / first.own - 1:.0%} more error on others, and "
-        f"{abs(change):.1%} {'more' if change > 0 else 'less'} of that if each is moved towards "
-        "its neighbours, from which networks gain more; so training did that "
-        f"(mix {first.mix:g}; --set mix=0 leaves them)"
+        f"{num_rows:,} vectors are few{which}: residual k-means has an error {overfit:.0%} "
+        "higher on vectors that it was not trained on. So training moved each vector towards its "
+        f"neighbours, which changes that error by {change:+.1%} and helps networks more (mix "
+        f"{first.mix:g}; --set mix=0 trains on the vectors as they are)"
     )
 
 
@@ -310,6 +310,8 @@ def _ours(model: Model, folder: Path, compute_dtype: str | None) -> list[Codec]:
     """The model as its training began, if the run kept that, and trained, at four rates."""
     start, num_steps = run_folder.start_of(folder, model), model.num_steps
     codec = functools.partial(ours.of_qinco, compute_dtype=compute_dtype)
+    if start is not None and model_fingerprint(start) == model_fingerprint(model):
+        start = None  # no epoch changed it
     before = [] if start is None else [codec(start, num_steps)]
     return [
         *(each._replace(name=f"{each.name}, before training") for each in before),

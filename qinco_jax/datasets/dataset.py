@@ -238,7 +238,10 @@ def _checked(dataset: Dataset) -> Dataset:
     if truth is None:
         return dataset
     if dataset.queries is None or dataset.database is None:
-        raise InputError(f"{dataset.name} has a ground truth but no database or no queries")
+        raise InputError(
+            f"{dataset.name} has a ground truth but no database or no queries; give both of these, "
+            "or leave out the ground truth"
+        )
     if truth.dtype.kind not in "iu" or len(truth) != len(dataset.queries):
         raise InputError(
             f"the ground truth of {dataset.name} is {truth.dtype} {truth.shape}; expected integers "

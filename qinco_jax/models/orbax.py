@@ -139,7 +139,7 @@ def _read_arrays(folder: Path, abstract: Any) -> Any:
 
 
 def _read_array(folder: Path, name: str) -> np.ndarray:
-    database = {"driver": "file", "path": f"{folder.absolute()}/"}
+    database = {"driver": "file", "path": f"{folder.resolve()}/"}  # refuses ".."
     place = {"driver": "ocdbt", "base": database, "path": f"{name}/"}
     return (
         tensorstore.open({"driver": "auto", "kvstore": place}, read=True).result().read().result()

@@ -143,9 +143,10 @@ def description(path: str | os.PathLike[str]) -> dict[str, Any]:
     folder = path_of(path)
     file = folder / DESCRIPTION
     if not file.is_file():
+        whole = "give a folder that `qinco index build` has written"
+        remedy = "give one of its shards" if (folder / kinds.SHARDS).is_file() else whole
         raise InputError(
-            f"{folder} is not an index: {kinds.instead(folder, DESCRIPTION)}; give one that "
-            "`qinco index build` has written, of one in shards a shard"
+            f"{folder} is not an index: {kinds.instead(folder, DESCRIPTION)}; {remedy}"
         )
     try:
         content = json.loads(file.read_bytes())

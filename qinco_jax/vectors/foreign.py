@@ -58,7 +58,7 @@ def unread(path: AnyPath, known: Sequence[str]) -> str:
 
 
 def _remedy(path: AnyPath, known: Sequence[str]) -> str:
-    if ".npy" not in known:  # what is wanted is more than vectors
+    if ".npz" not in known:  # codes or centroids, which are in files of ours
         return ""
     if path.suffix.lower() in known:
         return ", in lower case"

@@ -173,6 +173,8 @@ def check_file(path: AnyPath, endings: tuple[str, ...]) -> int:
     """Returns the size of a file in bytes; refuses a missing or empty file or another ending."""
     if path.is_dir():
         raise InputError(f"{path} is a directory; name a file of vectors in it")
+    if isinstance(path, Path) and path.is_symlink() and not path.exists():
+        raise InputError(f"{path} is a link to {path.readlink()}, which is not there; correct it")
     if not path.is_file():
         where = "directory" if isinstance(path, Path) else "bucket"
         raise InputError(f"there is no file {path}; check its name and {where}")

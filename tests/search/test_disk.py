@@ -173,7 +173,7 @@ def test_the_model_beside_the_lists_must_be_theirs(copy: Path) -> None:
 
 
 def test_other_folders_are_no_indexes(saved: Path, tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "is not an index: there is no such file or folder; give one that")
+    refused(tmp_path / "nowhere", "is not an index: there is no such file or folder; give a ")
     refused(tmp_path, "is not an index: .*index.json is missing")
     refused(saved / "model", "is not an index: it is a model; give")
     refused(saved / "index.json", "is not an index: it is a file, not a folder")

@@ -126,6 +126,9 @@ def test_places_without_vectors_are_refused(tmp_path: Path, ending: str) -> None
     path.mkdir()
     with pytest.raises(InputError, match="is a directory"):
         read_rows(path)
+    (tmp_path / f"link{ending}").symlink_to("nowhere")
+    with pytest.raises(InputError, match="is a link to nowhere, which is not there"):
+        read_rows(tmp_path / f"link{ending}")
     (tmp_path / "x.txt").write_text("1 2 3")
     with pytest.raises(InputError, match=r"unknown ending.*\.fvecs.*\.parquet"):
         read_rows(tmp_path / "x.txt")
