@@ -33,6 +33,11 @@ def refuses_unknown(kind: type[T]) -> type[T]:
     return kind
 
 
+def in_bytes(count: float) -> str:
+    """A number of bytes in words: "1 byte", "1.5 bytes"."""
+    return f"{count:g} byte{'s' * (count != 1)}"
+
+
 def _require_positive(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{name} must be a positive integer, got {value!r}")

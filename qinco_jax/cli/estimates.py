@@ -13,7 +13,7 @@ import numpy as np
 from qinco_jax.codecs import faiss, named
 from qinco_jax.codecs.codec import Contender
 from qinco_jax.codecs.size import size_of, smaller
-from qinco_jax.config import QincoConfig
+from qinco_jax.config import QincoConfig, in_bytes
 from qinco_jax.datasets.official import format_size
 from qinco_jax.evaluate import machine
 from qinco_jax.quantizers import coding, packing
@@ -88,7 +88,7 @@ def comparison(contenders: Sequence[Contender], x_train: Rows, x_val: Rows, seed
     lines, total = [], 0.0
     for contender in contenders:
         settings = contender.facts.get("settings", {})
-        name = f"{contender.codec} at {contender.bytes:g} bytes"
+        name = f"{contender.codec} at {in_bytes(contender.bytes)}"
         if "recipe" in settings:
             config = QincoConfig.from_settings(settings["config"])
             recipe = settled(Recipe(**settings["recipe"]), len(x_train), len(x_val))

@@ -12,7 +12,7 @@ from qinco_jax.cli import codes, compare, data, index, models, plan, serve, sett
 from qinco_jax.cluster.team import Unfinished
 from qinco_jax.errors import of_system
 from qinco_jax.training.endings import CODES
-from qinco_jax.vectors.shards import ENDINGS
+from qinco_jax.vectors.folders import ENDINGS
 from qinco_jax.version import __version__
 
 INTERRUPTED = 130  # as shells count SIGINT

@@ -18,7 +18,7 @@ import numpy as np
 
 from qinco_jax.cli.estimates import duration
 from qinco_jax.codecs import named
-from qinco_jax.config import PRESETS, QincoConfig
+from qinco_jax.config import PRESETS, QincoConfig, in_bytes
 from qinco_jax.datasets.official import format_size
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers import coding, packing
@@ -103,7 +103,9 @@ def plan(
     with stage_bar("measuring on random vectors"):
         index, speeds = _measured(config, dim)
         trained = [_training(config, recipe, int(count), dim) for count in train_rows]
-    click.echo(f"{rows:,.0f} vectors of {dim} dimensions at {num_bytes:g} bytes, {lists:,} lists:")
+    click.echo(
+        f"{rows:,.0f} vectors of {dim} dimensions at {in_bytes(num_bytes)}, {lists:,} lists:"
+    )
     found = _lines(index, speeds, int(rows), lists)
     for count in counts:
         found += _searching(index, speeds, int(rows), lists, count)

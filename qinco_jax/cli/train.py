@@ -18,13 +18,14 @@ from qinco_jax.cli import estimates, measure, verdict
 from qinco_jax.cli.models import compute_dtype_option
 from qinco_jax.codecs import named, ours
 from qinco_jax.codecs.codec import Codec
-from qinco_jax.config import PRESETS, QincoConfig
+from qinco_jax.config import PRESETS, QincoConfig, in_bytes
 from qinco_jax.config import named as config_named
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import plots, readings, results, tables
 from qinco_jax.evaluate.neighbours import Queries
 from qinco_jax.files import path_of
 from qinco_jax.models import disk
+from qinco_jax.models.codes import model_fingerprint
 from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
@@ -159,7 +160,7 @@ def _trained(
         click.echo(f"{folder} is a finished run; measuring its model again")
     else:
         click.echo(
-            f"training {preset} at {config.bits / 8:g} bytes on {data.name}, {len(data.train):,} "
+            f"training {preset} at {in_bytes(config.bits / 8)} on {data.name}, {len(data.train):,} "
             f"vectors of {data.train.shape[1]} dimensions, in {folder}"
         )
     if len(held_back) == 0:  # the untrained model, which has seen none of them
@@ -187,11 +188,11 @@ def _trained(
         baseline = _rq(kept, held_back, config, seed, [] if mix else begun_as)
         if mix:
             baseline += _rq(kept, held_back, config, seed, begun_as, mix)
-        own = _ours(model, start, recipe.compute_dtype)
+        same = start is not None and model_fingerprint(start) == model_fingerprint(model)
+        own = _ours(model, None if same else start, recipe.compute_dtype)
         if recipe.num_epochs != 0:
             click.echo(measure.two_errors(model, recipe, held_back))
             compared = sample_rows(kept, eval_rows, seed) if nothing_unseen else held_back
-            same = start is not None and verdict.are_equal(start, model)
             tell = verdict.of_nothing_gained if same else verdict.beside_rq
             click.echo(tell(own[-1], baseline, compared, train_on_all))
             if to_store is not None:
@@ -284,13 +285,12 @@ def _mix(folder: Path, config: QincoConfig, recipe: Recipe, num_rows: int) -> tu
         return 0.0, ""
     (first, error), parts = moved[0], config.num_parts
     which = f" in {len(moved)} of {parts} parts" * (parts > 1)
-    change = error / first.held_back - 1
+    overfit, change = first.held_back / first.own - 1, error / first.held_back - 1
     return first.mix, (
-        f"{num_rows:,} vectors are few{which}: residual k-means has "
-        f"{first.held_back / first.own - 1:.0%} more error on others, and "
-        f"{abs(change):.1%} {'more' if change > 0 else 'less'} of that if each is moved towards "
-        "its neighbours, from which networks gain more; so training did that "
-        f"(mix {first.mix:g}; --set mix=0 leaves them)"
+        f"{num_rows:,} vectors are few{which}: residual k-means has an error {overfit:.0%} "
+        "higher on vectors that it was not trained on. So training moved each vector towards its "
+        f"neighbours, which changes that error by {change:+.1%} and helps networks more (mix "
+        f"{first.mix:g}; --set mix=0 trains on the vectors as they are)"
     )
 
 

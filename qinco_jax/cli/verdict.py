@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.evaluate.metrics import measure
-from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.rq import sample_rows
 from qinco_jax.training.initial_model import LEFT_OVER
 from qinco_jax.training.run_folder import Fitting
@@ -28,12 +26,6 @@ def of_fitting(found: Sequence[Fitting]) -> str:
         f"RQ leaves {max(share):.0%} of the variance of validation vectors{which}, so training "
         f"began with its codebooks fitted anew together, which helps from {LEFT_OVER:.0%} on"
     )
-
-
-def are_equal(one: Model, other: Model) -> bool:
-    """Whether all arrays of two models of the same sizes are equal."""
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(np.array_equal(a, b) for a, b in pairs)
 
 
 def beside_rq(own: Codec, rqs: Sequence[Codec], rows: Rows, seen: bool) -> str:

@@ -19,7 +19,7 @@ from qinco_jax.cluster.worker import Start, Worker, versions
 from qinco_jax.errors import InputError
 from qinco_jax.interrupts import Interrupted
 from qinco_jax.quantizers.coding import Model
-from qinco_jax.vectors.shards import listed
+from qinco_jax.vectors.folders import listed
 
 WORKER_CORES = 8  # at most, unless a number of workers is given
 START_SECONDS = 300.0  # in which a cluster should start a worker

@@ -14,7 +14,7 @@ from qinco_jax.datasets import catalog
 from qinco_jax.datasets.holdout import cut_training
 from qinco_jax.errors import InputError
 from qinco_jax.remote.paths import AnyPath, RemotePath, place_of
-from qinco_jax.vectors import checks, containers, hdf5, shards
+from qinco_jax.vectors import checks, containers, folders, hdf5, shards
 from qinco_jax.vectors.shards import read_rows
 from qinco_jax.vectors.stored import Rows
 
@@ -26,11 +26,12 @@ PARTS = {
     "validation": ("validation", "val"),
 }
 """The stems of the files of each part in a directory."""
+MAIN = "train", "database", "queries"
 HUB = "data"
 """Where sets in the layout of Hugging Face have their files, beside a README.md."""
 EMBEDDED = "sift-photos"
 ANN_BENCHMARKS = {"train", "test", "neighbors"}
-"""The HDF5 datasets that identify a file of ann-benchmarks."""
+"""The names that identify a file of ann-benchmarks."""
 DISTANCES = {"euclidean": "l2", "angular": "cosine"}
 """The metric of each `distance` of ann-benchmarks that vectors of numbers are searched by."""
 
@@ -65,19 +66,21 @@ def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dat
     In a directory, each part, such as the training vectors, is one of: a file `train.npy`; shards
     with a number after the stem (`train-0.npy`, `train.00000-of-00010.parquet`), in the order of
     the numbers; a directory `train/` of files with one ending, in the same order. `PARTS` has the
-    stems, `shards.ENDINGS` the endings; it is an error if a part is found in two ways. Without
+    stems, `folders.ENDINGS` the endings; it is an error if a part is found in two ways. Without
     files of vectors of its own, the directory may have all that in a directory `data`, as sets of
     Hugging Face do. If no file has a stem of `PARTS`, the shards of one array, such as `emb_0.npy`
-    and `emb_1.npy`, are training vectors (`shards.family`).
+    and `emb_1.npy`, are training vectors (`folders.family`).
 
     Args:
       source: `sift-photos`, which comes with the package; a name in `catalog.SETS`, with or without
         a size (`deep1m`, `deep1m/500k`), which is downloaded and prepared if necessary; a directory
         with `train` and optionally `database`, `queries`, `groundtruth` and `validation`, as above;
         training vectors as for `shards.read_rows`: a file, a pattern such as `"parts/*.npy"`, or
-        `FILE::NAME`; or an HDF5 file of ann-benchmarks, whose `train` is its database: every tenth
-        row of it becomes a training vector instead (`cut_training`). Its `distance` gives the
-        metric. `~` is the home directory. Paths may be URLs, such as `s3://bucket/folder`.
+        `FILE::NAME`; a file that holds several of these parts by their stems, such as an `.npz`
+        with `train` and `queries`; or a file with the names of ann-benchmarks, whose `train` is its
+        database: every tenth row of it becomes a training vector instead (`cut_training`). Its
+        `distance`, in HDF5, gives the metric. `~` is the home directory. Paths may be URLs, such as
+        `s3://bucket/folder`.
       **files: paths of `database`, `queries` or `groundtruth` to use instead, as for `read_rows`.
 
     Raises:
@@ -116,7 +119,7 @@ def _from_files(name: str) -> dict[str, Any]:
     if place.is_dir():
         return _from_folder(place, inside)
     exists = place.exists() or shards.is_pattern(path)
-    if exists or place.suffix in shards.ENDINGS or os.sep in path:
+    if exists or place.suffix in folders.ENDINGS or os.sep in path:
         return _from_path(name)
     raise InputError(
         f"there is no data set, file or directory {name!r}; choose one of {EMBEDDED}, "
@@ -140,12 +143,28 @@ def _embedded() -> dict[str, Any]:
 
 
 def _from_path(name: str) -> dict[str, Any]:
-    """The parts of a file of ann-benchmarks, or training vectors alone."""
+    """The parts that a file holds, or training vectors alone."""
     path = place_of(name)
-    is_hdf5 = path.suffix in hdf5.ENDINGS and path.is_file()
-    if not is_hdf5 or not containers.tables(path).keys() >= ANN_BENCHMARKS:
+    if path.suffix not in containers.ENDINGS or not path.is_file():
         return {"train": read_rows(name)}
-    metric = _metric_of(path)
+    tables = containers.tables(path)
+    if tables.keys() >= ANN_BENCHMARKS:
+        return _of_ann_benchmarks(path)
+    usable = [key for key, table in tables.items() if table.open is not None]
+    stems = {part: [stem for stem in PARTS[part] if stem in usable] for part in PARTS}
+    if not stems["train"] or sum(map(bool, stems.values())) == 1:
+        return {"train": read_rows(name)}
+    for part, found in stems.items():
+        if len(found) > 1:
+            raise InputError(
+                f"{path} holds {' and '.join(found)}, which are names of the same part; call one "
+                f"of them something else than {part}"
+            )
+    return {part: containers.read(path, *found) for part, found in stems.items() if found}
+
+
+def _of_ann_benchmarks(path: AnyPath) -> dict[str, Any]:
+    metric = _metric_of(path) if path.suffix in hdf5.ENDINGS else None
     neighbors = np.asarray(containers.read(path, "neighbors"))
     train, database, groundtruth = cut_training(containers.read(path, "train"), neighbors)
     return {
@@ -171,36 +190,36 @@ def _metric_of(path: AnyPath) -> str | None:
 def _from_folder(folder: AnyPath, name: str | None) -> dict[str, Any]:
     found = {part: _find(folder, stems) for part, stems in PARTS.items()}
     if not any(found.values()):
-        if not shards.vector_files(folder) and (folder / HUB).is_dir():
+        if not folders.vector_files(folder) and (folder / HUB).is_dir():
             return _from_folder(folder / HUB, name)
-        found["train"] = shards.family(folder)
+        found["train"] = folders.shards_of(folder, f", or call them {', '.join(MAIN)}")
     if not found["train"]:
-        there = shards.listed(shards.vector_files(folder))
         raise InputError(
-            f"{folder} holds no training vectors{there and f', but {there}'}; call them train, or "
-            f"train-0, train-1 and so on, with one of the endings {', '.join(shards.ENDINGS)}"
+            f"{folder} holds no training vectors, but "
+            f"{folders.listed(folders.vector_files(folder))}; call them train.npy, or train-0.npy, "
+            "train-1.npy and so on, or with another ending of a file of vectors"
         )
     return {part: shards.read_files(paths, name) for part, paths in found.items() if paths}
 
 
 def _find(folder: AnyPath, stems: Sequence[str]) -> list[AnyPath]:
     """The file or shards of a part of a data set, in order."""
-    endings = "|".join(map(re.escape, shards.ENDINGS))
+    endings = "|".join(map(re.escape, folders.ENDINGS))
     name = re.compile(rf"({'|'.join(stems)})([-_.]?\d.*)?({endings})")
     found: dict[tuple[str | None, ...], list[AnyPath]] = {}
     inside: Iterable[AnyPath] = folder.iterdir()
-    for path in sorted(inside, key=shards.natural_key):
+    for path in sorted(inside, key=folders.natural_key):
         if match := name.fullmatch(path.name):
             stem, number, ending = match.groups()
             found.setdefault((stem, "shards" if number else "file", ending), []).append(path)
         elif path.name in stems and path.is_dir():
-            for file in shards.vector_files(path):
+            for file in folders.vector_files(path):
                 found.setdefault((path.name, "folder", file.suffix), []).append(file)
     if len(found) > 1:
         one, other, *_ = (str(paths[0]).removeprefix(f"{folder}/") for paths in found.values())
         raise InputError(f"{folder} holds both {one} and {other}; remove one of them")
     paths = next(iter(found.values()), [])
-    shards.check_complete(folder, paths)
+    folders.check_complete(folder, paths)
     return paths
 
 
@@ -219,7 +238,10 @@ def _checked(dataset: Dataset) -> Dataset:
     if truth is None:
         return dataset
     if dataset.queries is None or dataset.database is None:
-        raise InputError(f"{dataset.name} has a ground truth but no database or no queries")
+        raise InputError(
+            f"{dataset.name} has a ground truth but no database or no queries; give both of these, "
+            "or leave out the ground truth"
+        )
     if truth.dtype.kind not in "iu" or len(truth) != len(dataset.queries):
         raise InputError(
             f"the ground truth of {dataset.name} is {truth.dtype} {truth.shape}; expected integers "

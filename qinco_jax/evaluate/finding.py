@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from qinco_jax.config import in_bytes
 from qinco_jax.evaluate import tables
 from qinco_jax.evaluate.results import Evaluation, Row
 from qinco_jax.evaluate.tables import Column
@@ -37,7 +38,7 @@ def _alone(points: Sequence[Row], columns: Sequence[Column], name: str) -> str:
     for column in columns:
         what, unit = (kind, "") if column.key == "mse" else (column.key, " %")
         values = [
-            f"{column.show(row[column.key])}{unit} at {row['bytes']:g} bytes"
+            f"{column.show(row[column.key])}{unit} at {in_bytes(row['bytes'])}"
             for row in ends if row.get(column.key) is not None
         ]  # fmt: skip
         said += [f"{what}: {_listed(values)}"] if values else []
@@ -57,7 +58,9 @@ def _leaders(evaluation: Evaluation, column: Column) -> str:
             names[tables.standing(row, column, group)].append(evaluation.names[row["codec"]])
         if len(group) > 1:
             found.setdefault(_one_of(names["best"] + names["same"]), []).append(f"{size:g}")
-    return "; ".join(f"{who} at {_listed(sizes)} bytes" for who, sizes in found.items())
+    return "; ".join(
+        f"{who} at {_listed(sizes)} byte{'s' * (sizes != ['1'])}" for who, sizes in found.items()
+    )
 
 
 def _one_of(names: Sequence[str]) -> str:

@@ -71,7 +71,8 @@ def _first(evaluation: Evaluation, key: str, otherwise: str) -> str:
 def _summary(evaluation: Evaluation) -> str:
     codecs = {row["codec"] for row in evaluation.points}
     sizes = dict.fromkeys(f"{row['bytes']:g}" for row in evaluation.points)
-    parts = [f"{len(codecs)} codec{'s' * (len(codecs) > 1)} at {', '.join(sizes)} bytes per vector"]
+    several, more = "s" * (len(codecs) > 1), "s" * (list(sizes) != ["1"])
+    parts = [f"{len(codecs)} codec{several} at {', '.join(sizes)} byte{more} per vector"]
     for key, text in (
         ("train_rows", "trained on {:,} vectors"),
         ("database_rows", "measured on a database of {:,}"),
@@ -121,7 +122,8 @@ def _settings(evaluation: Evaluation) -> dict[str, list[str]]:
             sizes.append(f"{row['bytes']:g}")
     return {
         text: [
-            f"{name} at {', '.join(dict.fromkeys(sizes))} bytes" for name, sizes in codecs.items()
+            f"{name} at {', '.join(dict.fromkeys(sizes))} byte{'s' * (set(sizes) != {'1'})}"
+            for name, sizes in codecs.items()
         ]
         for text, codecs in found.items()
     }

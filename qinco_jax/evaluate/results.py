@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qinco_jax.codecs.codec import Codec
+from qinco_jax.config import in_bytes
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate.metrics import Estimate, Score, measure
 from qinco_jax.evaluate.neighbours import Queries
@@ -62,7 +63,7 @@ def score(
     """
     rows: list[Row] = []
     for codec in codecs:
-        with stage(f"measuring {codec.name} at {codec.bits / 8:g} bytes") as advance:
+        with stage(f"measuring {codec.name} at {in_bytes(codec.bits / 8)}") as advance:
             progress = counting(advance, len(database))
             found = measure(codec, database, query_sets, progress, known_codes, trial_rows)
         what = {"codec": codec.name, "bytes": codec.bits / 8, "model_bytes": codec.size}

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from qinco_jax.config import in_bytes
 from qinco_jax.evaluate import results
 from qinco_jax.evaluate.metrics import BY_READING
 from qinco_jax.evaluate.neighbours import RANKS
@@ -183,7 +184,7 @@ def _table(
 ) -> dict[str, Any]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(f"{row['bytes']:g} bytes per vector", []).append(row)
+        groups.setdefault(f"{in_bytes(row['bytes'])} per vector", []).append(row)
     return table(
         title, columns, groups, ("codec", "the codec"),
         lambda row: names[row["codec"]], lambda row: _notes(row, names),
@@ -234,7 +235,7 @@ def table(
 def _notes(row: Row, names: Mapping[str, str]) -> list[str]:
     notes = [row["codec"]] if row["codec"] != names[row["codec"]] else []
     if row.get("trained_bytes", row["bytes"]) != row["bytes"]:
-        notes.append(f"cut from {row['trained_bytes']:g} bytes")
+        notes.append(f"cut from {in_bytes(row['trained_bytes'])}")
     if row.get("unit_norm"):
         notes.append("MSE of unit vectors")
     return notes

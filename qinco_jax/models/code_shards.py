@@ -26,7 +26,8 @@ from qinco_jax.errors import InputError
 from qinco_jax.files import path_of
 from qinco_jax.models.folders import Folder
 from qinco_jax.remote.paths import is_remote
-from qinco_jax.vectors.shards import listed, read_rows
+from qinco_jax.vectors.folders import listed
+from qinco_jax.vectors.shards import read_rows
 from qinco_jax.vectors.stored import Rows
 
 MANIFEST = "manifest.json"

@@ -172,7 +172,8 @@ def read(path: str | os.PathLike[str], model: Model) -> Rows:
             )
         if maker != model_fingerprint(model.first_columns(columns)):
             raise InputError(
-                f"{path} holds codes of another model, as {beside} says; decode them with that one"
+                f"{path} holds codes of another model, as {beside} says; use that "
+                "model, or encode the vectors with this one"
             )
     return rows
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from qinco_jax import kinds
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
 from qinco_jax.models import orbax, safetensors
@@ -21,7 +22,7 @@ from qinco_jax.remote.paths import AnyPath
 from qinco_jax.version import __version__
 
 PYTORCH = ".pt", ".pth"
-IDENTITY, FINISHED = "run.json", "model"  # in the folder of a run: what it trains, and the result
+IDENTITY, FINISHED = kinds.RUN, "model"  # in the folder of a run: what it trains, and the result
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:

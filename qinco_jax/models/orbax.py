@@ -27,11 +27,12 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 from orbax.checkpoint.options import MultiprocessingOptions
 
+from qinco_jax import kinds
 from qinco_jax.errors import InputError
 from qinco_jax.files import path_of, reserve
 from qinco_jax.models import digest, old_digests
 
-ARRAYS, METADATA, DIGEST = "arrays", "model.json", "digest"
+ARRAYS, METADATA, DIGEST = "arrays", kinds.MODEL, "digest"
 ITEM = "default"  # Orbax's name of the only item in a checkpoint
 REMEDY = "take the model from a backup or train it again"
 
@@ -138,7 +139,7 @@ def _read_arrays(folder: Path, abstract: Any) -> Any:
 
 
 def _read_array(folder: Path, name: str) -> np.ndarray:
-    database = {"driver": "file", "path": f"{folder.absolute()}/"}
+    database = {"driver": "file", "path": f"{folder.resolve()}/"}  # refuses ".."
     place = {"driver": "ocdbt", "base": database, "path": f"{name}/"}
     return (
         tensorstore.open({"driver": "auto", "kvstore": place}, read=True).result().read().result()
@@ -149,7 +150,10 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     """The metadata with its digest; an older folder is checked here."""
     file = folder / METADATA
     if not file.is_file():
-        raise InputError(f"{folder} is not a saved model: {file} is missing")
+        raise InputError(
+            f"{folder} is not a saved model: {kinds.instead(folder, METADATA)}; give the folder of "
+            "a model or of a run, or a .safetensors file"
+        )
     try:
         content = json.loads(file.read_bytes())
         if not isinstance(content["sha256"], str):

@@ -22,9 +22,10 @@ import numpy as np
 
 from qinco_jax.errors import InputError
 from qinco_jax.files import path_of, replacing
+from qinco_jax.kinds import MODEL_ENTRY
 from qinco_jax.models import digest
 
-SUFFIX, KEY = ".safetensors", "qinco_jax"
+SUFFIX, KEY = ".safetensors", MODEL_ENTRY
 SHOWN_FAULTS = 5
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qinco_jax import optional
+from qinco_jax import kinds, optional
 from qinco_jax.errors import InputError
 from qinco_jax.files import path_of, replacing
 from qinco_jax.models import digest, disk
@@ -20,7 +20,7 @@ from qinco_jax.search import distance, pairwise, scan
 from qinco_jax.search.index import Index
 from qinco_jax.version import __version__
 
-DESCRIPTION, MODEL, LISTS, ARRAYS = "index.json", "model", "lists.faiss", "decoder.npz"
+DESCRIPTION, MODEL, LISTS, ARRAYS = kinds.INDEX, "model", "lists.faiss", "decoder.npz"
 REMEDY = "take the index from a backup or build it again"
 
 
@@ -143,7 +143,11 @@ def description(path: str | os.PathLike[str]) -> dict[str, Any]:
     folder = path_of(path)
     file = folder / DESCRIPTION
     if not file.is_file():
-        raise InputError(f"{folder} is not an index: {file} is missing")
+        whole = "give a folder that `qinco index build` has written"
+        remedy = "give one of its shards" if (folder / kinds.SHARDS).is_file() else whole
+        raise InputError(
+            f"{folder} is not an index: {kinds.instead(folder, DESCRIPTION)}; {remedy}"
+        )
     try:
         content = json.loads(file.read_bytes())
         if content.pop("sha256") != digest.sha256(content, {}):

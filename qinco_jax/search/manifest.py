@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from qinco_jax import kinds
 from qinco_jax.errors import InputError
 from qinco_jax.files import path_of, replacing
 from qinco_jax.models import digest
@@ -16,7 +17,7 @@ from qinco_jax.search import disk
 from qinco_jax.search.index import Index
 from qinco_jax.version import __version__
 
-FILE = "shards.json"
+FILE = kinds.SHARDS
 REMEDY = "run the `qinco index build --shards` that made it again, or take it from a backup"
 
 
@@ -107,7 +108,10 @@ def read(path: str | os.PathLike[str]) -> Manifest:
     folder = path_of(path)
     file = folder / FILE
     if not file.is_file():
-        raise InputError(f"{folder} is not an index in shards: {file} is missing; {REMEDY}")
+        raise InputError(
+            f"{folder} is not an index in shards: {kinds.instead(folder, FILE)}; give one that "
+            "`qinco index build --shards` has written"
+        )
     try:
         content = json.loads(file.read_bytes())
         if content.pop("sha256") != digest.sha256(content, {}):

@@ -44,8 +44,8 @@ def unseen(done: float, total: float, doing: str = "") -> None:
 LOG_STEPS = 20
 SAVE_SECONDS = 60.0
 UNIMPROVED = (
-    "no epoch improved on the start, so the model is the one that training began with: train for "
-    "more epochs, on more vectors, or with another learning_rate"
+    "no epoch improved on the start{where}, so the model is the one that training began with: "
+    "train for more epochs, on more vectors, or with another learning_rate"
 )
 
 
@@ -149,7 +149,8 @@ def fit(
                     "again to resume"
                 )
     if int(state.stale) * steps_per_epoch >= step and processes.is_first():
-        warnings.warn(UNIMPROVED, stacklevel=4)  # where `train` was called
+        where = "" if checkpoints is None else f" in {checkpoints.folder.parent}"  # of which part
+        warnings.warn(UNIMPROVED.format(where=where), stacklevel=4)  # where `train` was called
     return jax.device_put(jax.device_get(state.best))
 
 

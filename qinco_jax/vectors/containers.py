@@ -42,11 +42,15 @@ def read(path: AnyPath, name: str | None = None) -> Rows:
         shown = [f"{key} ({table.what})" for key, table in found.items()]
         listed = ", ".join(shown[:SHOWN_NAMES]) or "nothing"
         more = f" and {len(shown) - SHOWN_NAMES} more" if len(shown) > SHOWN_NAMES else ""
+        if not usable:
+            raise InputError(
+                f"found no vectors in {path}, which holds {listed}{more}; save them there as "
+                "[N, D] numbers"
+            )
         problem = f"no vectors named {name!r}" if name else "no single table of vectors"
-        example = f"{path}::{(usable or ['NAME'])[0]}"
         raise InputError(
             f"found {problem} in {path}, which holds {listed}{more}; name [N, D] numbers in it, "
-            f"for example {example}"
+            f"for example {path}::{usable[0]}"
         )
     return table.open()
 

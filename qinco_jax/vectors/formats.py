@@ -24,6 +24,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.files import reserve
 from qinco_jax.remote.copies import written
 from qinco_jax.remote.paths import AnyPath, RemotePath, place_of, size_of
+from qinco_jax.vectors import foreign
 from qinco_jax.vectors.located import array_at, fetched
 from qinco_jax.vectors.npy import BFLOAT16, read_header
 from qinco_jax.vectors.stored import Rows, mapped
@@ -172,10 +173,13 @@ def check_file(path: AnyPath, endings: tuple[str, ...]) -> int:
     """Returns the size of a file in bytes; refuses a missing or empty file or another ending."""
     if path.is_dir():
         raise InputError(f"{path} is a directory; name a file of vectors in it")
+    if isinstance(path, Path) and path.is_symlink() and not path.exists():
+        raise InputError(f"{path} is a link to {path.readlink()}, which is not there; correct it")
     if not path.is_file():
         where = "directory" if isinstance(path, Path) else "bucket"
         raise InputError(f"there is no file {path}; check its name and {where}")
-    _check_ending(path, endings)
+    if path.suffix not in endings:
+        raise InputError(foreign.unread(path, endings))
     size = size_of(path)
     if size == 0:
         raise InputError(f"{path} is empty; fetch or write it again")
@@ -184,6 +188,8 @@ def check_file(path: AnyPath, endings: tuple[str, ...]) -> int:
 
 def check_shape(path: str | AnyPath, rows: int, columns: int) -> None:
     """Refuses a shape [N, D] that no file of vectors has."""
+    if rows == 0 and 1 <= columns <= MAX_DIM:
+        raise InputError(f"{path} has no rows; give a file with at least one vector")
     if rows < 1 or not 1 <= columns <= MAX_DIM:
         raise InputError(
             f"{path} claims {rows} rows of {columns} columns; it is damaged or has another format "
@@ -207,7 +213,8 @@ def is_vector_dtype(dtype: np.dtype) -> bool:
 
 def check_new(path: Path, endings: tuple[str, ...]) -> None:
     """Refuses a path that is no name for a new file with one of `endings`."""
-    _check_ending(path, endings)
+    if path.suffix not in endings:
+        raise InputError(f"{path} has an unknown ending; it must be one of {', '.join(endings)}")
     if not path.parent.is_dir():
         raise InputError(f"there is no directory {path.parent} for {path.name}; create it first")
     if os.path.lexists(path):
@@ -240,6 +247,11 @@ def _record(path: AnyPath, columns: int, dtype: np.dtype) -> np.dtype:
 def _read_npy(path: AnyPath, size: int) -> Rows:
     with path.open("rb") as file:
         header = read_header(file, path)
+    if header.dtype.hasobject:
+        raise InputError(
+            f"{path} holds Python objects, as NumPy makes of rows that differ in length; save "
+            "numbers in rows of one length, [N, D]"
+        )
     if len(header.shape) != 2:
         raise InputError(f"{path} holds an array of shape {header.shape}; save vectors as [N, D]")
     check_dtype(path, header.dtype.newbyteorder("="))
@@ -281,11 +293,6 @@ def _check_dims(path: AnyPath, dim: int, records: np.ndarray, first: int) -> Non
                 "file is damaged, so fetch or write it again"
             )
         release_pages(dims)
-
-
-def _check_ending(path: AnyPath, known: tuple[str, ...]) -> None:
-    if path.suffix not in known:
-        raise InputError(f"{path} has an unknown ending; it must be one of {', '.join(known)}")
 
 
 def _check_new(path: Path, shape: tuple[int, int], dtype: np.dtype) -> tuple[int, int]:

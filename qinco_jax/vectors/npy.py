@@ -8,6 +8,7 @@ import numpy as np
 
 from qinco_jax.errors import InputError
 from qinco_jax.remote.paths import AnyPath
+from qinco_jax.vectors.foreign import told_by
 from qinco_jax.vectors.stored import Derived, Rows, Stored
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -52,9 +53,12 @@ def read_header(file: BinaryIO, what: str | AnyPath) -> Header:
     try:
         shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
     except Exception as error:  # NumPy raises many kinds
-        raise InputError(
-            f"{what} is not a .npy file or its header is damaged; fetch or write it again"
-        ) from error
+        file.seek(0)
+        known = told_by(file.read(8))
+        remedy = "fetch or write it again"
+        if known not in (None, ".npy"):
+            remedy = f"it begins like a {known} file, so name it so if it is one"
+        raise InputError(f"{what} is not a .npy file or its header is damaged; {remedy}") from error
     return Header(file.tell(), shape, fortran, BFLOAT16 if dtype == np.dtype("V2") else dtype)
 
 

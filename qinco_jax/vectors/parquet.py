@@ -12,6 +12,7 @@ import numpy as np
 
 from qinco_jax.errors import InputError
 from qinco_jax.remote.paths import AnyPath, source
+from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Stored
 from qinco_jax.vectors.tables import BLOCK_BYTES, Table, check_size, explained
 
@@ -65,8 +66,7 @@ def _column(path: AnyPath, field: Any, metadata: Any) -> Stored:
 
     dtype = np.dtype(field.type.value_type.to_pandas_dtype())
     groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    if not groups or min(groups) < 0 or sum(groups) < 1:
-        raise InputError(f"{path} holds no rows; fetch or write it again")
+    formats.check_shape(path, -1 if min(groups, default=0) < 0 else sum(groups), 1)
     if pa.types.is_fixed_size_list(field.type):
         dim = field.type.list_size
     else:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from qinco_jax.errors import InputError
+from qinco_jax.kinds import MODEL_ENTRY
 from qinco_jax.remote.paths import AnyPath, size_of
 from qinco_jax.vectors import formats, npy
 from qinco_jax.vectors.located import rows_at
@@ -36,7 +38,8 @@ def tables(path: AnyPath) -> dict[str, Table]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, MAX_HEADER)))
-        header.pop("__metadata__", None)
+        if MODEL_ENTRY in (header.pop("__metadata__", None) or {}):
+            raise InputError(f"{path} is a saved model, not a file of vectors; give the vectors")
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if 8 + length + end != size_of(path):
             raise ValueError("its tensors do not fill it")

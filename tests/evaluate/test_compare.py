@@ -148,7 +148,7 @@ def test_finished_rows_are_not_made_again(data: Path, folder: Path) -> None:
         (["--codecs", ","], "at least one codec"),
         (["--metrics", "l2,manhattan"], "unknown metric 'manhattan'"),
         (["--noise", "2"], "belongs to another run: noise is"),
-        (["--set", "hidden_dim=8"], "has small@2 at 1 bytes with other settings"),
+        (["--set", "hidden_dim=8"], "has small@2 at 1 byte with other settings"),
         (["--set", "hiden_dim=8"], "did you mean 'hidden_dim'"),
     ],
 )

@@ -46,7 +46,9 @@ def test_codes_are_a_plain_array_and_refuse_another_model(model: qj.Qinco, tmp_p
     assert names(tmp_path) == {"codes.npy", "codes.npy.json"}
     np.testing.assert_array_equal(np.load(path), expected(model))
     np.testing.assert_array_equal(codes.read(path, model), expected(model))
-    with pytest.raises(qj.InputError, match=r"codes of another model, as .*codes\.npy\.json says"):
+    with pytest.raises(
+        qj.InputError, match=r"codes of another model, as .*codes\.npy\.json says; use that"
+    ):
         codes.read(path, other)
     np.save(tmp_path / "bare.npy", np.load(path))
     assert codes.read(tmp_path / "bare.npy", other).shape == (1000, 3)  # nothing says whose

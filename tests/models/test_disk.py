@@ -90,6 +90,14 @@ def test_metadata_that_does_not_belong_to_the_arrays_is_refused(
         qj.load(tmp_path / "model")
 
 
+def test_a_path_may_go_up(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    qj.save(model, "../model")
+    assert_same(qj.load("../model"), model)
+    assert_same(qj.load(tmp_path / "below" / ".." / "model"), model)
+
+
 def test_arrays_of_another_model_are_refused(model: Model, tmp_path: Path) -> None:
     qj.save(model, tmp_path / "model")
     qj.save(jax.tree.map(lambda leaf: leaf + 1, model), tmp_path / "other")

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 import qinco_jax as qj
 from qinco_jax.cli.main import main
 from qinco_jax.models import disk, safetensors
+from qinco_jax.vectors.shards import read_rows
 
 small = functools.partial(
     qj.QincoConfig, dim=6, num_steps=3, codebook_size=16, hidden_dim=8, num_candidates=5,
@@ -69,6 +70,12 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "model.safetensors"
     qj.save(MODEL, path)
     return path
+
+
+def test_a_model_is_not_taken_for_vectors(file: Path) -> None:
+    for source in (file, f"{file}::mean"):
+        with pytest.raises(qj.InputError, match=r"\.safetensors is a saved model, not a file of"):
+            read_rows(source)
 
 
 @every_model

@@ -173,12 +173,12 @@ def test_the_model_beside_the_lists_must_be_theirs(copy: Path) -> None:
 
 
 def test_other_folders_are_no_indexes(saved: Path, tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "is not an index: .*index.json is missing")
+    refused(tmp_path / "nowhere", "is not an index: there is no such file or folder; give a ")
     refused(tmp_path, "is not an index: .*index.json is missing")
-    refused(saved / "model", "is not an index: .*index.json is missing")
-    refused(saved / "index.json", "is not an index")
+    refused(saved / "model", "is not an index: it is a model; give")
+    refused(saved / "index.json", "is not an index: it is a file, not a folder")
     for text in ("", "[]", "{}", '{"files": 3}', json.dumps({"name": "package"})):
         (tmp_path / "index.json").write_text(text)
         refused(tmp_path, "index.json is damaged")
-    with pytest.raises(qj.InputError, match="index"):
+    with pytest.raises(qj.InputError, match="is not a saved model: it is an index; give"):
         qj.load(saved)

@@ -91,11 +91,14 @@ def test_a_recipe_is_given_by_name_or_chosen_by_the_platform(
     assert of_preset("qinco2-M") is qj.RECIPES["qinco2-M"]
 
 
-def test_a_training_that_improves_on_nothing_says_so() -> None:
+def test_a_training_that_improves_on_nothing_says_so(tmp_path: Path) -> None:
     still = qj.Recipe(num_epochs=2, batch_size=64, learning_rate=0.0)
     with pytest.warns(UserWarning, match="no epoch improved on the start"):
         found = qj.train(X, CONFIG, still, x_val=X_VAL)
     assert_same(found, qj.train(X, CONFIG, x_val=X_VAL, num_epochs=0))
+    parts = dataclasses.replace(CONFIG, num_parts=2)
+    with pytest.warns(UserWarning, match="improved on the start in .*/part-1, so the model"):
+        qj.train(X, parts, still, x_val=X_VAL, run_dir=tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         qj.train(X, CONFIG, LONGER, x_val=X_VAL)

@@ -126,6 +126,9 @@ def test_places_without_vectors_are_refused(tmp_path: Path, ending: str) -> None
     path.mkdir()
     with pytest.raises(InputError, match="is a directory"):
         read_rows(path)
+    (tmp_path / f"link{ending}").symlink_to("nowhere")
+    with pytest.raises(InputError, match="is a link to nowhere, which is not there"):
+        read_rows(tmp_path / f"link{ending}")
     (tmp_path / "x.txt").write_text("1 2 3")
     with pytest.raises(InputError, match=r"unknown ending.*\.fvecs.*\.parquet"):
         read_rows(tmp_path / "x.txt")
@@ -174,7 +177,7 @@ def test_datasets_of_hdf5_that_are_not_vectors(tmp_path: Path) -> None:
     same(read_rows(f"{path}::deep/inside"), X[:, :4])
     for name, message in (
         ("never", "never filled"), ("cut", "2 of 6 chunks"),
-        ("outside", "other files"), ("virtual", "other files"), ("none", "0 rows"),
+        ("outside", "other files"), ("virtual", "other files"), ("none", "no rows"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             read_rows(f"{path}::{name}")
@@ -329,10 +332,17 @@ def test_training_rows_are_cut_off(data: st.DataObject, count: int, every: int) 
         np.testing.assert_array_equal(np.asarray(database)[found], expected)
 
 
-def test_a_file_of_ann_benchmarks_is_a_set(tmp_path: Path) -> None:
+def write_npz(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "npz"])
+def test_a_file_of_ann_benchmarks_is_a_set(tmp_path: Path, kind: str) -> None:
     near = np.square(X[:20, None] + 0.01 - X[None]).sum(-1).argsort(axis=1)[:, :30]
-    path = write_hdf5(
-        tmp_path / "x.hdf5", train=X, test=X[:20] + 0.01, neighbors=near.astype(np.int32),
+    write = write_hdf5 if kind == "hdf5" else write_npz
+    path = write(
+        tmp_path / f"x.{kind}", train=X, test=X[:20] + 0.01, neighbors=near.astype(np.int32),
         distances=np.zeros((20, 30), np.float32),
     )  # fmt: skip
     data = datasets.load(path)
@@ -346,6 +356,27 @@ def test_a_file_of_ann_benchmarks_is_a_set(tmp_path: Path) -> None:
     assert data.metric is None
     with pytest.raises(InputError, match="only 9"):
         cut_training(X[:9], None)
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "npz"])
+def test_a_file_with_several_parts_is_a_set(tmp_path: Path, kind: str) -> None:
+    write = write_hdf5 if kind == "hdf5" else write_npz
+    near = np.tile(np.arange(5), (20, 1))
+    path = write(
+        tmp_path / f"x.{kind}", train=X[:200], base=X[200:], queries=X[:20], groundtruth=near,
+        label=np.arange(200), val=np.arange(3),
+    )  # fmt: skip
+    data = datasets.load(path)
+    assert data.database is not None and data.queries is not None and data.validation is None
+    for part, x in ((data.train, X[:200]), (data.database, X[200:]), (data.queries, X[:20])):
+        same(part, x)
+    np.testing.assert_array_equal(data.groundtruth, near)
+    same(datasets.load(f"{path}::base").train, X[200:])
+    write(path, train=X, base=X, database=X)
+    with pytest.raises(InputError, match="holds database and base, which are names of the same"):
+        datasets.load(path)
+    write(path, train=X, label=np.arange(300))
+    assert datasets.load(path).queries is None
 
 
 @pytest.mark.parametrize(

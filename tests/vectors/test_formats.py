@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import resource
 import tempfile
 from pathlib import Path
@@ -158,7 +159,8 @@ def test_refuses_files_of_every_other_length(tmp_path, ending, dtype):
 def test_refuses_headers_without_vectors(tmp_path, ending, shape):
     path = tmp_path / f"x{ending}"
     path.write_bytes(np.array(shape, "<u4").tobytes())
-    with pytest.raises(InputError, match=f"{shape[0]} rows of {shape[1]} columns"):
+    wrong = "has no rows" if shape == (0, 3) else f"{shape[0]} rows of {shape[1]} columns"
+    with pytest.raises(InputError, match=wrong):
         formats.read(path)
 
 
@@ -198,9 +200,10 @@ def test_finds_another_dimension_in_a_late_part(tmp_path):
         (np.zeros(3), "array of shape"),
         (np.zeros((2, 3, 4)), "array of shape"),
         (np.zeros(()), "array of shape"),
-        (np.zeros((0, 3)), "0 rows of 3 columns"),
+        (np.zeros((0, 3)), "has no rows"),
         (np.zeros((3, 0)), "3 rows of 0 columns"),
-        (np.full((2, 2), None), "object|'O'"),
+        (np.full((2, 2), None), "Python objects"),
+        (np.array([[1, 2], [3]], object), "Python objects, as NumPy makes of rows that differ"),
         (np.zeros((2, 2), "f4,i4"), "f0"),
         (np.zeros((2, 2), complex), "complex128"),
         (np.zeros((2, 2), bool), "bool"),
@@ -236,10 +239,18 @@ def test_damaged_npy_headers_raise_nothing_else(place, byte):
             assert "x.npy" in str(error)
 
 
-@pytest.mark.parametrize("content", [b"PK\x03\x04" + b"\0" * 60, b"\x93NUMPY\x09\x00" + b"\0" * 60])
-def test_refuses_what_is_no_npy(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        (b"PK\x03\x04" + b"\0" * 60, "it begins like a .npz file, so name it so if it is one"),
+        (pickle.dumps([[1.0, 2.0]]), "it begins like a .pkl file"),
+        (b"\x93NUMPY\x09\x00" + b"\0" * 60, "fetch or write it again"),
+    ],
+)
+def test_refuses_what_is_no_npy(tmp_path, content, remedy):
     (tmp_path / "x.npy").write_bytes(content)
-    with pytest.raises(InputError, match=r"x\.npy is not a \.npy file or its header is damaged"):
+    wrong = rf"x\.npy is not a \.npy file or its header is damaged; {remedy}"
+    with pytest.raises(InputError, match=wrong):
         formats.read(tmp_path / "x.npy")
 
 

@@ -22,12 +22,14 @@ def test_members_of_npz_that_are_not_vectors(tmp_path: Path) -> None:
     for what, x in cases.items():
         np.savez(path, a=x, labels=np.arange(3))
         for source in (path, f"{path}::a"):
-            with pytest.raises(InputError, match=re.escape(what) + ".*labels.*name \\[N, D\\]"):
+            with pytest.raises(
+                InputError, match=re.escape(what) + ".*labels.*save them .*\\[N, D\\]"
+            ):
                 read_rows(source)
     np.savez(path, a=X, labels=np.arange(3))
     np.testing.assert_array_equal(read_rows(path), X)  # the only matrix
     np.savez(path, a=X[:0])
-    with pytest.raises(InputError, match="0 rows of 8 columns"):
+    with pytest.raises(InputError, match="has no rows"):
         read_rows(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
         np.save(tmp_path / "a.npy", X)

@@ -1,6 +1,7 @@
 """Folders of shards, `~` and unquoted patterns: what people type is what they mean."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -55,28 +56,59 @@ def test_a_folder_of_shards_is_read_in_the_order_of_their_numbers(
 
 
 @pytest.mark.parametrize(
-    "names",
+    ("names", "pattern"),
     [
-        ["sift_base.npy", "sift_learn.npy", "sift_query.npy"],
-        ["emb.npy", "emb_0.npy"],
-        ["emb_1.npy", "emb_01.npy"],
-        ["img_0.npy", "text_0.npy"],
-        ["emb_0.npy", "emb_1.npy", "emb_2.parquet"],
+        (["sift_base.npy", "sift_learn.npy", "sift_query.npy"], "*.npy"),
+        (["emb_0.npy", "emb_1.npy", "meta.npy"], "emb_*.npy"),
+        (["emb_1.npy", "emb_01.npy"], "emb_*.npy"),
+        (["img_0.npy", "text_0.npy"], "*.npy"),
+        (["emb_0.npy", "emb_1.npy", "emb_2.parquet"], "emb_*.npy"),
     ],
 )
-def test_a_folder_of_several_arrays_says_what_to_give(tmp_path: Path, names: list[str]) -> None:
-    folder = write(tmp_path / "mixed", *names)
-    with pytest.raises(
-        qj.InputError, match=r"mixed holds .*_.*npy, .* shards of one array.*; give one"
-    ):
-        read_rows(folder)
-    with pytest.raises(qj.InputError, match=r"no training vectors, but .*npy.*; call them train"):
-        qj.datasets.load(folder)
+def test_a_folder_of_several_arrays_says_what_to_give(
+    tmp_path: Path, names: list[str], pattern: str
+) -> None:
+    folder = write(tmp_path / "mixed[1]", *names)
+    for read in (read_rows, qj.datasets.load):
+        with pytest.raises(
+            qj.InputError, match=r"holds .*npy, .* shards of one array.*; give one"
+        ) as e:
+            read(folder)
+        found = re.search('"(.*)"', str(e.value))
+        assert found and found[1].endswith(f"/{pattern}")
+        assert len(read_rows(found[1])) >= 2 * len(X) // len(names)
+    assert ", or call them train, database, queries" in str(e.value)
+
+
+@pytest.mark.parametrize("deeper", ["sub", "default/train"])
+def test_a_folder_of_folders_names_those_with_vectors(tmp_path: Path, deeper: str) -> None:
+    write(tmp_path / deeper, "emb_0.npy", "emb_1.npy")
+    write(tmp_path / ".cache", "emb_0.npy")
+    for read in (read_rows, qj.datasets.load):
+        with pytest.raises(qj.InputError, match=f"give one of them: {tmp_path / deeper}$"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(("file", "other", "what"), [
+    ("run.json", "start", "the folder of a run"), ("model.json", "arrays", "a model"),
+    ("index.json", "lists.faiss", "an index"), ("shards.json", "x", "an index in shards"),
+])  # fmt: skip
+def test_a_folder_of_ours_is_not_taken_for_vectors(
+    tmp_path: Path, file: str, other: str, what: str
+) -> None:
+    write(tmp_path, "neighbours.npy")  # which a run keeps
+    for name in (file, other):
+        (tmp_path / name).touch()
+    for read in (read_rows, qj.datasets.load):
+        with pytest.raises(qj.InputError, match=f"is {what}, not vectors; give"):
+            read(tmp_path)
 
 
 def test_a_folder_without_vectors_or_with_missing_shards_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("1 2 3")
-    with pytest.raises(qj.InputError, match=r"is a directory without files of vectors.*\.npz"):
+    with pytest.raises(
+        qj.InputError, match=r"is a directory without files of vectors.*\.npz.*or convert x\.txt in"
+    ):
         read_rows(tmp_path)
     folder = write(tmp_path / "parts", *(f"emb-0000{i}-of-00003.npy" for i in range(2)))
     for read in (read_rows, qj.datasets.load):
@@ -96,6 +128,8 @@ def test_the_layout_of_hugging_face_is_a_set(tmp_path: Path) -> None:
         (tmp_path / name).write_text("{}")
     with pytest.raises(qj.InputError, match=r"no single table of vectors .*emb.*negated"):
         qj.datasets.load(tmp_path)
+    with pytest.raises(qj.InputError, match=f"give one of them: {tmp_path / 'data'}$"):
+        read_rows(tmp_path)
     data = qj.datasets.load(f"{tmp_path}::negated")
     np.testing.assert_array_equal(data.train, -X)
     assert data.validation is not None and data.database is None
