@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from qinco_jax.cli import estimates
+from qinco_jax.cli import estimates, keeping
 from qinco_jax.cli.models import compute_dtype_option, search_options
 from qinco_jax.cluster import encode as sharded
 from qinco_jax.cluster.encoder import open_vectors
@@ -59,7 +59,10 @@ def encode(
         codec, x = disk.load(model), open_vectors(vectors) if asked else read_rows(vectors)
         checks.vectors(x, codec.dim, vectors)
         click.echo(estimates.encoding(codec, x, **search))
-    elif collect:
+        return
+    parts = "shards" if asked else "blocks"
+    keeping.keeps(lambda: f"{parts} that were finished are kept; {keeping.AGAIN}")
+    if collect:
         with bar("verifying") as advance:
             sharded.collect(model, vectors, codes, advance=advance, **search)
     elif shard:

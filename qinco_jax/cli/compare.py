@@ -7,7 +7,7 @@ from typing import TypeVar
 import click
 import numpy as np
 
-from qinco_jax.cli import estimates, measure
+from qinco_jax.cli import estimates, keeping, measure
 from qinco_jax.cli.models import compute_dtype_option, search_options
 from qinco_jax.codecs import named, ours
 from qinco_jax.errors import InputError
@@ -145,6 +145,7 @@ def compare(
         found = named.contenders(names, sizes, x_train.shape[1], settings)
         click.echo(estimates.comparison(found, x_train, held_back, len(_items(seeds, int))))
         return
+    keeping.keeps(lambda: f"codecs that were finished are kept in {folder}; {keeping.AGAIN}")
     measure.complete(data, held_back)  # says what will be measured, which the comparison chooses
     rows = compare_codecs(
         data, _items(codecs, str), _items(rates, float), folder,

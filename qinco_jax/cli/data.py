@@ -8,6 +8,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from qinco_jax.cli import keeping
 from qinco_jax.datasets import catalog, official
 from qinco_jax.datasets.dataset import EMBEDDED, load
 from qinco_jax.datasets.official import Wanted, format_size, is_present
@@ -94,6 +95,7 @@ def download(name: str) -> None:
 
         qinco data download deep1m/500k
     """
+    keeping.keeps(lambda: f"files that were downloaded are kept; {keeping.AGAIN}")
     found = load(name)
     for part, rows in found._asdict().items():
         if part != "name" and rows is not None:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from qinco_jax import datasets
-from qinco_jax.cli import estimates, measure, verdict
+from qinco_jax.cli import estimates, keeping, measure, verdict
 from qinco_jax.cli.models import compute_dtype_option
 from qinco_jax.codecs import named, ours
 from qinco_jax.codecs.codec import Codec
@@ -169,6 +169,7 @@ def _trained(
     if processes.is_first():
         data = measure.complete(data, held_back)
         questions = measure.questions(data, eval_rows, config.unit_norm)  # before hours of training
+    keeping.keeps(lambda: run_folder.kept_of(folder))
     with run_log(folder) as (log, advance):
         model = train_model(
             data.train, config, recipe, seed=seed, x_val=data.validation, run_dir=folder, log=log,

@@ -171,6 +171,19 @@ def start_of(folder: Path, model: Model) -> Model | None:
     return disk.load(folder / START) if (folder / START).exists() else None
 
 
+def kept_of(folder: Path) -> str:
+    """What a run that was interrupted has kept, and what the same command does, in words."""
+    again = "run the same command again to"
+    if (folder / FINISHED).exists():
+        return f"the trained model is kept in {folder / FINISHED}; {again} measure it"
+    places = [folder, *folder.glob(PART.format("*"))]
+    if any(file.exists() for place in places for file in (place / CHECKPOINTS).glob("*")):
+        return f"the last checkpoint is kept; {again} resume"
+    if any((place / START).exists() for place in places):
+        return f"the start of the training is kept, and no step yet; {again} go on"
+    return "the training had not begun; the same command starts over"
+
+
 def claim(
     file: Path,
     identity: Mapping[str, Any],
