@@ -121,13 +121,17 @@ def decode(model: str, codes: str, vectors: str, compute_dtype: str | None) -> N
 
 @contextlib.contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar over vectors: a function of how many are done, of how many."""
-    with tqdm(unit=" vectors", unit_scale=True, desc=what) as bar:
+    """A bar over vectors: a function of how many are done, of how many, whose first call draws it.
+
+    What comes before that may still be refused.
+    """
+    with contextlib.ExitStack() as stack:
+        drawn: list[tqdm] = []
 
         def advance(done: int, total: int) -> None:
-            if bar.total is None:
-                bar.initial, bar.n = done, done
-            bar.total = total
-            bar.update(done - bar.n)
+            if not drawn:
+                bar = tqdm(unit=" vectors", unit_scale=True, desc=what, initial=done, total=total)
+                drawn.append(stack.enter_context(bar))
+            drawn[0].update(done - drawn[0].n)
 
         yield advance

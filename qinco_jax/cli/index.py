@@ -153,7 +153,7 @@ def search(
 
 @index.command("tune")
 @click.argument("index")
-@click.option("--queries", required=True, help="file of queries")
+@click.option("--queries", help="file of queries, which are not in the index")
 @click.option("--database", help="the vectors of the index, in the order of their ids 0, 1, ...")
 @click.option("--groundtruth",
               help="file of the ids truly nearest to each query [default: searched for in "
@@ -161,7 +161,7 @@ def search(
 @click.option("-k", default=10, show_default=True, type=COUNT, help="neighbours of each query")
 @reranking_dtype_option
 def tune_index(
-    index: str, queries: str, database: str | None, groundtruth: str | None, k: int,
+    index: str, queries: str | None, database: str | None, groundtruth: str | None, k: int,
     compute_dtype: str | None,
 ) -> None:  # fmt: skip
     """Measures recall and speed of INDEX at many settings, and keeps the best.
@@ -173,6 +173,11 @@ def tune_index(
 
         qinco index tune my-index --queries queries.npy --database database.npy
     """
+    if queries is None:
+        raise InputError(
+            "give --queries FILE: an index holds all its vectors, so none can be held back as "
+            "queries, and each would find itself"
+        )
     if database is None and groundtruth is None:
         raise InputError("give --database, --groundtruth or both, to know the true neighbours")
     found, x = disk.load(index, compute_dtype=compute_dtype), read_rows(queries)

@@ -151,6 +151,7 @@ def test_tuning_keeps_points_that_a_recall_chooses(folder: Path, tmp_path: Path)
     assert share >= best["5-recall@5"] - 1e-9
     wrong = ["--queries", queries, "--database", folder / "more.npy"]
     assert "600 ids of the index are not 0 to 49" in refused("index", "tune", index, *wrong)
+    assert "give --queries FILE" in refused("index", "tune", index, "--database", database)
 
 
 def test_an_index_of_other_ids_is_tuned_by_a_ground_truth_of_ids(

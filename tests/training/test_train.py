@@ -37,7 +37,7 @@ def test_training_goes_on_from_a_model(parts: int, tmp_path: Path) -> None:
     assert further.config == first.config and mse(further) < mse(first)
     assert_same(further, qj.train(X, first.config, LONGER, x_val=X_VAL, init=first, run_dir=run))
     assert_same(run_folder.start_of(run, further), first)
-    with pytest.raises(qj.InputError, match="belongs to another run: init is"):
+    with pytest.raises(qj.InputError, match=r"given other weights to begin from \(init\)"):
         qj.train(X, init=further, recipe=LONGER, x_val=X_VAL, run_dir=run)
 
 
