@@ -15,6 +15,7 @@ from qinco_jax.cli.models import compute_dtype_option, search_options
 from qinco_jax.cluster import encode as sharded
 from qinco_jax.cluster.encoder import open_vectors
 from qinco_jax.errors import InputError
+from qinco_jax.files import path_of
 from qinco_jax.models import codes as code_files
 from qinco_jax.models import disk
 from qinco_jax.quantizers import coding, packing, precision
@@ -60,8 +61,13 @@ def encode(
         checks.vectors(x, codec.dim, vectors)
         click.echo(estimates.encoding(codec, x, **search))
         return
-    parts = "shards" if asked else "blocks"
-    keeping.keeps(lambda: f"{parts} that were finished are kept; {keeping.AGAIN}")
+
+    def kept() -> str:
+        if not asked and "://" not in codes and path_of(codes).exists():
+            return f"{codes} is complete"
+        return f"{'shards' if asked else 'blocks'} that were finished are kept; {keeping.AGAIN}"
+
+    keeping.keeps(kept)
     if collect:
         with bar("verifying") as advance:
             sharded.collect(model, vectors, codes, advance=advance, **search)

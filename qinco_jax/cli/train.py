@@ -140,6 +140,7 @@ def _trained(
     config, recipe = _sizes(preset, num_bytes, settings, recipe_name, begun)
     kind = "-on" * bool(init) + "-all" * train_on_all
     folder = path_of(out or f"runs/{data.name}-{preset}-{config.bits / 8:g}B{kind}")
+    keeping.keeps(lambda: run_folder.kept_of(folder))
     stored = data.train if data.database is None else data.database
     to_store = data.train if data.database is None and data.validation is None else None
     if train_on_all:
@@ -184,7 +185,6 @@ def _trained(
     if processes.is_first():
         data = measure.complete(data, held_back)
         questions = measure.questions(data, eval_rows, config.unit_norm)  # before hours of training
-    keeping.keeps(lambda: run_folder.kept_of(folder))
     with run_log(folder) as (log, advance):
         model = train_model(
             data.train, config, recipe, run_dir=folder, log=log, advance=advance, **known

@@ -124,7 +124,7 @@ def _write(
             if _done(progress, origin) == 0:  # else the blocks before are worth keeping
                 _remove(partial, progress, lock)
             raise
-    _remove(progress, lock)
+        _remove(progress, lock)  # here, for at the end of the block Ctrl-C is raised that came last
 
 
 def _how_to_resume(done: int, total: int) -> str:

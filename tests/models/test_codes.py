@@ -91,6 +91,16 @@ def test_ctrl_c_keeps_what_is_done(model: qj.Qinco, tmp_path: Path) -> None:
     assert names(tmp_path) == {"codes.npy", "codes.npy.json"}
 
 
+def test_ctrl_c_in_the_last_block_comes_after_it(model: qj.Qinco, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == total:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        codes.write(tmp_path / "codes.npy", model, X, advance=interrupt)
+    assert names(tmp_path) == {"codes.npy", "codes.npy.json"}
+
+
 def test_other_vectors_or_another_search_leave_unfinished_codes_alone(
     model: qj.Qinco, tmp_path: Path
 ) -> None:

@@ -153,3 +153,14 @@ def test_the_kmeans_before_training_is_told() -> None:
     assert list(told) == ["coarse k-means", "residual k-means"]
     assert told["residual k-means"] == [(m, CONFIG.num_steps) for m in range(CONFIG.num_steps + 1)]
     assert told["coarse k-means"][-1][0] == told["coarse k-means"][-1][1]
+
+
+def test_what_an_interrupted_run_has_kept_is_what_lies_there(tmp_path: Path) -> None:
+    for made, words in (
+        ("metrics", "the same command starts over"),
+        ("start", "no step yet"),
+        ("part-1/checkpoints/20", "the last checkpoint is kept"),
+        ("model", "to measure it"),
+    ):
+        (tmp_path / made).mkdir(parents=True)
+        assert words in run_folder.kept_of(tmp_path)
