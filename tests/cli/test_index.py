@@ -343,7 +343,7 @@ def test_what_an_interrupted_build_has_kept_is_said(
 
     build = ["index", "build", folder / "model0", folder, tmp_path / "index", "--num-lists", 16]
     for place, words in (
-        ("fit", "lists and decoders are not fitted yet, nothing was kept"),
+        ("fit", "lists and decoders are not fitted yet, so nothing was kept"),
         ("_filled", "what was finished is kept; run the same command again to resume"),
     ):
         with monkeypatch.context() as patch:
