@@ -3,9 +3,7 @@
 import os
 import sys
 
-import jax
-
-from qinco_jax.cli.main import INTERRUPTED, main
+from qinco_jax import interrupts
 
 
 def run() -> None:
@@ -14,10 +12,15 @@ def run() -> None:
     Python would first tear itself down, while JAX's threads may still use its arrays, and crash, or
     wait for the other processes.
     """
+    interrupts.ends_process()  # while modules are imported, which takes seconds
+    import jax
+
+    from qinco_jax.cli.main import main
+
     try:
         main()
     except SystemExit as end:
-        if end.code != INTERRUPTED and not jax.distributed.is_initialized():
+        if end.code != interrupts.INTERRUPTED and not jax.distributed.is_initialized():
             raise
         sys.stdout.flush()
         sys.stderr.flush()

@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from qinco_jax.errors import InputError
 
@@ -59,6 +60,26 @@ def reserve(file: BinaryIO, folder: Path, size: int) -> None:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
+
+
+def check_same_work(place: Path, begun: Mapping[str, Any], task: Mapping[str, Any]) -> None:
+    """Refuses to go on with the unfinished work of another task, or to throw it away.
+
+    Args:
+      place: file or folder of the work; without it the task begins anew.
+      begun: what told that work from other work, as json has it.
+      task: the same of this one.
+
+    Raises:
+      InputError: they differ; names in what.
+    """
+    asked = json.loads(json.dumps(task))
+    names = [name for name in {**begun, **asked} if begun.get(name) != asked.get(name)]
+    if names:
+        raise InputError(
+            f"{place} holds the unfinished work of a command with another {' and '.join(names)}; "
+            f"run that one again to finish it, or remove {place}"
+        )
 
 
 @contextlib.contextmanager

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from qinco_jax.cli import estimates
+from qinco_jax.cli import estimates, keeping
 from qinco_jax.cli.models import compute_dtype_option, search_options
 from qinco_jax.cluster import encode as sharded
 from qinco_jax.cluster.encoder import open_vectors
 from qinco_jax.errors import InputError
+from qinco_jax.files import path_of
 from qinco_jax.models import codes as code_files
 from qinco_jax.models import disk
 from qinco_jax.quantizers import coding, packing, precision
@@ -59,7 +60,15 @@ def encode(
         codec, x = disk.load(model), open_vectors(vectors) if asked else read_rows(vectors)
         checks.vectors(x, codec.dim, vectors)
         click.echo(estimates.encoding(codec, x, **search))
-    elif collect:
+        return
+
+    def kept() -> str:
+        if not asked and "://" not in codes and path_of(codes).exists():
+            return f"{codes} is complete"
+        return f"{'shards' if asked else 'blocks'} that were finished are kept; {keeping.AGAIN}"
+
+    keeping.keeps(kept)
+    if collect:
         with bar("verifying") as advance:
             sharded.collect(model, vectors, codes, advance=advance, **search)
     elif shard:
@@ -118,13 +127,17 @@ def decode(model: str, codes: str, vectors: str, compute_dtype: str | None) -> N
 
 @contextlib.contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar over vectors: a function of how many are done, of how many."""
-    with tqdm(unit=" vectors", unit_scale=True, desc=what) as bar:
+    """A bar over vectors: a function of how many are done, of how many, whose first call draws it.
+
+    What comes before that may still be refused.
+    """
+    with contextlib.ExitStack() as stack:
+        drawn: list[tqdm] = []
 
         def advance(done: int, total: int) -> None:
-            if bar.total is None:
-                bar.initial, bar.n = done, done
-            bar.total = total
-            bar.update(done - bar.n)
+            if not drawn:
+                bar = tqdm(unit=" vectors", unit_scale=True, desc=what, initial=done, total=total)
+                drawn.append(stack.enter_context(bar))
+            drawn[0].update(done - drawn[0].n)
 
         yield advance

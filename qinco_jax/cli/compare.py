@@ -7,9 +7,10 @@ from typing import TypeVar
 import click
 import numpy as np
 
-from qinco_jax.cli import estimates, measure
+from qinco_jax.cli import estimates, keeping, measure
 from qinco_jax.cli.models import compute_dtype_option, search_options
 from qinco_jax.codecs import named, ours
+from qinco_jax.datasets import Dataset
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import readings, results, tables
 from qinco_jax.evaluate.compare import compare as compare_codecs
@@ -23,7 +24,6 @@ from qinco_jax.training.recipe import FEW_ROWS, Recipe
 from qinco_jax.training.train import split
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.shards import read_rows
-from qinco_jax.vectors.stored import Rows
 
 T = TypeVar("T")
 CODECS = "pq,opq,rq:B=32,lsq,unq,small@16"
@@ -57,8 +57,8 @@ def evaluate(
     search = num_candidates, beam_size, joint, precision.resolve(compute_dtype)
     codec = disk.load(model)
     data = measure.load(files)
-    checks.vectors(data.train, codec.dim, data.name)
-    known = None if codes is None else _codes_of(data.database, codes, codec)
+    checks.vectors(data.train, codec.dim, str(files["dataset"]))
+    known = None if codes is None else _codes_of(data, codes, codec, files["dataset"])
     _, held_back = split(data.train, data.validation, Recipe())
     trial_rows = readings.trial_rows(data, held_back)
     data = measure.complete(data, held_back)
@@ -75,14 +75,19 @@ def evaluate(
     click.echo(tables.markdown(rows))
 
 
-def _codes_of(database: Rows | None, path: str, model: Model) -> np.ndarray:
+def _codes_of(data: Dataset, path: str, model: Model, dataset: str | None) -> np.ndarray:
     """The codes of all rows of a database."""
-    rows = code_files.read(path, model)
-    if database is None or len(rows) != len(database):
-        have = "no" if database is None else f"{len(database):,}"
+    rows, database = code_files.read(path, model), data.database
+    if database is None:
+        file = dataset if len(data.train) == len(rows) and data.validation is None else "FILE"
         raise InputError(
-            f"{path} holds {len(rows):,} codes, but the set has {have} database vectors; give the "
-            "codes of this database (--database FILE names another)"
+            f"{path} holds codes, and the set has no database that they could be of; name the "
+            f"vectors that were encoded by --database {file}"
+        )
+    if len(rows) != len(database):
+        raise InputError(
+            f"{path} holds {len(rows):,} codes, but the database has {len(database):,} vectors; "
+            "give its codes, or the vectors that were encoded as --database FILE"
         )
     codes = packing.from_rows(np.asarray(rows), model.config)
     packing.check_range(model.column_sizes, codes)
@@ -145,6 +150,7 @@ def compare(
         found = named.contenders(names, sizes, x_train.shape[1], settings)
         click.echo(estimates.comparison(found, x_train, held_back, len(_items(seeds, int))))
         return
+    keeping.keeps(lambda: f"codecs that were finished are kept in {folder}; {keeping.AGAIN}")
     measure.complete(data, held_back)  # says what will be measured, which the comparison chooses
     rows = compare_codecs(
         data, _items(codecs, str), _items(rates, float), folder,

@@ -3,11 +3,11 @@
 import textwrap
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import click
-from tqdm import tqdm
 
+from qinco_jax.cli import keeping
+from qinco_jax.cli.codes import bar
 from qinco_jax.datasets import catalog, official
 from qinco_jax.datasets.dataset import EMBEDDED, load
 from qinco_jax.datasets.official import Wanted, format_size, is_present
@@ -94,6 +94,7 @@ def download(name: str) -> None:
 
         qinco data download deep1m/500k
     """
+    keeping.keeps(lambda: f"files that were downloaded are kept; {keeping.AGAIN}")
     found = load(name)
     for part, rows in found._asdict().items():
         if part != "name" and rows is not None:
@@ -144,12 +145,7 @@ def convert(source: str, target: str, dtype: str | None) -> None:
 
         qinco data convert "parts/*.parquet::embedding" vectors.npy
     """
-    with tqdm(unit=" vectors", unit_scale=True, desc="converting") as bar:
-
-        def advance(done: int, total: int) -> Any:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with bar("converting") as advance:
         convert_rows(source, target, dtype, advance)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from qinco_jax.cli.words import counted
 from qinco_jax.codecs import faiss, named
 from qinco_jax.codecs.codec import Contender
 from qinco_jax.codecs.size import size_of, smaller
@@ -57,7 +58,7 @@ def large_model(config: QincoConfig, num_rows: int) -> str:
         return ""
     text = (
         f"the model takes {format_size(own)}, more than the codes of the {num_rows:,} vectors, "
-        f"{format_size(codes)}; they are as large from {8 * own / config.bits:,.0f} vectors on"
+        f"{format_size(codes)}, and as much as those of {8 * own / config.bits:,.0f} vectors"
     )
     settings = smaller(config, codes)
     if not settings:
@@ -111,14 +112,17 @@ def duration(seconds: float) -> str:
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.2g} {unit}"
-    return f"{max(1, seconds):.0f} seconds"
+    return counted(max(1, round(seconds)), "second")
 
 
 def _training(found: Estimate) -> str:
+    long, batches = duration(found.seconds), counted(found.batches, "batch", "batches")
+    work = f"{found.rows:,} rows in {batches} take about {long}, less if it stops improving"
+    if found.batches == 0:
+        work = f"no epochs are trained, and the start takes about {long}"
     return (
-        f"{found.rows:,} rows in {found.batches:,} batches take about {duration(found.seconds)}, "
-        f"less if it stops improving; the model takes {format_size(found.model_bytes)} in memory, "
-        f"the run's folder up to {format_size(found.run_bytes)}"
+        f"{work}; the model takes {format_size(found.model_bytes)} in memory, the run's folder up "
+        f"to {format_size(found.run_bytes)}"
     )
 
 

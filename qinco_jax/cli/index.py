@@ -7,7 +7,7 @@ import click
 import numpy as np
 
 from qinco_jax import datasets
-from qinco_jax.cli import indexing
+from qinco_jax.cli import indexing, keeping
 from qinco_jax.cli.codes import bar
 from qinco_jax.cli.models import reranking_dtype_option
 from qinco_jax.cluster import connect
@@ -19,7 +19,7 @@ from qinco_jax.evaluate import results
 from qinco_jax.evaluate.neighbours import nearest_neighbours, queries_of
 from qinco_jax.files import path_of, replacing
 from qinco_jax.models import disk as models
-from qinco_jax.search import disk, export, manifest, tune
+from qinco_jax.search import disk, export, manifest, tune, work
 from qinco_jax.search.build import FITTED_ROWS, METRICS
 from qinco_jax.search.index import Index
 from qinco_jax.search.sharded import opened
@@ -69,6 +69,9 @@ def build(
         qinco index build runs/mine /path/to/folder my-index
     """
     who = connect.parsed(workers)
+    keeping.keeps(
+        lambda: _kept(index, "lists and decoders are not fitted yet, so nothing was kept")
+    )
     codec, data = models.load(model), datasets.load(dataset)
     x = sharding.rows_of(data)
     if data.database is None:
@@ -103,6 +106,7 @@ def add(index: str, vectors: str, ids: str | None, codes: str | None) -> None:
         qinco index add my-index more.npy
     """
     own_ids = None if ids is None else _ids(ids)
+    keeping.keeps(lambda: _kept(index, f"{index} is as it was, and nothing else was kept"))
     indexing.extend(path_of(index), read_rows(vectors), own_ids, codes)
     click.echo(_summary(index))
 
@@ -149,7 +153,7 @@ def search(
 
 @index.command("tune")
 @click.argument("index")
-@click.option("--queries", required=True, help="file of queries")
+@click.option("--queries", help="file of queries, which are not in the index")
 @click.option("--database", help="the vectors of the index, in the order of their ids 0, 1, ...")
 @click.option("--groundtruth",
               help="file of the ids truly nearest to each query [default: searched for in "
@@ -157,7 +161,7 @@ def search(
 @click.option("-k", default=10, show_default=True, type=COUNT, help="neighbours of each query")
 @reranking_dtype_option
 def tune_index(
-    index: str, queries: str, database: str | None, groundtruth: str | None, k: int,
+    index: str, queries: str | None, database: str | None, groundtruth: str | None, k: int,
     compute_dtype: str | None,
 ) -> None:  # fmt: skip
     """Measures recall and speed of INDEX at many settings, and keeps the best.
@@ -169,6 +173,11 @@ def tune_index(
 
         qinco index tune my-index --queries queries.npy --database database.npy
     """
+    if queries is None:
+        raise InputError(
+            "give --queries FILE: an index holds all its vectors, so none can be held back as "
+            "queries, and each would find itself"
+        )
     if database is None and groundtruth is None:
         raise InputError("give --database, --groundtruth or both, to know the true neighbours")
     found, x = disk.load(index, compute_dtype=compute_dtype), read_rows(queries)
@@ -285,6 +294,12 @@ def export_index(index: str, out: str, content: str) -> None:
     else:
         raise InputError(f"{target} ends in neither .parquet nor .faiss; choose one of these")
     click.echo(f"{target}: {format_size(target.stat().st_size)}")
+
+
+def _kept(index: str, nothing: str) -> str:
+    """What unfinished work on an index is kept."""
+    begun = {path.name for path in work.folder_of(path_of(index)).glob("*")} - {work.TASK}
+    return f"what was finished is kept; {keeping.AGAIN}" if begun else nothing
 
 
 def _summary(index: str) -> str:

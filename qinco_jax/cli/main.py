@@ -8,14 +8,15 @@ from typing import Any
 import click
 import jax
 
-from qinco_jax.cli import codes, compare, data, index, models, plan, serve, settings, train
+from qinco_jax.cli import codes, compare, data, index, keeping, models, plan, serve, settings
+from qinco_jax.cli import train as training
 from qinco_jax.cluster.team import Unfinished
 from qinco_jax.errors import of_system
+from qinco_jax.interrupts import INTERRUPTED, insisting
 from qinco_jax.training.endings import CODES
 from qinco_jax.vectors.folders import ENDINGS
 from qinco_jax.version import __version__
 
-INTERRUPTED = 130  # as shells count SIGINT
 FAILURES: dict[type[Exception], int] = {**CODES, Unfinished: 1}
 
 
@@ -25,17 +26,13 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command; exits with 2 for what was passed in, 1 for work that failed."""
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), insisting():
                 warnings.showwarning = lambda message, *_, **__: click.echo(
                     f"warning: {message}", err=True
                 )
                 return super().invoke(ctx)
         except KeyboardInterrupt:
-            text, code = (
-                "interrupted; train, encode, index build and add, compare and data resume when run "
-                "again, others start anew",
-                INTERRUPTED,
-            )
+            text, code = f"interrupted; {keeping.kept(ctx)}", INTERRUPTED
         except click.UsageError as error:
             if "extra argument" in error.message and any(end in error.message for end in ENDINGS):
                 hint = 'to pass several files, quote a pattern, such as "parts/*.npy"'
@@ -71,8 +68,8 @@ def main() -> None:
 
 
 for command in (
-    train.train, train.centroids, codes.encode, codes.decode, compare.evaluate, compare.compare,
-    index.index, plan.plan, models.convert, models.export, serve.serve, data.data,
+    training.train, training.centroids, codes.encode, codes.decode, compare.evaluate,
+    compare.compare, index.index, plan.plan, models.convert, models.export, serve.serve, data.data,
     settings.settings,
 ):  # fmt: skip
     main.add_command(command)

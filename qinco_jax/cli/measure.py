@@ -6,6 +6,7 @@ import click
 import numpy as np
 
 from qinco_jax import datasets
+from qinco_jax.cli.words import counted
 from qinco_jax.codecs import ours
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.datasets.holdout import hold_back_queries
@@ -59,9 +60,11 @@ def complete(data: datasets.Dataset, held_back: Rows) -> datasets.Dataset:
     database, queries = hold_back_queries(data.database)
     if len(queries) == 0:
         return data
+    last = "last one" if len(queries) == 1 else f"last {len(queries):,}"
     click.echo(
-        f"no queries: the last {len(queries):,} of the {len(data.database):,} vectors to measure "
-        "on are the queries; --queries FILE gives your own"
+        f"no queries: the {last} of the {len(data.database):,} vectors to measure on "
+        f"{'is the query' if len(queries) == 1 else 'are the queries'}; --queries FILE gives your "
+        "own"
     )
     return data._replace(database=database, queries=queries)
 
@@ -99,10 +102,13 @@ def measure(
     assert data.database is not None
     database = data.database[:eval_rows]
     whole = "" if len(database) == len(data.database) else f"the first {len(database):,} of "
-    asked = "no queries" if data.queries is None else f"{len(data.queries):,} queries"
+    asked = "no queries (--queries FILE gives some)"
+    if data.queries is not None:
+        asked = counted(len(data.queries), "query", "queries")
     how = f" by {METRICS[questions[0].space.metric]}" if questions else ""
     unit = "; the error is that of unit vectors" if any(codec.unit_norm for codec in every) else ""
-    click.echo(f"measured on {whole}{len(data.database):,} vectors with {asked}{how}{unit}")
+    vectors = counted(len(data.database), "vector")
+    click.echo(f"measured on {whole}{vectors} with {asked}{how}{unit}")
     return results.score(every, database, questions, stage_bar, known_codes, trial_rows)
 
 
@@ -111,19 +117,21 @@ def two_errors(model: Model, recipe: Recipe, held_back: Vectors) -> str:
     search = ours.search_text(coding.search_of(model, **recipe.search))
     parts = ", part by part" * (model.config.num_parts > 1)
     return (
-        f"val_mse of training is the error on the {len(held_back):,} validation vectors, searched "
-        f"with {search}{parts}; MSE in the table is the error on the vectors named next, searched "
-        "with the A and B in each line"
+        f"val_mse of training is the error on the {counted(len(held_back), 'validation vector')}, "
+        f"searched with {search}{parts}; MSE in the table is the error on the vectors named next, "
+        "searched with the A and B in each line"
     )
 
 
 def which(held_back: Vectors, data: datasets.Dataset) -> str:
     """Which rows stand in for a database, as text."""
     if data.validation is not None:
-        return f"{len(held_back):,} validation vectors, by which training chooses the best epoch"
+        vectors = counted(len(held_back), "validation vector")
+        return f"{vectors}, by which training chooses the best epoch"
     if len(held_back) == len(data.train):
-        return f"{len(held_back):,} training vectors, so the errors are too low"
+        return f"{counted(len(held_back), 'training vector')}, so the errors are too low"
+    last = "last one" if len(held_back) == 1 else f"last {len(held_back):,}"
     return (
-        f"last {len(held_back):,} of the {len(data.train):,} training vectors, which training "
-        "holds back to choose the best epoch"
+        f"{last} of the {len(data.train):,} training vectors, which training holds back to choose "
+        "the best epoch"
     )

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from qinco_jax.config import QincoConfig
-from qinco_jax.training.recipe import Recipe
+from qinco_jax.config import PRESETS, QincoConfig, named
+from qinco_jax.training.recipe import Recipe, of_preset
 
 TITLES = {QincoConfig: "Sizes of the model", Recipe: "Recipe of the training"}
 
@@ -22,19 +22,23 @@ def meanings(kind: type[Any]) -> dict[str, str]:
 
 
 @click.command()
-def settings() -> None:
-    """Lists what --set NAME=VALUE may change, with defaults; presets have values of their own.
+@click.argument("preset", required=False)
+def settings(preset: str | None) -> None:
+    """Lists what --set NAME=VALUE may change, with defaults, or with the values of PRESET.
 
     For example, a smaller network, trained for about five minutes (--minutes, and not num_epochs
     and epoch_rows, which it chooses):
 
         qinco train --minutes 5 --set hidden_dim=64 --set num_blocks=1
     """
+    values: dict[type[Any], Any] = {QincoConfig: QincoConfig, Recipe: Recipe}
+    if preset is not None:
+        values = {QincoConfig: named(PRESETS, preset, "preset"), Recipe: of_preset(preset)}
     for kind, title in TITLES.items():
         click.echo(f"{title}:")
         known = meanings(kind)
         for field in dataclasses.fields(kind):
-            text = f"{known[field.name]} [{field.default}]"
+            text = f"{known[field.name]} [{getattr(values[kind], field.name)}]"
             click.echo(textwrap.fill(
                 f"{field.name:18} {text}", 100, initial_indent="  ", subsequent_indent=" " * 21
             ))  # fmt: skip

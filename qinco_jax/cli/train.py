@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from qinco_jax import datasets
-from qinco_jax.cli import estimates, measure, verdict
+from qinco_jax.cli import estimates, keeping, measure, verdict
 from qinco_jax.cli.models import compute_dtype_option
 from qinco_jax.codecs import named, ours
 from qinco_jax.codecs.codec import Codec
@@ -39,12 +39,13 @@ from qinco_jax.training.logs import run_log, stage_bar
 from qinco_jax.training.minutes import lasting
 from qinco_jax.training.recipe import RECIPES, Recipe
 from qinco_jax.training.run_folder import Schedule
-from qinco_jax.training.train import check_sizes, settled, split
+from qinco_jax.training.train import check_sizes, find_run, settled, split
 from qinco_jax.training.train import train as train_model
-from qinco_jax.vectors import formats
+from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.stored import Rows
 from qinco_jax.version import __version__
 
+SIZES = {field.name for field in dataclasses.fields(QincoConfig)}
 RQ_ROWS = 100_000
 
 
@@ -132,7 +133,8 @@ def _trained(
     begin = time.monotonic()
     data = processes.in_turn(lambda: measure.load(files))
     coarse = None if centroids is None else np.asarray(formats.read(centroids))
-    if coarse is not None and not any(text.startswith("num_centroids=") for text in settings):
+    sized = init is not None or any(text.startswith("num_centroids=") for text in settings)
+    if coarse is not None and not sized:
         settings = (*settings, f"num_centroids={len(coarse)}")
     begun = None if init is None else disk.load(init)
     if compute_dtype is not None:
@@ -140,29 +142,43 @@ def _trained(
     config, recipe = _sizes(preset, num_bytes, settings, recipe_name, begun)
     kind = "-on" * bool(init) + "-all" * train_on_all
     folder = path_of(out or f"runs/{data.name}-{preset}-{config.bits / 8:g}B{kind}")
+    keeping.keeps(lambda: run_folder.kept_of(folder))
     stored = data.train if data.database is None else data.database
     to_store = data.train if data.database is None and data.validation is None else None
     if train_on_all:
         data, recipe = _on_all(data, recipe, seed)
     kept, held_back = split(data.train, data.validation, recipe)
+    if begun is not None:
+        checks.vectors(data.train, begun.dim, str(files["dataset"]))
     sizes = config.for_dim(kept.shape[1])
-    if begun is None and (text := estimates.large_model(sizes, len(stored))):
-        click.echo(text)
     if minutes is not None:
         if any(text.startswith(("num_epochs=", "epoch_rows=")) for text in settings):
             raise InputError("--minutes sets num_epochs and epoch_rows; leave out these or that")
         place = None if dry_run else folder
         recipe = _lasting(minutes, begin, place, kept, held_back, config, recipe)
+
+    def say_size() -> None:
+        if begun is None and (text := estimates.large_model(sizes, len(stored))):
+            click.echo(text)
+
     if dry_run:
+        say_size()
         click.echo(estimates.training(kept, held_back, config, recipe))
         return lambda: None
-    if (folder / run_folder.FINISHED).exists():
+    known: dict[str, Any] = {
+        "seed": seed,
+        "x_val": data.validation,
+        "centroids": coarse,
+        "init": begun,
+    }
+    if processes.is_first() and find_run(folder, data.train, config, recipe, **known):
         click.echo(f"{folder} is a finished run; measuring its model again")
     else:
         click.echo(
             f"training {preset} at {in_bytes(config.bits / 8)} on {data.name}, {len(data.train):,} "
             f"vectors of {data.train.shape[1]} dimensions, in {folder}"
         )
+        say_size()
     if len(held_back) == 0:  # the untrained model, which has seen none of them
         held_back = kept
     nothing_unseen = train_on_all and to_store is not None
@@ -173,8 +189,7 @@ def _trained(
         questions = measure.questions(data, eval_rows, config.unit_norm)  # before hours of training
     with run_log(folder) as (log, advance):
         model = train_model(
-            data.train, config, recipe, seed=seed, x_val=data.validation, run_dir=folder, log=log,
-            advance=advance, centroids=coarse, init=begun,
+            data.train, config, recipe, run_dir=folder, log=log, advance=advance, **known
         )  # fmt: skip
 
     def show() -> None:
@@ -219,14 +234,24 @@ def _sizes(
     if init is None:
         num_bytes = 8 if num_bytes is None else num_bytes
         return named.sized(preset, num_bytes, settings, recipe_name)
-    own = config_named(PRESETS, preset, "preset")
-    config, recipe = named.sized(preset, own.bits / 8, settings, recipe_name)
-    if config != own or num_bytes is not None:
+    sizes = [text for text in settings if text.partition("=")[0] in SIZES]
+    asked = [f"--set {text}" for text in sizes if not _is_of(init.config, text)]
+    if num_bytes not in (None, init.config.bits / 8):
+        asked = [f"--bytes {num_bytes:g}", *asked]
+    if asked:
         raise InputError(
-            "the model of --init has sizes of its own; leave out --bytes, --centroids and all "
-            "settings but those of the recipe"
+            f"the model of --init has sizes of its own, which stay; leave out {' and '.join(asked)}"
         )
+    _, recipe = named.sized(
+        preset, config_named(PRESETS, preset, "preset").bits / 8,
+        [text for text in settings if text not in sizes], recipe_name,
+    )  # fmt: skip
     return init.config, recipe
+
+
+def _is_of(config: QincoConfig, setting: str) -> bool:
+    name, _, text = setting.partition("=")
+    return bool(getattr(config, name) == named.value_of(text))
 
 
 def _on_all(data: datasets.Dataset, recipe: Recipe, seed: int) -> tuple[datasets.Dataset, Recipe]:

@@ -7,8 +7,9 @@ TurboQuant (without its unbiased part) and scalar quantization keep some bits of
 they have few rates, from D / 8 bytes.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,8 @@ def train(
         index = _better_rq(make, rows, goal, beam_size)
     else:
         index = make()
-        index.train(rows / _norms(rows) if name == "turboquant" else rows)
+        with _without_warnings(index, num_bytes):
+            index.train(rows / _norms(rows) if name == "turboquant" else rows)
     return Codec(
         NAMES[name] + f" B={beam_size}" * bool(beam_size) + ", moved" * bool(mix),
         8.0 * num_bytes,
@@ -120,11 +122,34 @@ def _better_rq(
     for training_beam in TRAINING_BEAMS:
         index = make()
         index.rq.max_beam_size = training_beam
+        index.rq.cp.min_points_per_centroid = 1
         index.train(rows)
         index.rq.max_beam_size = beam_size or DEFAULT_BEAM
         error = np.square(goal - _decode(index, _encode(index, goal)), dtype=np.float64).sum()
         found.append((error, index))
     return min(found, key=lambda pair: pair[0])[1]
+
+
+@contextlib.contextmanager
+def _without_warnings(index: Any, num_bytes: int) -> Iterator[None]:
+    """Faiss would print, for every k-means, that there are few rows for each codeword."""
+    faiss = optional.faiss(NAMED)
+    whole = faiss.downcast_index(index)
+    chain = range(whole.chain.size()) if isinstance(whole, faiss.IndexPreTransform) else ()
+    before = [faiss.downcast_VectorTransform(whole.chain.at(n)) for n in chain]
+    inner = faiss.downcast_index(whole.index) if before else whole
+    rotations = [each for each in before if isinstance(each, faiss.OPQMatrix)]
+    if isinstance(inner, faiss.IndexPQ):
+        inner.pq.cp.min_points_per_centroid = 1
+    own = [faiss.ProductQuantizer(each.d_out, num_bytes, 8) for each in rotations]
+    for each, quantizer in zip(rotations, own, strict=True):
+        quantizer.cp.min_points_per_centroid = 1
+        each.pq = quantizer
+    try:
+        yield
+    finally:
+        for each in rotations:
+            each.pq = None
 
 
 def _factory(name: str, dim: int, num_bytes: int) -> str:

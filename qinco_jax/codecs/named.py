@@ -261,7 +261,7 @@ def sized(
             )
         if name not in config_names | recipe_names:
             raise InputError(unknown("setting", name, sorted(config_names | recipe_names)))
-        (sizes if name in config_names else changes)[name] = _value(text)
+        (sizes if name in config_names else changes)[name] = value_of(text)
     config, recipe = dataclasses.replace(config, **sizes), dataclasses.replace(recipe, **changes)
     num_steps = _steps_at(config, num_bytes)
     if not 1 <= num_steps <= 1024:
@@ -273,7 +273,8 @@ def sized(
     return dataclasses.replace(config, num_steps=num_steps), recipe
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """The value of a setting `NAME=VALUE`."""
     try:
         return json.loads(text)
     except ValueError:

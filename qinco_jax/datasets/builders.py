@@ -9,6 +9,7 @@ and with TensorFlow beyond.
 
 import functools
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -192,8 +193,14 @@ def _check_rows(
 
 def prepared_in(name: str, size: str) -> Path | None:
     """The directory of a prepared set, or `None`."""
-    builder = _builder(name, size)
-    return Path(builder.data_path) if builder.is_prepared() else None
+    logger = logging.getLogger("absl")  # TFDS warns of each size that is not there
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        builder = _builder(name, size)
+        return Path(builder.data_path) if builder.is_prepared() else None
+    finally:
+        logger.setLevel(level)
 
 
 def read_through(name: str, size: str) -> dict[str, int]:

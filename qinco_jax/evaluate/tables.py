@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qinco_jax.config import in_bytes
+from qinco_jax.datasets.official import format_size
 from qinco_jax.evaluate import results
 from qinco_jax.evaluate.metrics import BY_READING
 from qinco_jax.evaluate.neighbours import RANKS
@@ -66,7 +67,7 @@ def markdown(rows: Sequence[Row]) -> str:
         recall = [f"{100 * row[key]:.1f}" if key in row else DASH for key in shown.values()]
         extra = _bytes_beside(row)
         size = f"{row['bytes']:g}" + f"+{extra:g}" * (extra > 0)
-        model = [_megabytes(row["model_bytes"]) if "model_bytes" in row else DASH] * has_model
+        model = [format_size(int(row["model_bytes"])) if "model_bytes" in row else DASH] * has_model
         lines.append([row["codec"], size, *model, f"{row['mse']:.6g}", *recall])
     notes = [NOTE] * has_reading + [MODEL_NOTE] * has_model
     return "\n".join([aligned(lines), *([""] if notes else []), *notes])
@@ -129,7 +130,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         Column("decode_us", "decode\nµs", "time to decode a vector, in microseconds", _short),
         Column("train_seconds", "train\ns", "time of training, in seconds", _short),
         Column("peak_mib", "peak\nMiB", "peak memory of encoding and decoding", _short),
-        Column("model_bytes", "model\nMB", MODEL_BYTES, lambda v: _short(v / 1e6)),
+        Column("model_bytes", "model", MODEL_BYTES, lambda v: format_size(int(v))),
     ]
 
 
@@ -173,10 +174,6 @@ def _digits(value: float) -> str:
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _megabytes(num_bytes: float) -> str:
-    return f"{_short(num_bytes / 1e6)} MB"
 
 
 def _table(

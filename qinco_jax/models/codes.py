@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.files import locked, replacing
+from qinco_jax.files import check_same_work, locked, replacing
 from qinco_jax.interrupts import Interrupted, noticed
 from qinco_jax.models import code_shards, digest
 from qinco_jax.quantizers import coding, packing, precision
@@ -50,7 +50,8 @@ def write(
 ) -> None:
     """Encodes vectors of any number into the new file `path`.
 
-    What is done is kept beside it: the same call goes on there after Ctrl-C, a crash or a kill.
+    What is done is kept beside it: the same call goes on there after Ctrl-C, a crash or a kill, and
+    another one is refused.
 
     Args:
       path: a new `.npy` file. If it is a URL, the codes wait in `copies.cache_folder()` until they
@@ -65,8 +66,8 @@ def write(
       advance: called with the rows done, at first those of an earlier call, and N.
 
     Raises:
-      InputError: `path` exists or cannot be written, vectors or options do not fit the model, or
-        another process writes the same file.
+      InputError: `path` exists or cannot be written, vectors or options do not fit the model,
+        another process writes the same file, or another call has left unfinished work there.
       Interrupted: Ctrl-C; the message says how many rows are kept.
     """
     target = place_of(path)
@@ -123,7 +124,7 @@ def _write(
             if _done(progress, origin) == 0:  # else the blocks before are worth keeping
                 _remove(partial, progress, lock)
             raise
-    _remove(progress, lock)
+        _remove(progress, lock)  # here, for at the end of the block Ctrl-C is raised that came last
 
 
 def _how_to_resume(done: int, total: int) -> str:
@@ -204,6 +205,7 @@ def model_fingerprint(model: Model) -> str:
 
 def read_blocks(num_rows: int, advance: Advance) -> Iterator[slice]:
     """Slices of rows that grow while each takes less than a second, so progress shows early."""
+    advance(0, num_rows)
     for span in _blocks(0, num_rows):
         yield span
         advance(span.stop, num_rows)
@@ -233,13 +235,19 @@ def made_by(model: Model, x: Rows, search: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _done(progress: Path, origin: Mapping[str, Any]) -> int:
-    """The rows that an earlier call of the same origin left; 0 if there was none."""
+    """The rows that an earlier call left; 0 if there was none.
+
+    Raises:
+      InputError: it was of another origin.
+    """
     try:
         left = json.loads(progress.read_bytes())
         done = left.pop("done")
     except (OSError, ValueError, KeyError, AttributeError):
         return 0
-    return int(done) if left == origin else 0
+    if done:
+        check_same_work(progress, left, origin)
+    return int(done)
 
 
 @overload

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qinco_jax.errors import InputError
-from qinco_jax.files import locked, replacing
+from qinco_jax.files import check_same_work, locked, replacing
 from qinco_jax.models import codes as code_files
 from qinco_jax.quantizers import packing
 from qinco_jax.quantizers.coding import Model
@@ -38,7 +38,7 @@ def working(target: Path, task: dict[str, Any]) -> Iterator[Path]:
         raise InputError(f"there is no directory {target.parent}; create it first")
     with locked(lock, f"works on {target}"):
         if (work / TASK).exists():
-            _check_same(work, task)
+            check_same_work(work, json.loads((work / TASK).read_bytes()), task)
         else:
             work.mkdir(exist_ok=True)
             with replacing(work / TASK) as partial:
@@ -52,16 +52,6 @@ def working(target: Path, task: dict[str, Any]) -> Iterator[Path]:
             raise
         finally:
             lock.unlink(missing_ok=True)
-
-
-def _check_same(work: Path, task: dict[str, Any]) -> None:
-    begun = json.loads((work / TASK).read_bytes())
-    if begun != json.loads(json.dumps(task)):
-        names = [name for name in {**begun, **task} if begun.get(name) != task.get(name)]
-        raise InputError(
-            f"{work} holds the unfinished work of a command with another {' and '.join(names)}; "
-            "run that one again to finish it, or remove the folder"
-        )
 
 
 def known_codes(path: str | None, model: Model, x: Rows) -> Rows | None:

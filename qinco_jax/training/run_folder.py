@@ -28,6 +28,7 @@ ROTATION, CENTROIDS, NEIGHBOURS = "rotation.npy", "centroids.npy", "neighbours.n
 SCHEDULE = "schedule.json"  # how long a run trains that was given minutes
 LOCK = ".lock"  # of who trains there
 PART = "part-{}"  # folder of a product's part
+MOST_NAMED = 3  # differences of another run
 
 
 def identity(
@@ -195,23 +196,38 @@ def start_of(folder: Path, model: Model) -> Model | None:
     return disk.load(folder / START) if (folder / START).exists() else None
 
 
-def claim(
-    file: Path,
-    identity: Mapping[str, Any],
-    contents: tuple[str, ...],
-    remedy: str = "choose another folder or remove that one",
-) -> None:
+def kept_of(folder: Path) -> str:
+    """What a run that was interrupted has kept, and what the same command does, in words."""
+    again = "run the same command again to"
+    if (folder / FINISHED).exists():
+        return f"the trained model is kept in {folder / FINISHED}; {again} measure it"
+    places = [folder, *folder.glob(PART.format("*"))]
+    if any(file.exists() for place in places for file in (place / CHECKPOINTS).glob("*")):
+        return f"the last checkpoint is kept; {again} resume"
+    if any((place / START).exists() for place in places):
+        return f"the start of the training is kept, and no step yet; {again} go on"
+    return "the training had not begun; the same command starts over"
+
+
+def claim(file: Path, identity: Mapping[str, Any], contents: tuple[str, ...]) -> None:
     """Makes the folder of `file` the one of this run, or finds that it already is.
 
     Args:
       file: where the identity stands.
       identity: what makes this run this run and no other; json.
       contents: names that only a run leaves there.
-      remedy: what to do about another run's folder.
 
     Raises:
-      InputError: the folder belongs to another run; the differences are named.
+      InputError: the folder belongs to another run; the first differences are named.
     """
+    if not belongs(file, identity, contents):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as partial:
+            partial.write_text(json.dumps(identity, indent=2) + "\n")
+
+
+def belongs(file: Path, identity: Mapping[str, Any], contents: tuple[str, ...]) -> bool:
+    """Whether the folder of `file` is the one of this run, or may become it; as of `claim`."""
     folder = file.parent
     if not file.exists():
         for name in contents:
@@ -219,14 +235,23 @@ def claim(
                 raise InputError(
                     f"{folder / name} exists but belongs to no run; choose another folder"
                 )
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as partial:
-            partial.write_text(json.dumps(identity, indent=2) + "\n")
-        return
+        return False
     try:
         there = json.loads(file.read_text().replace('"normalize"', '"unit_norm"'))
         found = differences(there, identity)
     except (ValueError, AttributeError) as error:
         raise InputError(f"{file} is damaged ({error}); remove {folder} to start anew") from error
-    if found:
-        raise InputError(f"{folder} belongs to another run: {'; '.join(found)}; {remedy}")
+    if not found:
+        return True
+    more = [f"and {len(found) - MOST_NAMED} more"] if len(found) > MOST_NAMED else []
+    remedy = "choose another folder or remove that one"
+    if (folder / FINISHED).exists():
+        remedy = "choose another folder"
+        if not any(text.startswith("config.") for text in found):  # the sizes are the model's
+            remedy += (
+                ", or continue from its model in another folder "
+                f"(init=qinco_jax.load({str(folder)!r}), or --init {folder})"
+            )
+    raise InputError(
+        f"{folder} belongs to another run: {'; '.join(found[:MOST_NAMED] + more)}; {remedy}"
+    )

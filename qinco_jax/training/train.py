@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -41,10 +41,17 @@ from qinco_jax.vectors.stored import Rows, Vectors, lazily
 from qinco_jax.version import __version__
 
 CHECKED_ROWS = 65536  # read at once where all rows are looked at
-CONTINUE = (
-    "choose another folder, or continue from its model in another folder "
-    "(init=qinco_jax.load({0!r}), or --init {0})"
-)
+
+
+class Asked(NamedTuple):
+    """What a training was asked for, checked, and what makes it this one."""
+
+    x_train: Rows
+    x_val: Rows
+    config: QincoConfig
+    recipe: Recipe
+    centroids: np.ndarray | None
+    identity: dict[str, Any]
 
 
 def train(
@@ -119,19 +126,12 @@ def train(
         if isinstance(config, str):
             name = config
             config, recipe = named(PRESETS, name, "preset"), recipe or of_preset(name)
-        seed = checks.integer(seed, "seed")
         recipe = _changed(recipe or Recipe(), changes)
-        x_train, x_val = split(x_train, x_val, recipe)
-        recipe = settled(recipe, len(x_train), len(x_val))
-        config = _config(config, init).for_dim(x_train.shape[1])
-        if centroids is not None:
-            if init is not None:
-                raise InputError("init has its own centroids, if any; leave out centroids")
-            config, centroids = with_centroids(config, centroids)
-        check_sizes(x_train, x_val, config, recipe)
+        asked = _asked(x_train, config, recipe, seed, x_val, centroids, init)
+        x_train, x_val, config, recipe, centroids, identity = asked
+        seed = identity["seed"]
         _check_rows(x_train, "the training vectors")
         _check_rows(x_val, "the validation vectors")
-        identity = run_folder.identity(x_train, config, recipe, seed, centroids, init)
         processes.agree({"qinco_jax": __version__, "jax": jax.__version__, **identity})
         folder = None if run_dir is None or not processes.is_first() else path_of(run_dir)
         if not processes.is_first():
@@ -166,9 +166,59 @@ def _check_rows(x: Rows, what: str) -> None:
 def _is_finished(folder: Path, identity: Mapping[str, Any]) -> bool:
     """Makes the folder this run's, or finds that it is; and whether it has been trained."""
     finished = (folder / run_folder.FINISHED).exists()
-    remedy = CONTINUE.format(folder) if finished else "choose another folder or remove that one"
-    run_folder.claim(folder / run_folder.IDENTITY, identity, run_folder.CONTENTS, remedy)
+    run_folder.claim(folder / run_folder.IDENTITY, identity, run_folder.CONTENTS)
     return finished
+
+
+def find_run(
+    run_dir: str | os.PathLike[str],
+    x_train: Vectors,
+    config: QincoConfig,
+    recipe: Recipe,
+    *,
+    seed: int,
+    x_val: Vectors | None,
+    centroids: Vectors | None,
+    init: Model | None,
+) -> bool:
+    """Whether a training like `train`'s is finished in `run_dir`; changes nothing there.
+
+    Raises:
+      InputError: `train` would refuse these arguments or this folder.
+    """
+    asked, folder = _asked(x_train, config, recipe, seed, x_val, centroids, init), path_of(run_dir)
+    identity = run_folder.IDENTITY
+    known = run_folder.belongs(folder / identity, asked.identity, run_folder.CONTENTS)
+    finished = (folder / run_folder.FINISHED).exists()
+    if known and not finished:
+        with locked(folder / run_folder.LOCK, f"trains in {folder}"):
+            pass
+    return finished
+
+
+def _asked(
+    x_train: Vectors,
+    config: QincoConfig | None,
+    recipe: Recipe,
+    seed: int,
+    x_val: Vectors | None,
+    centroids: Vectors | None,
+    init: Model | None,
+) -> Asked:
+    """Checks all but the rows."""
+    seed = checks.integer(seed, "seed")
+    x_train, x_val = split(x_train, x_val, recipe)
+    recipe = settled(recipe, len(x_train), len(x_val))
+    if init is not None:
+        checks.vectors(x_train, init.dim, "x_train")
+    config = _config(config, init).for_dim(x_train.shape[1])
+    if centroids is not None:
+        if init is not None:
+            raise InputError("init has its own centroids, if any; leave out centroids")
+        config, centroids = with_centroids(config, centroids)
+    check_sizes(x_train, x_val, config, recipe)
+    identity = run_folder.identity(x_train, config, recipe, seed, centroids, init)
+    return Asked(x_train, x_val, config, recipe, centroids, identity)
 
 
 def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

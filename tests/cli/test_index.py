@@ -151,6 +151,7 @@ def test_tuning_keeps_points_that_a_recall_chooses(folder: Path, tmp_path: Path)
     assert share >= best["5-recall@5"] - 1e-9
     wrong = ["--queries", queries, "--database", folder / "more.npy"]
     assert "600 ids of the index are not 0 to 49" in refused("index", "tune", index, *wrong)
+    assert "give --queries FILE" in refused("index", "tune", index, "--database", database)
 
 
 def test_an_index_of_other_ids_is_tuned_by_a_ground_truth_of_ids(
@@ -332,3 +333,20 @@ def test_a_line_through_measurements_never_falls_below_zero() -> None:
 def test_bad_input_is_one_sentence(folder: Path, arguments: list[str], message: str) -> None:
     output = refused("index", *(text.format(folder) for text in arguments))
     assert message in output and output.count("\n") == 1
+
+
+def test_what_an_interrupted_build_has_kept_is_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    build = ["index", "build", folder / "model0", folder, tmp_path / "index", "--num-lists", 16]
+    for place, words in (
+        ("fit", "lists and decoders are not fitted yet, so nothing was kept"),
+        ("_filled", "what was finished is kept; run the same command again to resume"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(indexing, place, interrupted)
+            ran = qinco(*build)
+        assert ran.exit_code == 130 and f"qinco: interrupted; {words}\n" in ran.output

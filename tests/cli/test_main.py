@@ -19,6 +19,7 @@ import qinco_jax as qj
 from qinco_jax import datasets
 from qinco_jax.cli import main as cli
 from qinco_jax.cli import train as train_command
+from qinco_jax.files import locked
 from qinco_jax.quantizers.packing import from_rows, unpack
 from qinco_jax.training import loop, run_folder
 from qinco_jax.training.estimate import Costs
@@ -512,9 +513,51 @@ def test_a_finished_run_goes_on_in_another_folder(folder: Path, tmp_path: Path) 
     np.testing.assert_array_equal(after.mean, before.mean)
     start = qj.load(tmp_path / "start")
     np.testing.assert_array_equal(start.codebook, before.codebook)
-    for sizes in (["--bytes", 3], ["--set", "hidden_dim=32"], ["--set", "num_centroids=4"]):
-        ran = qinco("train", "--dataset", folder, "--init", folder / "run", *sizes)
-        assert ran.exit_code == 2 and "sizes of its own" in ran.output
+    again = ["train", "--dataset", folder, "--init", folder / "run", *epochs, "--out", tmp_path]
+    assert qinco(*again, "--bytes", 2, "--set", "num_steps=4").exit_code == 0  # its own
+    for sizes, named in (
+        (["--bytes", 3], "leave out --bytes 3\n"),
+        (["--set", "hidden_dim=32", "--set", "num_steps=5"],
+         "leave out --set hidden_dim=32 and --set num_steps=5\n"),
+        (["--set", "num_centroids=4"], "leave out --set num_centroids=4\n"),
+    ):  # fmt: skip
+        ran = qinco(*again, *sizes)
+        assert ran.exit_code == 2 and "sizes of its own" in ran.output and named in ran.output
+    np.save(tmp_path / "wider.npy", np.zeros((1000, 9), np.float32))
+    ran = qinco("train", "--dataset", tmp_path / "wider.npy", "--init", folder / "run")
+    named = f"qinco: {tmp_path / 'wider.npy'} has 9 dimensions a vector, but the model has 8"
+    assert ran.exit_code == 2 and ran.output.startswith(named)
+
+
+def test_a_refused_training_says_nothing_before_and_names_what_differs(
+    folder: Path, tmp_path: Path
+) -> None:
+    run, train = folder / "run", folder / "train.npy"
+    init = ", or continue from its model in another folder (init=qinco_jax.load("
+    command = ["train", "--dataset", folder, "--out", run, *SMALL]
+    np.save(tmp_path / "others.npy", 1 + np.load(train)[:900])
+    for more, found, can_go_on in (
+        (["--set", "num_epochs=3"], "recipe.num_epochs is 2 there and 3 here", True),
+        (["--dataset", tmp_path / "others.npy"],
+         "it was given other training vectors (900 x 8 there and 810 x 8 here)", True),
+        (["--dataset", train, "--init", run],
+         "it was given no weights to begin from (init), and this one is", True),
+        (["--bytes", 3], "config.num_steps is 4 there and 6 here", False),
+        (["--preset", "qinco1"], " more; choose", False),
+    ):  # fmt: skip
+        ran = qinco(*command, *more)
+        begin = f"qinco: {run} belongs to another run: "
+        assert ran.exit_code == 2 and ran.output.startswith(begin), ran.output
+        assert found in ran.output and (init in ran.output) == can_go_on, ran.output
+        assert "PosixPath" not in ran.output and ran.output.count("\n") == 1
+        assert ran.output.count(" there and ") <= 3
+    (run / "model").rename(run / "elsewhere")
+    try:
+        with locked(run / run_folder.LOCK, f"trains in {run}"):
+            ran = qinco(*command)
+    finally:
+        (run / "elsewhere").rename(run / "model")
+    assert ran.exit_code == 2 and re.match(r"qinco: process .* trains in .*\n$", ran.output)
 
 
 def test_without_queries_some_rows_are_held_back(folder: Path, tmp_path: Path) -> None:
@@ -526,6 +569,33 @@ def test_without_queries_some_rows_are_held_back(folder: Path, tmp_path: Path) -
     assert "measured on 90 vectors with 10 queries" in ran.output
     rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert all(0 <= row["recall@1"] <= 1 for row in rows)
+
+
+def test_few_rows_are_counted_in_english(folder: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "few.npy", np.load(folder / "train.npy")[:12])
+    ran = qinco("evaluate", folder / "run", "--dataset", tmp_path / "few.npy")
+    assert "measured on the last one of the 12 training vectors" in ran.output, ran.output
+    assert "measured on 1 vector with no queries (--queries FILE gives some)\n" in ran.output
+
+
+def test_no_bar_is_drawn_before_a_refusal(folder: Path, tmp_path: Path) -> None:
+    codes = tmp_path / "codes.npy"
+    np.save(codes, np.zeros((5, 2), np.uint8))
+    np.save(tmp_path / "text.npy", np.array(["a"]))
+    for command in (
+        ["encode", folder / "run", folder / "train.npy", tmp_path / "c.npy", "--beam-size", 0],
+        ["decode", folder / "run", codes, codes],
+        ["data", "convert", tmp_path / "text.npy", tmp_path / "x.npy"],
+    ):
+        ran = qinco(*command)
+        assert ran.exit_code == 2 and re.fullmatch("qinco: .*\n", ran.output), ran.output
+
+
+def test_settings_are_shown_with_a_presets_values() -> None:
+    plain, paper = qinco("settings").output, qinco("settings", "qinco1").output
+    assert "[qinco2]" in plain and "[1000]" not in plain
+    assert "[qinco]" in paper and "[1000]" in paper
+    assert "did you mean 'small'" in qinco("settings", "smal").output
 
 
 @pytest.mark.parametrize("command", ["train", "encode", "compare"])
@@ -545,12 +615,15 @@ def test_a_dry_run_says_what_it_takes_and_leaves_nothing(
     assert ran.exit_code == 0, ran.output
     expected = {
         "train": r"900 rows in \d+ batches take about \d+ (seconds|minutes)",
-        "encode": r"1,000 vectors at [\d,]+ a second take about 1 seconds; the codes take 2.00kB",
+        "encode": r"1,000 vectors at [\d,]+ a second take about 1 second; the codes take 2.00kB",
         "compare": r"pq at 2 bytes: 900 rows take(.*\n)+pq:moved at 2 bytes: 100,800 rows take"
                    r"(.*\n)+small at 2 bytes: 900 rows in(.*\n)+"
                    r".*: a trained model\ndry run: training takes about",
     }[command]  # fmt: skip
     assert re.search(expected, ran.output), ran.output
+    if command == "train":
+        ran = qinco(command, *arguments, "--set", "num_epochs=0", "--dry-run")
+        assert "no epochs are trained, and the start takes about" in ran.output
     assert not list(tmp_path.iterdir())
 
 
@@ -572,7 +645,10 @@ def test_given_codes_are_measured_as_they_are(folder: Path, tmp_path: Path) -> N
     )
     again = ("evaluate", folder / "run", "--dataset", folder, "--codes", codes)
     ran = qinco(*again, "--database", folder / "queries.npy")
-    assert ran.exit_code == 2 and "holds 300 codes, but the set has 40" in ran.output
+    assert ran.exit_code == 2 and "holds 300 codes, but the database has 40" in ran.output
+    database = folder / "database.npy"
+    ran = qinco("evaluate", folder / "run", "--dataset", database, "--codes", codes)
+    assert ran.exit_code == 2 and f"encoded by --database {database}\n" in ran.output
     other = qj.train(np.load(folder / "train.npy"), qj.load(folder / "run").config, num_epochs=0)
     qj.save(other, tmp_path / "other")
     for command in (

@@ -27,6 +27,16 @@ def test_rq_is_the_better_of_a_greedy_training_and_one_for_a_beam() -> None:
     assert mse(ours.best_rq(X, X_VAL, 4, 16, seed=0)) == min(errors)
 
 
+@pytest.mark.parametrize("name", ["pq", "opq", "rq"])
+def test_faiss_does_not_print_that_rows_are_few(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss")
+    x = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+    faiss_codecs.train(name, x, 2)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_rq_of_faiss_is_the_better_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     x = CLUSTERS.astype(np.float64)

@@ -1,6 +1,7 @@
 """Files of codes: they know their model, and encoding resumes where it was cut off."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -92,16 +93,36 @@ def test_ctrl_c_keeps_what_is_done(model: qj.Qinco, tmp_path: Path) -> None:
     assert names(tmp_path) == {"codes.npy", "codes.npy.json"}
 
 
-def test_other_vectors_or_another_search_start_anew(model: qj.Qinco, tmp_path: Path) -> None:
+def test_ctrl_c_in_the_last_block_comes_after_it(model: qj.Qinco, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == total:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        codes.write(tmp_path / "codes.npy", model, X, advance=interrupt)
+    assert names(tmp_path) == {"codes.npy", "codes.npy.json"}
+
+
+def test_other_vectors_or_another_search_leave_unfinished_codes_alone(
+    model: qj.Qinco, tmp_path: Path
+) -> None:
     def fail(done: int, total: int) -> None:
-        if done == 256:
+        if done == after:
             raise KeyboardInterrupt
 
-    path = tmp_path / "codes.npy"
-    for x, beam_size in ((X[::-1], 2), (X, 1)):
-        with pytest.raises(KeyboardInterrupt):
-            codes.write(path, model, np.ascontiguousarray(x), beam_size=beam_size, advance=fail)
-    codes.write(path, model, X)
+    path, progress, after = tmp_path / "codes.npy", tmp_path / ".codes.npy.progress", 256
+    with pytest.raises(KeyboardInterrupt):
+        codes.write(path, model, X, beam_size=1, advance=fail)
+    for x, beam_size, what in ((X[:900], 1, "vectors"), (X, 2, "search"), (X[:9], 2, ".* and .*")):
+        words = rf"progress holds the unfinished work of a command with another {what}; run"
+        with pytest.raises(qj.InputError, match=words):
+            codes.write(path, model, x, beam_size=beam_size)
+    assert json.loads(progress.read_text())["done"] == 256
+    progress.unlink()
+    after = 0
+    with pytest.raises(KeyboardInterrupt):
+        codes.write(path, model, X, beam_size=1, advance=fail)
+    codes.write(path, model, X)  # nothing was done, so nothing is lost
     np.testing.assert_array_equal(np.load(path), expected(model))
 
 

@@ -37,7 +37,7 @@ def test_training_goes_on_from_a_model(parts: int, tmp_path: Path) -> None:
     assert further.config == first.config and mse(further) < mse(first)
     assert_same(further, qj.train(X, first.config, LONGER, x_val=X_VAL, init=first, run_dir=run))
     assert_same(run_folder.start_of(run, further), first)
-    with pytest.raises(qj.InputError, match="belongs to another run: init is"):
+    with pytest.raises(qj.InputError, match=r"given other weights to begin from \(init\)"):
         qj.train(X, init=further, recipe=LONGER, x_val=X_VAL, run_dir=run)
 
 
@@ -156,3 +156,14 @@ def test_the_kmeans_before_training_is_told() -> None:
     assert list(told) == ["coarse k-means", "residual k-means"]
     assert told["residual k-means"] == [(m, CONFIG.num_steps) for m in range(CONFIG.num_steps + 1)]
     assert told["coarse k-means"][-1][0] == told["coarse k-means"][-1][1]
+
+
+def test_what_an_interrupted_run_has_kept_is_what_lies_there(tmp_path: Path) -> None:
+    for made, words in (
+        ("metrics", "the same command starts over"),
+        ("start", "no step yet"),
+        ("part-1/checkpoints/20", "the last checkpoint is kept"),
+        ("model", "to measure it"),
+    ):
+        (tmp_path / made).mkdir(parents=True)
+        assert words in run_folder.kept_of(tmp_path)
