@@ -61,7 +61,7 @@ def evaluate(
     known = None if codes is None else _codes_of(data.database, codes, codec)
     _, held_back = split(data.train, data.validation, Recipe())
     trial_rows = readings.trial_rows(data, held_back)
-    data = measure.complete(data, held_back)
+    data = measure.complete(data, held_back, measure.role_of(model, data, held_back))
     if out is not None and (path_of(out).exists() or not path_of(out).parent.is_dir()):
         raise InputError(f"{out} already exists or its folder does not; choose another name")
     steps = ours.quarters(codec.num_steps) if known is None else [codec.num_steps]
@@ -77,14 +77,11 @@ def evaluate(
 
 def _codes_of(database: Rows | None, path: str, model: Model) -> np.ndarray:
     """The codes of all rows of a database."""
-    rows = code_files.read(path, model)
-    if database is None or len(rows) != len(database):
-        have = "no" if database is None else f"{len(database):,}"
+    if database is None:
         raise InputError(
-            f"{path} holds {len(rows):,} codes, but the set has {have} database vectors; give the "
-            "codes of this database (--database FILE names another)"
+            f"{path} holds the codes of a database, and the set has none; name it by --database"
         )
-    codes = packing.from_rows(np.asarray(rows), model.config)
+    codes = packing.from_rows(np.asarray(code_files.read(path, model, database)), model.config)
     packing.check_range(model.column_sizes, codes)
     return codes
 

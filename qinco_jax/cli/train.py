@@ -152,6 +152,7 @@ def _trained(
         place = None if dry_run else folder
         recipe = _lasting(minutes, begin, place, kept, held_back, config, recipe)
     if dry_run:
+        measure.check_truth(data, eval_rows, config.unit_norm)
         click.echo(estimates.training(kept, held_back, config, recipe))
         return lambda: None
     if (folder / run_folder.FINISHED).exists():
