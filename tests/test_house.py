@@ -26,7 +26,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qinco_jax"
 
 FLOORS = [
-    {"errors", "version", "files", "interrupts", "config", "optional", "kinds", "remote"},
+    {
+        *("config", "errors", "files", "interrupts", "kinds", "optional", "remote", "seeds"),
+        "version",
+    },
     {"vectors"},
     {"datasets"},
     {"quantizers"},

@@ -61,7 +61,7 @@ def evaluate(
     known = None if codes is None else _codes_of(data, codes, codec, files["dataset"])
     _, held_back = split(data.train, data.validation, Recipe())
     trial_rows = readings.trial_rows(data, held_back)
-    data = measure.complete(data, held_back)
+    data = measure.complete(data, held_back, measure.role_of(model, data, held_back))
     if out is not None and (path_of(out).exists() or not path_of(out).parent.is_dir()):
         raise InputError(f"{out} already exists or its folder does not; choose another name")
     steps = ours.quarters(codec.num_steps) if known is None else [codec.num_steps]
@@ -77,19 +77,14 @@ def evaluate(
 
 def _codes_of(data: Dataset, path: str, model: Model, dataset: str | None) -> np.ndarray:
     """The codes of all rows of a database."""
-    rows, database = code_files.read(path, model), data.database
+    database = data.database
     if database is None:
-        file = dataset if len(data.train) == len(rows) and data.validation is None else "FILE"
+        file = dataset if data.validation is None else "FILE"
         raise InputError(
             f"{path} holds codes, and the set has no database that they could be of; name the "
             f"vectors that were encoded by --database {file}"
         )
-    if len(rows) != len(database):
-        raise InputError(
-            f"{path} holds {len(rows):,} codes, but the database has {len(database):,} vectors; "
-            "give its codes, or the vectors that were encoded as --database FILE"
-        )
-    codes = packing.from_rows(np.asarray(rows), model.config)
+    codes = packing.from_rows(np.asarray(code_files.read(path, model, database)), model.config)
     packing.check_range(model.column_sizes, codes)
     return codes
 

@@ -10,13 +10,16 @@ from qinco_jax.cli.words import counted
 from qinco_jax.codecs import ours
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.datasets.holdout import hold_back_queries
-from qinco_jax.evaluate import results
+from qinco_jax.evaluate import neighbours, results
 from qinco_jax.evaluate.neighbours import METRICS, Queries, queries_of
 from qinco_jax.quantizers import coding
 from qinco_jax.quantizers.coding import Model
+from qinco_jax.training import run_folder
 from qinco_jax.training.logs import stage_bar
 from qinco_jax.training.recipe import Recipe
 from qinco_jax.vectors.stored import Rows, Vectors
+
+HELD_BACK = "which training holds back to choose the best epoch"
 
 
 def data_options(eval_rows: int | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -46,13 +49,14 @@ def load(files: dict[str, str | None]) -> datasets.Dataset:
     return datasets.load(given.pop("dataset"), **given)
 
 
-def complete(data: datasets.Dataset, held_back: Rows) -> datasets.Dataset:
+def complete(data: datasets.Dataset, held_back: Rows, role: str = HELD_BACK) -> datasets.Dataset:
     """The data set with rows held back from training as its database, if it has none, and queries.
 
-    Says so. Queries are rows that are taken out of the database.
+    Says so, and what part the rows had in training. Queries are rows that are taken out of the
+    database.
     """
     if data.database is None:
-        click.echo(f"no database: measured on the {which(held_back, data)}")
+        click.echo(f"no database: measured on the {which(held_back, data, role)}")
         data = data._replace(database=held_back)
     if data.queries is not None:
         return data
@@ -83,7 +87,25 @@ def questions(data: datasets.Dataset, eval_rows: int, unit_norm: bool) -> list[Q
     own = data.metric or "l2"
     metric, database = "cosine" if unit_norm else own, data.database[:eval_rows]
     known = len(database) == len(data.database) and metric == own
+    if not known:
+        check_truth(data, eval_rows, unit_norm)
     return [queries_of(data.queries, database, metric, data.groundtruth if known else None)]
+
+
+def check_truth(data: datasets.Dataset, eval_rows: int, unit_norm: bool) -> None:
+    """Looks for better answers than those of a ground truth among the rows to measure.
+
+    Where a set names no metric, the ground truth for models with `unit_norm` may be by any.
+
+    Raises:
+      InputError: the ground truth belongs to another database or metric.
+    """
+    if data.metric is None and unit_norm:
+        return
+    if data.groundtruth is not None and data.database is not None and data.queries is not None:
+        neighbours.check_truth(
+            data.groundtruth, data.queries, data.database, data.metric or "l2", eval_rows
+        )
 
 
 def measure(
@@ -123,15 +145,32 @@ def two_errors(model: Model, recipe: Recipe, held_back: Vectors) -> str:
     )
 
 
-def which(held_back: Vectors, data: datasets.Dataset) -> str:
-    """Which rows stand in for a database, as text."""
+def role_of(model: str, data: datasets.Dataset, held_back: Rows) -> str:
+    """What part the last training vectors had in the training of a model, by its run's folder.
+
+    Says so if the first vectors of the set's database were trained on.
+    """
+    if data.database is not None and (seen := run_folder.trained_rows(model, data.database)):
+        click.echo(
+            f"the model was trained on the first {seen:,} of the {len(data.database):,} vectors of "
+            "the database, whose error is lower than that of others"
+        )
+    seen = run_folder.trained_rows(model, data.train)
+    if seen is None:
+        return "which training holds back by default"
+    if seen == 0:
+        return "whereas the model was trained on others, or on these in another form"
+    if seen <= len(data.train) - len(held_back):
+        return "which its training held back to choose the best epoch"
+    return "on which the model was trained, so the errors are too low"
+
+
+def which(held_back: Vectors, data: datasets.Dataset, role: str) -> str:
+    """Which rows stand in for a database, and what part they had in training, as text."""
     if data.validation is not None:
         vectors = counted(len(held_back), "validation vector")
         return f"{vectors}, by which training chooses the best epoch"
     if len(held_back) == len(data.train):
         return f"{counted(len(held_back), 'training vector')}, so the errors are too low"
     last = "last one" if len(held_back) == 1 else f"last {len(held_back):,}"
-    return (
-        f"{last} of the {len(data.train):,} training vectors, which training holds back to choose "
-        "the best epoch"
-    )
+    return f"{last} of the {len(data.train):,} training vectors, {role}"

@@ -163,6 +163,7 @@ def _trained(
 
     if dry_run:
         say_size()
+        measure.check_truth(data, eval_rows, config.unit_norm)
         click.echo(estimates.training(kept, held_back, config, recipe))
         return lambda: None
     known: dict[str, Any] = {

@@ -18,6 +18,7 @@ from qinco_jax import optional
 from qinco_jax.codecs.codec import Array, Codec
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers.rq import sample_rows
+from qinco_jax.seeds import ROW_ORDER, seed_for
 from qinco_jax.training import mixing
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Vectors
@@ -80,6 +81,7 @@ def train(
     """
     faiss = optional.faiss(NAMED)
     checks.vectors(x, what="the training vectors")
+    seed = checks.seed(seed)
     possible = rates(name, x.shape[1]) or range(1, x.shape[1] + 1)
     if num_bytes not in possible:
         listed = ", ".join(map(str, possible))
@@ -94,7 +96,7 @@ def train(
     rows = checks.finite(rows, what="the training vectors").astype(np.float32)
     make = functools.partial(faiss.index_factory, x.shape[1], _factory(name, x.shape[1], num_bytes))
     encode, decode = (_unit_encode, _unit_decode) if name == "turboquant" else (_encode, _decode)
-    rows = np.random.default_rng(seed).permutation(rows)
+    rows = np.random.default_rng(seed_for(seed, ROW_ORDER)).permutation(rows)
     held_back = min(len(rows) // 10, CHOICE_ROWS, len(rows) - CODEWORDS) if name == "rq" else 0
     rows, goal = np.split(rows, [len(rows) - held_back])
     if mix:

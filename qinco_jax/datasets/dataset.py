@@ -179,12 +179,15 @@ def _of_ann_benchmarks(path: AnyPath) -> dict[str, Any]:
 def _metric_of(path: AnyPath) -> str | None:
     """The metric that a file of ann-benchmarks names; `None` if it names none."""
     distance = hdf5.attribute(path, "distance")
-    if distance is not None and distance not in DISTANCES:
+    if distance is None:
+        return None
+    if distance.lower() not in DISTANCES:
         raise InputError(
-            f"{path} is searched by the distance {distance!r}, and codecs of vectors know only "
-            f"{' and '.join(DISTANCES)}; give its vectors by name instead, {path}::train"
+            f"{path} is searched by the distance {distance!r}, and files of ann-benchmarks are "
+            f"read only with {' or '.join(DISTANCES)}; give its vectors by name instead, "
+            f"{path}::train"
         )
-    return None if distance is None else DISTANCES[distance]
+    return DISTANCES[distance.lower()]
 
 
 def _from_folder(folder: AnyPath, name: str | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from qinco_jax.datasets.dataset import Dataset
 from qinco_jax.datasets.holdout import hold_back_queries
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import readings, report, sweep
-from qinco_jax.evaluate.neighbours import BLOCK_ROWS, Queries, queries_of
+from qinco_jax.evaluate.neighbours import BLOCK_ROWS, Queries, check_truth, queries_of
 from qinco_jax.evaluate.progress import Stage, silent
 from qinco_jax.evaluate.results import COSTS, RESULTS, Row
 from qinco_jax.files import path_of
@@ -76,7 +76,7 @@ def compare(
     metrics = [data.metric or "l2"] if metrics is None else metrics
     if not codecs or not rates or not seeds or not metrics:
         raise InputError("name at least one codec, one rate, one seed and one metric")
-    rates = [float(rate) for rate in rates]
+    rates, seeds = [float(rate) for rate in rates], [checks.seed(seed) for seed in seeds]
     contenders = named.contenders(codecs, rates, data.train.shape[1], settings)
     x_train, held_back = split(data.train, data.validation, Recipe())
     trial_rows = readings.trial_rows(data, held_back)
@@ -97,7 +97,7 @@ def compare(
         "noise": list(noise),
         "shifted": {name: fingerprint(lazily(x)) for name, x in extra.items()},
     }
-    query_sets = _query_sets(data, database, len(whole), metrics, noise, extra)
+    query_sets = _query_sets(data, database, whole, metrics, noise, extra)
     run_folder.claim(folder / IDENTITY, identity, (RESULTS, COSTS))
     benchmark = sweep.Benchmark(data.name, x_train, database, query_sets, trial_rows)
     sweep.run(contenders, benchmark, folder, seeds, stage)
@@ -108,7 +108,7 @@ def compare(
 def _query_sets(
     data: Dataset,
     database: Rows,
-    num_rows: int,
+    whole: Rows,
     metrics: Sequence[str],
     noise: Sequence[float],
     shifted: Mapping[str, Vectors],
@@ -123,8 +123,10 @@ def _query_sets(
         return []
     for metric in metrics:
         # A set's ground truth is of all rows, by the metric that the set was made for.
-        known = len(database) == num_rows and metric == (data.metric or first)
-        truth = data.groundtruth if known else None
+        truth = data.groundtruth if metric == (data.metric or first) else None
+        if truth is not None and len(database) < len(whole):
+            check_truth(truth, data.queries, whole, metric, len(database))
+            truth = None
         own = queries_of(data.queries, database, metric, truth, metric)
         found.append(own._replace(paired=metric != first))
     spread = np.asarray(database[:10_000], np.float64).std(axis=0)

@@ -128,11 +128,12 @@ def recall(
       R@k from 0 to 1. A row as near as the nearest neighbour is a right answer too.
 
     Raises:
-      InputError: shapes that do not fit together, an unknown metric, k out of range, NaN or Inf.
+      InputError: shapes that do not fit together, an unknown metric, k out of range, NaN, Inf or
+        numbers beyond 1e15, whose squares float32 cannot add up.
     """
-    _check_pairs(database, x_hat)
+    _check_pairs(database, x_hat, checks.SQUARED_MAX)
     checks.vectors(queries, database.shape[1], "the queries")
-    checks.finite(np.asarray(queries), what="the queries")
+    checks.finite(np.asarray(queries), what="the queries", limit=checks.SQUARED_MAX)
     named({name: name for name in METRICS}, metric, "metric")
     if not 1 <= k <= len(database) or len(queries) == 0:
         raise InputError(
@@ -145,7 +146,7 @@ def recall(
     return float((found.min(axis=1) <= best[:, 0]).mean())
 
 
-def _check_pairs(x: Vectors, x_hat: Vectors) -> None:
+def _check_pairs(x: Vectors, x_hat: Vectors, limit: float = checks.FLOAT32_MAX) -> None:
     for what, rows in (("x", x), ("x_hat", x_hat)):
         checks.vectors(rows, what=what)
     if x.shape != x_hat.shape or len(x.shape) != 2 or len(x) == 0:
@@ -154,7 +155,7 @@ def _check_pairs(x: Vectors, x_hat: Vectors) -> None:
         )
     for what, rows in (("x", x), ("x_hat", x_hat)):
         for span in spans(len(rows), BLOCK_ROWS):
-            checks.finite(np.asarray(rows[span]), span.start, what)
+            checks.finite(np.asarray(rows[span]), span.start, what, limit)
 
 
 def measure(

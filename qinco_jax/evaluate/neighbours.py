@@ -84,14 +84,35 @@ def queries_of(
             "least one of each"
         )
     space = space_of(named({m: m for m in METRICS}, metric, "metric"), database)
-    ready = prepared(space, checks.finite(np.asarray(vectors), what=f"the set {name!r}"))
+    some = checks.finite(np.asarray(vectors), 0, f"the set {name!r}", checks.SQUARED_MAX)
+    ready = prepared(space, some)
     last = [min(k, len(database)) - 1 for k in RANKS]
     if groundtruth is not None:
         truth = np.asarray(groundtruth)
-        _check(truth, ready, database, space)
+        _check(truth, ready, database, space, len(database))
         if truth.shape[1] > last[-1]:
             return Queries(name, space, ready, _reach(truth[:, last], ready, database, space))
     return Queries(name, space, ready, _search(ready, database, space, last[-1] + 1)[0][:, last])
+
+
+def check_truth(
+    groundtruth: Array, queries: Vectors, database: Vectors, metric: str, num_rows: int
+) -> None:
+    """Looks for better answers than those of a ground truth, for some queries.
+
+    Args:
+      groundtruth: [Q, k] integers, the database rows nearest to each query, nearest first.
+      queries: [Q, D], of any real dtype.
+      database: [N, D].
+      metric: "l2", "ip" or "cosine".
+      num_rows: the first rows of the database, in which to look.
+
+    Raises:
+      InputError: there are such, so it belongs to another database or metric.
+    """
+    some = checks.finite(np.asarray(queries), 0, "the queries", checks.SQUARED_MAX)
+    space = space_of(metric, database)
+    _check(np.asarray(groundtruth), prepared(space, some), database, space, num_rows)
 
 
 def nearest_neighbours(
@@ -159,7 +180,9 @@ def _search(
     best = np.full((len(vectors), count), np.inf, np.float32)
     rows = np.zeros((len(vectors), count), np.int32)
     for block in spans(len(database), BLOCK_ROWS):
-        x = padded(prepared(space, database[block]))
+        part = np.asarray(database[block])
+        part = checks.finite(part, block.start, "the database", checks.SQUARED_MAX)
+        x = padded(prepared(space, part))
         for some in spans(len(vectors), QUERY_BLOCK):
             so_far = (best[some], rows[some])
             limits = np.asarray([block.start, block.stop], np.int32)
@@ -195,8 +218,13 @@ def merge_nearest(
     return best, jnp.take_along_axis(rows, index, axis=1)
 
 
-def _check(truth: np.ndarray, vectors: np.ndarray, database: Vectors, space: Space) -> None:
-    """Raises `InputError` if a ground truth contradicts the database, checked on some queries."""
+def _check(
+    truth: np.ndarray, vectors: np.ndarray, database: Vectors, space: Space, num_rows: int
+) -> None:
+    """Raises `InputError` if a ground truth contradicts the first rows of a database.
+
+    Checked on some queries.
+    """
     if truth.ndim != 2 or truth.dtype.kind not in "iu" or len(truth) != len(vectors):
         raise InputError(
             f"the ground truth is {truth.dtype} {truth.shape}; expected integers "
@@ -209,7 +237,7 @@ def _check(truth: np.ndarray, vectors: np.ndarray, database: Vectors, space: Spa
         )
     checked = np.linspace(0, len(truth) - 1, min(CHECKED_QUERIES, len(truth))).astype(int)
     claimed = _reach(truth[checked, :1], vectors[checked], database, space)[:, 0]
-    exact, rows = _search(vectors[checked], database, space, 1)
+    exact, rows = _search(vectors[checked], database[:num_rows], space, 1)
     scale = np.abs(claimed) + np.abs(exact[:, 0])
     nearest = prepared(space, np.stack([database[int(row)] for row in rows[:, 0]]))
     squares = np.square(vectors[checked]).sum(axis=1) + np.square(nearest).sum(axis=1)

@@ -139,7 +139,7 @@ def _remove(*paths: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def read(path: str | os.PathLike[str], model: Model) -> Rows:
+def read(path: str | os.PathLike[str], model: Model, x: Rows | None = None) -> Rows:
     """Opens packed codes [N, bytes] after checking that they are the model's.
 
     Codes without a `.json` beside them, such as `np.save` makes, are checked for their width alone.
@@ -147,9 +147,12 @@ def read(path: str | os.PathLike[str], model: Model) -> Rows:
     Args:
       path: a file, or a folder of shards, which may be remote (`code_shards`).
       model: that made them, or of whose steps they are the first.
+      x: [N, D], the vectors whose codes they should be, where these are at hand; in another dtype
+        they cannot be told from others.
 
     Raises:
-      InputError: no such file or folder, unfinished shards, or codes of another model.
+      InputError: no such file or folder, unfinished shards, or codes of another model, of other
+        vectors or in another order.
     """
     described: bytes | None
     if code_shards.is_folder(path):
@@ -159,11 +162,17 @@ def read(path: str | os.PathLike[str], model: Model) -> Rows:
         rows, place = formats.read(path), _beside(place_of(path))
         described = place.read_bytes() if place.exists() else None
         beside = str(place)
+    if x is not None and len(rows) != len(x):
+        raise InputError(
+            f"{path} holds {len(rows):,} codes of {len(x):,} vectors; give the codes of these "
+            "vectors, or none to encode them"
+        )
     columns = packing.from_rows(np.asarray(rows[:1]), model.config).shape[1]
     if described is not None:
         try:
             origin = json.loads(described)
-            maker, shape = origin["model"], [origin["vectors"]["shape"][0], origin["bytes"]]
+            maker, encoded = origin["model"], dict(origin["vectors"])
+            shape = [encoded["shape"][0], origin["bytes"]]
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(f"{beside} is damaged ({error!r}); {DAMAGED}") from error
         if shape != list(rows.shape):
@@ -175,6 +184,12 @@ def read(path: str | os.PathLike[str], model: Model) -> Rows:
             raise InputError(
                 f"{path} holds codes of another model, as {beside} says; use that "
                 "model, or encode the vectors with this one"
+            )
+        own = encoded if x is None else fingerprint(x)
+        if own["dtype"] == encoded.get("dtype") and own != encoded:
+            raise InputError(
+                f"{path} holds codes of other vectors, or of these in another order, as {beside} "
+                "says; give the codes of these vectors, or none to encode them"
             )
     return rows
 

@@ -18,7 +18,14 @@ from qinco_jax.errors import InputError
 from qinco_jax.quantizers.batching import map_rows
 from qinco_jax.quantizers.distances import nearest
 from qinco_jax.quantizers.rq import Advance, sample_rows
-from qinco_jax.quantizers.transform import Transform, from_model_space, of_rows, to_model_space
+from qinco_jax.quantizers.transform import (
+    Transform,
+    from_model_space,
+    of_rows,
+    reach,
+    to_model_space,
+)
+from qinco_jax.seeds import COARSE_SCALE, COARSE_START, seed_for
 from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
 
@@ -58,10 +65,11 @@ def train_centroids(
       [K_ivf, D] float32, in the space of the vectors.
 
     Raises:
-      InputError: fewer rows than centroids, or rows with NaN or Inf.
+      InputError: fewer rows than centroids, or rows with NaN, Inf or numbers so far from the others
+        that float32 tells no centroids apart (`transform.reach`).
       OSError: no space for the scratch file in the folder for temporary files.
     """
-    x = lazily(checks.vectors(x, what="the training vectors"))
+    x, seed = lazily(checks.vectors(x, what="the training vectors")), checks.seed(seed)
     limit = 256 * num_centroids if max_rows is None else max_rows
     if x.ndim != 2 or not 1 <= num_centroids <= min(len(x), limit) or num_iters < 1:
         raise InputError(
@@ -70,8 +78,9 @@ def train_centroids(
             "least one iteration"
         )
     rows: Rows = sample_rows(x, limit, seed) if len(x) > limit else x
-    found = of_rows(checks.finite(sample_rows(rows, SCALE_ROWS, seed), what=SAMPLED))
-    rng = np.random.default_rng(seed)
+    sample = sample_rows(rows, SCALE_ROWS, seed_for(seed, COARSE_SCALE))
+    found = of_rows(checks.finite(sample, what=SAMPLED))
+    rng = np.random.default_rng(seed_for(seed, COARSE_START))
     if num_centroids > FLAT:
         centroids = _in_cells(rows, found, num_centroids, rng, num_iters, advance)
     else:
@@ -97,7 +106,8 @@ def _in_cells(
     cells = _lloyd(few, transform, num_cells, rng, num_iters, lambda seen: advance(seen, total))
     owner = np.asarray(map_rows(
         _nearest_of, (jnp.asarray(cells), transform), rows,
-        rows=BLOCK_ROWS, check=checks.finite,
+        rows=BLOCK_ROWS,
+        check=functools.partial(checks.finite, what=SAMPLED, limit=reach(transform)),
     ))  # fmt: skip
     counts, found = np.bincount(owner, minlength=num_cells), []
     shares = _shares(counts, num_centroids).tolist()
@@ -144,6 +154,7 @@ def _lloyd(
 ) -> np.ndarray:
     """k-means [count, D] in model space; compiles for powers of two alone."""
     start = np.sort(rng.choice(len(rows), count, replace=False))
+    limit = reach(transform)
     first = checks.finite(rows[start], what=SAMPLED).astype(np.float32)
     centroids = (first - np.asarray(transform.mean)) / np.asarray(transform.scale)
     size = 1 << (count - 1).bit_length()
@@ -151,7 +162,7 @@ def _lloyd(
         padded = np.pad(centroids, ((0, size - count), (0, 0)), constant_values=FAR)
         sums, counts = jnp.zeros(padded.shape), jnp.zeros(size, jnp.int32)
         for span in spans(len(rows), CHUNK_ROWS):
-            part = checks.finite(rows[span], what=SAMPLED)
+            part = checks.finite(rows[span], span.start, SAMPLED, limit)
             sums, counts = _add(sums, counts, padded, transform, *_chunk(part))
             advance(iteration * len(rows) + span.stop)
         centroids = _means(centroids, np.asarray(sums)[:count], np.asarray(counts)[:count])

@@ -14,6 +14,7 @@ from qinco_jax.quantizers import packing, precision
 from qinco_jax.quantizers.batching import block_rows, is_traced, map_rows, of_one
 from qinco_jax.quantizers.product import PreparedProduct, Product
 from qinco_jax.quantizers.qinco import Prepared, Qinco, Search
+from qinco_jax.quantizers.transform import reach
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Vectors
 
@@ -21,7 +22,6 @@ Array = jax.Array | np.ndarray
 Model = Qinco | Product
 M = TypeVar("M", bound=Model)
 
-LARGEST = 1e15  # in model space; the square of more than 1e19 is beyond float32
 Output = Literal["codes", "errors", "beams"]
 OUTPUTS = get_args(Output)
 
@@ -69,7 +69,8 @@ def encode(
       inf marks an entry that does not exist, where there are fewer codes than B.
 
     Raises:
-      InputError: wrong shape, dtype, A, B, output or compute_dtype; NaN or Inf (outside `jit`).
+      InputError: wrong shape, dtype, A, B, output or compute_dtype; outside `jit` also NaN, Inf or
+        numbers so large that float32 tells no codewords apart (`transform.reach`).
     """
     _require_model(model, "encode(model, x)")
     x = checks.vectors(x, model.dim)
@@ -98,11 +99,15 @@ def _require_model(model: object, call: str) -> None:
 
 
 def _limit(model: Model) -> float:
-    """The greatest magnitude of numbers that the model can encode."""
+    """The greatest magnitude of numbers that the model can encode.
+
+    Where one part of a product reaches farther than another, vectors of their kind may too.
+    """
     if is_traced(model) or model.config.unit_norm:
         return checks.FLOAT32_MAX
     parts = model.parts if isinstance(model, Product) else (model,)
-    return LARGEST * min(float(part.scale) for part in parts)
+    farthest = max(reach(part.transform) for part in parts)
+    return min(farthest, checks.SQUARED_MAX * min(float(part.scale) for part in parts))
 
 
 @functools.cache

@@ -7,15 +7,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qinco_jax.config import QincoConfig
+from qinco_jax.config import MAX_CODEBOOK, QincoConfig
 from qinco_jax.errors import InputError
 
 Array = jax.Array | np.ndarray
 
 
 def code_dtype(codebook_size: int) -> jnp.dtype:
-    """uint8 for K <= 256, else uint16."""
+    """uint8 for K <= 256, else uint16.
+
+    Raises:
+      InputError: K is greater than 65,536.
+    """
+    check_size(codebook_size)
     return jnp.dtype(jnp.uint8 if codebook_size <= 256 else jnp.uint16)
+
+
+def check_size(codebook_size: int) -> None:
+    """Raises `InputError` if there are more codewords than codes."""
+    if codebook_size > MAX_CODEBOOK:
+        raise InputError(f"codebook_size must be at most {MAX_CODEBOOK:,}, got {codebook_size:,}")
 
 
 def code_bytes(num_steps: int, codebook_size: int) -> int:

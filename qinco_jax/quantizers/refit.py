@@ -15,6 +15,7 @@ import numpy as np
 from qinco_jax.quantizers import additive, rq
 from qinco_jax.quantizers.rq import RQ
 from qinco_jax.quantizers.transform import to_model_space
+from qinco_jax.seeds import CODEBOOK_NOISE, seed_for
 from qinco_jax.vectors.stored import Vectors
 
 BEAM = 4  # B of the codes that codebooks are fitted to; 8 takes twice the time and gains nothing
@@ -36,7 +37,7 @@ def refitted(
     num_steps, codebook_size, dim = model.codebooks.shape
     rows = rq.sample_rows(x, rq.ROWS_PER_CODEWORD * codebook_size, seed)
     target = np.asarray(to_model_space(jnp.asarray(rows, jnp.float32), model.transform))
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(seed_for(seed, CODEBOOK_NOISE))
     total = NOISY_ROUNDS + QUIET_ROUNDS
     for number in range(1, total + 1):
         codes = np.asarray(rq.encode(model, rows, beam_size=BEAM))

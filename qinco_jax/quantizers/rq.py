@@ -10,15 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qinco_jax.config import MAX_CODEBOOK
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers import beam, packing
-from qinco_jax.quantizers.batching import block_rows, map_rows, of_one
+from qinco_jax.quantizers.batching import block_rows, is_traced, map_rows, of_one
 from qinco_jax.quantizers.beam import Beam, Candidates
 from qinco_jax.quantizers.distances import nearest, squared_distances
 from qinco_jax.quantizers.kmeans import kmeans
 from qinco_jax.quantizers.packing import code_dtype
-from qinco_jax.quantizers.transform import Transform, from_model_space, of_rows, to_model_space
+from qinco_jax.quantizers.transform import (
+    Transform,
+    from_model_space,
+    of_rows,
+    reach,
+    to_model_space,
+)
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Vectors
 
@@ -100,9 +105,8 @@ def train(
             f"{codebook_size}, beam_size {beam_size}, num_iters {num_iters}; expected [N, D] and "
             "numbers from 1"
         )
-    if codebook_size > MAX_CODEBOOK:
-        raise InputError(f"codebook_size must be at most {MAX_CODEBOOK:,}, got {codebook_size:,}")
-    seed = checks.integer(seed, "seed")
+    packing.check_size(codebook_size)
+    seed = checks.seed(seed)
     rows = _training_rows(x, codebook_size, max_rows, seed)
     found = of_rows(rows, unit_norm=unit_norm, center=center, rotate=rotate)
     target = _in_model_space(rows, found)
@@ -214,8 +218,10 @@ def encode(model: RQ, x: Vectors, *, beam_size: int = 32) -> jax.Array:
       [N, M] or [M], uint8 for K <= 256, else uint16.
 
     Raises:
-      InputError: wrong shape, dtype or beam size, NaN or Inf (outside `jit`).
+      InputError: wrong shape, dtype or beam size, K greater than 65,536; outside `jit` also NaN,
+        Inf or numbers so large that float32 tells no codewords apart (`transform.reach`).
     """
+    packing.check_size(model.codebooks.shape[1])
     x = checks.vectors(x, model.mean.shape[-1])
     beam_size = checks.integer(beam_size, "beam_size", 1)
     if x.ndim == 1:
@@ -224,8 +230,16 @@ def encode(model: RQ, x: Vectors, *, beam_size: int = 32) -> jax.Array:
     return map_rows(
         _encode_rows, model, x,
         rows=_block(work, model.codebooks[0], beam_size),
-        options=(beam_size,), check=checks.finite,
+        options=(beam_size,), check=functools.partial(checks.finite, limit=_limit(model)),
     )  # fmt: skip
+
+
+def _limit(model: RQ) -> float:
+    """The greatest magnitude of numbers that the quantizer can encode."""
+    if is_traced(model):
+        return checks.FLOAT32_MAX
+    largest = np.abs(np.asarray(model.codebooks)).max()  # made by hand, it may be of any size
+    return reach(model.transform, max(1.0, float(largest)))
 
 
 def decode(model: RQ, codes: Array) -> jax.Array:

@@ -9,11 +9,13 @@ import numpy as np
 
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers.distances import along_last, matmul
+from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, derived, spans
 
 Array = jax.Array | np.ndarray
 
 COVARIANCE_ROWS = 8192
+PRECISION = 2.0**24  # of float32: numbers of this times z's are rounded by as much as z
 SCALES = 1e-12, 1e12
 
 
@@ -59,9 +61,32 @@ def from_model_space(z: jax.Array, transform: Transform) -> jax.Array:
     return z * transform.scale + along_last(transform.mean, z)
 
 
+def reach(transform: Transform, spread: float = 1.0) -> float:
+    """The greatest magnitude of numbers in vectors whose codes mean something.
+
+    Farther out, float32 rounds a vector by as much as codewords lie apart, and distances tell no
+    codeword from another.
+
+    Args:
+      transform: a model's, of concrete arrays.
+      spread: how far codewords lie from 0 in model space, where training vectors have a standard
+        deviation of 1.
+    """
+    if transform.unit_norm:
+        return checks.FLOAT32_MAX
+    middle = float(np.abs(np.asarray(transform.mean)).max())
+    return min(checks.FLOAT32_MAX, middle + PRECISION * float(transform.scale) * spread)
+
+
 def unit(x: jax.Array) -> jax.Array:
-    """Vectors [..., D] float32 divided by their length, whatever it is; zeros stay zeros."""
+    """Vectors [..., D] float32 divided by their length; zeros stay zeros.
+
+    So do vectors of numbers below 1.2e-38, which XLA takes for zeros.
+    """
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    # XLA multiplies by the inverse of a divisor, and that of 1e38 would be zero to it.
+    nearer = jnp.where(largest > 2.0**64, 2.0**-64, jnp.where(largest < 2.0**-64, 2.0**64, 1.0))
+    x, largest = x * nearer, largest * nearer
     x = x / jnp.where(largest > 0, largest, 1.0)  # else the squares of 1e20 and 1e-30 are lost
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     return x / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))

@@ -18,6 +18,7 @@ from qinco_jax.search.distance import Measured, Reading, in_space
 from qinco_jax.search.index import Index
 from qinco_jax.search.pairwise import Pairs
 from qinco_jax.search.trial import FEWEST_ROWS
+from qinco_jax.seeds import ROW_ORDER, seed_for
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily, spans
 
@@ -76,13 +77,15 @@ def build(
             f"x_train has shape {x_train.shape}; give at least {FEWEST_ROWS} vectors [N, D]"
         )
     max_rows = checks.integer(max_rows, "max_rows", FEWEST_ROWS)
+    seed = checks.seed(seed)
     if pairs is not None:
         pairwise.check_fits(pairs, model, metric)
     is_residual = model.config.num_centroids is not None
     x = checks.finite(sample_rows(x_train, max_rows, seed), what="x_train")
     origin = distance.origin_of(metric, x)
     list_vectors = in_space(_list_vectors(model, x_train, num_lists, metric, seed), metric, origin)
-    x = np.random.default_rng(seed).permutation(x)  # the last ones try the readings
+    order = np.random.default_rng(seed_for(seed, ROW_ORDER))
+    x = order.permutation(x)  # the last ones try the readings
     codes = np.asarray(coding.encode(model, x))
     rows = codes[:, 1:] if is_residual else codes
 

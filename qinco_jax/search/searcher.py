@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qinco_jax.errors import InputError
-from qinco_jax.quantizers import coding
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.search import distance, pairwise
 from qinco_jax.search import ids as vector_ids
@@ -199,7 +198,7 @@ class Searcher(abc.ABC):
         vectors = lazily(checks.vectors(queries, self.model.dim, "the queries"))
         if vectors.ndim != 2:
             raise InputError(f"the queries have shape {vectors.shape}; expected [Q, D]")
-        limit = checks.FLOAT32_MAX if self.metric == "cosine" else coding.LARGEST
+        limit = checks.FLOAT32_MAX if self.metric == "cosine" else checks.SQUARED_MAX
         return self._in_space(checks.finite(vectors, 0, "the queries", limit))
 
     def _as_long_as_rows(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

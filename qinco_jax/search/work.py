@@ -58,17 +58,11 @@ def known_codes(path: str | None, model: Model, x: Rows) -> Rows | None:
     """The codes [N, columns] of vectors in a file, unpacked as they are read; `None` without one.
 
     Raises:
-      InputError: they are another model's, or others in number.
+      InputError: they are another model's, or those of other vectors.
     """
     if path is None:
         return None
-    rows = code_files.read(path, model)
-    if len(rows) != len(x):
-        raise InputError(
-            f"{path} holds {len(rows):,} codes of {len(x):,} vectors; give the codes of these "
-            "vectors, or none to encode them"
-        )
-    return unpacked(rows, model)
+    return unpacked(code_files.read(path, model, x), model)
 
 
 def unpacked(rows: Rows, model: Model) -> Rows:

@@ -12,8 +12,8 @@ from qinco_jax.errors import InputError
 from qinco_jax.quantizers import refit, rq
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.untrained import init
+from qinco_jax.seeds import INITIAL_WEIGHTS, seed_for
 from qinco_jax.training.loop import Advance, unseen
-from qinco_jax.training.seeds import INITIAL_WEIGHTS, seed_for
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily
 

@@ -19,11 +19,11 @@ from qinco_jax.models import disk
 from qinco_jax.models.orbax import Checkpoints
 from qinco_jax.quantizers import coding
 from qinco_jax.quantizers.qinco import Qinco
+from qinco_jax.seeds import NEW_CODEWORDS, seed_for
 from qinco_jax.training import processes
 from qinco_jax.training import step as training
 from qinco_jax.training.feed import Feed
 from qinco_jax.training.recipe import Recipe, length
-from qinco_jax.training.seeds import NEW_CODEWORDS, seed_for
 from qinco_jax.training.step import TrainState
 from qinco_jax.vectors.stored import Rows
 

@@ -12,9 +12,9 @@ from jax import lax
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers.batching import map_rows
 from qinco_jax.quantizers.distances import smallest, squared_distances
+from qinco_jax.seeds import MIXED_ROWS, seed_for
 from qinco_jax.training import shuffle
 from qinco_jax.training.recipe import MAX_MIXED
-from qinco_jax.training.seeds import MIXED_ROWS, seed_for
 from qinco_jax.vectors.stored import Rows, Stored, derived
 
 Best = tuple[jax.Array, jax.Array]

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -63,6 +64,20 @@ def identity(
         "data": fingerprint(x),
         **given,
     }
+
+
+def trained_rows(model: str | os.PathLike[str], x: Rows) -> int | None:
+    """How many of the first of some rows [N, D] a model was trained on, by the folder of its run.
+
+    0 stands for other rows, and also for these in another dtype; `None` for a model without a run.
+    """
+    place = disk.place_of(model)
+    record = place.with_name(IDENTITY)
+    if place.name != FINISHED or not record.exists():
+        return None
+    data = json.loads(record.read_bytes())["data"]
+    count = int(data["shape"][0])
+    return count if count <= len(x) and fingerprint(x[:count]) == data else 0
 
 
 def kept(folder: Path | None, name: str, train: Callable[[], np.ndarray]) -> np.ndarray:

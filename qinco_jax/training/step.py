@@ -213,7 +213,7 @@ def _keep_best(state: TrainState, mse: jax.Array, recipe: Recipe) -> tuple[Train
     state = dataclasses.replace(
         state,
         best=best,
-        best_mse=jnp.minimum(mse, state.best_mse),
+        best_mse=jnp.where(better, mse, state.best_mse),  # NaN is no better
         stale=stale,
         rate_scale=rate_scale,
         usage=jnp.where(enough, 0, state.usage),

@@ -21,6 +21,7 @@ from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.transform import approximate
+from qinco_jax.seeds import PART, seed_for
 from qinco_jax.training import endings, processes, run_folder
 from qinco_jax.training.initial_model import with_centroids
 from qinco_jax.training.loop import Advance, Log, unseen
@@ -34,7 +35,6 @@ from qinco_jax.training.recipe import (
     of_preset,
     with_mix,
 )
-from qinco_jax.training.seeds import PART, seed_for
 from qinco_jax.training.single import train_single
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily
@@ -88,7 +88,7 @@ def train(
       config: sizes of the model, or the name of a preset; `None` takes the sizes of `init`.
       recipe: how to train it, or a name in `RECIPES`; `None` takes that of a preset that is given
         by name (of "small" on a GPU or TPU "accelerator"), else `Recipe()`.
-      seed: an integer, of the initial model and of the data order.
+      seed: 0 to 2^31 - 1, of the initial model and of the data order.
       x_val: [V, D] validation vectors; `None` holds back the last rows of `x_train`.
       run_dir: folder of checkpoints and of the finished model. A run that was cut off resumes from
         it; a finished one is loaded, not trained again. `None` keeps nothing.
@@ -206,7 +206,7 @@ def _asked(
     init: Model | None,
 ) -> Asked:
     """Checks all but the rows."""
-    seed = checks.integer(seed, "seed")
+    seed = checks.seed(seed)
     x_train, x_val = split(x_train, x_val, recipe)
     recipe = settled(recipe, len(x_train), len(x_val))
     if init is not None:

@@ -15,6 +15,8 @@ from qinco_jax.vectors.stored import Rows, Stored, Vectors, spans
 
 Array = jax.Array | np.ndarray
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+SQUARED_MAX = 1e15  # sums of squares of numbers up to here are far from float32's end
+MAX_SEED = 2**31 - 1
 SEARCHED_ROWS = 2**16  # at once, for one that is refused
 
 Check = Callable[[np.ndarray, int], np.ndarray]
@@ -63,6 +65,19 @@ def integer(value: Any, name: str, least: int = 0) -> int:
     return number
 
 
+def seed(value: Any) -> int:
+    """A seed as a Python integer.
+
+    Raises:
+      InputError: another kind of value, or not from 0 to 2^31 - 1; JAX would take the last 32 bits
+        of a greater one.
+    """
+    number = integer(value, "seed")
+    if number > MAX_SEED:
+        raise InputError(f"seed must be at most {MAX_SEED}, got {number}")
+    return number
+
+
 def finite(
     part: Rows, offset: int = 0, what: str = "the vectors", limit: float = FLOAT32_MAX
 ) -> np.ndarray:
@@ -75,29 +90,60 @@ def finite(
       limit: the greatest magnitude that can be computed with.
 
     Raises:
-      InputError: a row holds NaN, Inf or a number beyond float32 or `limit`; the message names the
-        first.
+      InputError: a row holds NaN, Inf, a number beyond float32 or `limit`, or nothing but numbers
+        that are zero in float32; the message names the first.
     """
     part = np.asarray(part)
     if part.dtype.itemsize > 4:
-        with np.errstate(over="ignore"):
-            part = part.astype(np.float32)
+        part = _narrowed(part, offset, what)
     part = part.astype(part.dtype.newbyteorder("="), copy=False)
     if part.dtype.kind in "iu":
-        return part
-    values = part.astype(np.float32, copy=False)  # NumPy is slow to compare 16-bit floats
-    # NaN is the least and the greatest of numbers that hold one.
+        if np.iinfo(part.dtype).max <= limit:
+            return part
+        values = part
+    else:
+        values = part.astype(np.float32, copy=False)  # NumPy is slow to compare 16-bit floats
+    # In NumPy NaN is the least and the greatest of numbers that hold one.
     if part.size == 0 or -limit <= values.min() <= values.max() <= limit:
         return part
-    largest = np.abs(values).max(axis=tuple(range(1, part.ndim)))
+    largest = _largest(values)
+    _check_nan(largest, offset, what)
     row = int(np.argmin(largest <= limit))
-    if np.isfinite(largest).all():
-        raise InputError(
-            f"row {offset + row} of {what} holds {largest[row]:g}, and the model computes with "
-            f"{limit:g} at most; scale the vectors like those it was trained on"
-        )
-    row = int(np.argmin(np.isfinite(largest)))
-    raise InputError(f"row {offset + row} of {what} holds NaN or Inf; remove or fix such rows")
+    raise InputError(
+        f"row {offset + row} of {what} holds {largest[row]:g}, and float32 compares distances only "
+        f"up to {limit:.2g} here; scale the vectors, as a model's training vectors were"
+    )
+
+
+def _narrowed(part: np.ndarray, offset: int, what: str) -> np.ndarray:
+    """64-bit rows as float32; refuses those that would not be themselves any more."""
+    with np.errstate(over="ignore", under="ignore"):
+        found = part.astype(np.float32)
+    if part.dtype.kind != "f" or part.size == 0:
+        return found
+    beyond = np.isinf(found) & np.isfinite(part)
+    vanished = ~found.any(axis=-1) & part.any(axis=-1)
+    if not (beyond.any() or vanished.any()):
+        return found
+    largest = _largest(part)
+    _check_nan(largest, offset, what)
+    beyond = largest > FLOAT32_MAX
+    row = int(np.argmax(beyond)) if beyond.any() else int(np.argmax(vanished))
+    why = "which is beyond float32" if beyond.any() else "which is zero in float32"
+    raise InputError(
+        f"row {offset + row} of {what} holds {largest[row]:g}, {why}; scale the vectors to about 1"
+    )
+
+
+def _largest(rows: np.ndarray) -> np.ndarray:
+    """The greatest magnitude in each row, [N] float64."""
+    return np.abs(rows.astype(np.float64)).max(axis=tuple(range(1, rows.ndim)))
+
+
+def _check_nan(largest: np.ndarray, offset: int, what: str) -> None:
+    if not np.isfinite(largest).all():
+        row = offset + int(np.argmin(np.isfinite(largest)))
+        raise InputError(f"row {row} of {what} holds NaN or Inf; remove or fix such rows")
 
 
 @contextlib.contextmanager
@@ -142,4 +188,9 @@ def _rows(x: jax.Array, begin: jax.Array, size: int) -> jax.Array:
 @jax.jit
 def _extremes(x: jax.Array) -> jax.Array:
     """The least and the greatest numbers of each column, [2, ...]; NaN where there is one."""
-    return jnp.stack([jnp.min(x, axis=0), jnp.max(x, axis=0)])
+    found = jnp.stack([jnp.min(x, axis=0), jnp.max(x, axis=0)])
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return found
+    # XLA's minimum of many numbers on CPUs passes over NaN.
+    holds_nan = jnp.any(jnp.isnan(x), axis=0)
+    return jnp.where(holds_nan[None], jnp.asarray(jnp.nan, x.dtype), found)

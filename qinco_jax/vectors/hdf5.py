@@ -86,9 +86,11 @@ class _Slices:
 
 
 def attribute(path: AnyPath, name: str) -> str | None:
-    """An attribute of an HDF5 file as text; `None` if it has none of that name."""
+    """An attribute of an HDF5 file as text, alone or as an array of one; `None` without it."""
     import h5py
 
     with explained(path, *ERRORS), h5py.File(source(path), "r") as file:
         value = file.attrs.get(name)
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
     return value.decode() if isinstance(value, bytes) else None if value is None else str(value)

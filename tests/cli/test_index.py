@@ -206,6 +206,12 @@ def test_codes_are_taken_from_a_file_of_the_same_model(folder: Path, tmp_path: P
     assert "codes of another model" in refused(*build, "--codes", tmp_path / "1.npy")
     done("encode", folder / "model0", folder / "more.npy", tmp_path / "more.npy")
     assert "holds 50 codes of 600" in refused(*build, "--codes", tmp_path / "more.npy")
+    (tmp_path / "other").mkdir()
+    for name in ("train", "database"):
+        np.save(tmp_path / "other" / f"{name}.npy", np.load(folder / f"{name}.npy")[::-1])
+    backwards = [*build[:3], tmp_path / "other", *build[4:], "--codes", tmp_path / "0.npy"]
+    for more in ([], ["--shards", 2]):
+        assert "or of these in another order" in refused(*backwards, *more)
     done(*build, "--codes", tmp_path / "0.npy")
     same(tmp_path / "index", folder / "index")
     assert "index exists" in refused(*build)

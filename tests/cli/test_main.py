@@ -18,12 +18,14 @@ from click.testing import CliRunner, Result
 import qinco_jax as qj
 from qinco_jax import datasets
 from qinco_jax.cli import main as cli
+from qinco_jax.cli import measure
 from qinco_jax.cli import train as train_command
 from qinco_jax.files import locked
 from qinco_jax.quantizers.packing import from_rows, unpack
 from qinco_jax.training import loop, run_folder
 from qinco_jax.training.estimate import Costs
 from qinco_jax.vectors import formats
+from qinco_jax.vectors.stored import fingerprint
 
 SMALL = [
     "--bytes",
@@ -258,11 +260,33 @@ def test_evaluate_prints_and_writes_the_table(folder: Path) -> None:
 
 def test_without_a_database_it_says_which_rows_are_measured(folder: Path, tmp_path: Path) -> None:
     ran = qinco("evaluate", folder / "run" / "model", "--dataset", folder / "train.npy")
-    assert "last 100 of the 1,000 training vectors, which training holds back" in ran.output
+    held_back = "last 100 of the 1,000 training vectors, which its training held back to choose"
+    assert held_back in ran.output
     np.save(tmp_path / "val.npy", np.load(folder / "database.npy"))
     (tmp_path / "train.npy").symlink_to(folder / "train.npy")
     ran = qinco("evaluate", folder / "run" / "model", "--dataset", tmp_path)
     assert "300 validation vectors, by which training chooses" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("trained", "words"),
+    [(slice(900), "its training held back"), (slice(1000), "errors are too low"),
+     (slice(1, 901), "was trained on others"), (None, "training holds back by default")],
+    ids=["most", "all", "others", "unknown"],
+)  # fmt: skip
+def test_a_run_tells_what_part_rows_had_in_training(
+    trained: slice | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.random.default_rng(0).normal(size=(1000, 4))
+    (tmp_path / "model").mkdir()
+    if trained is not None:
+        run = {"data": fingerprint(x[trained])}
+        (tmp_path / "run.json").write_text(json.dumps(run))
+    data = datasets.Dataset("set", x, database=x)
+    for model in (tmp_path, tmp_path / "model")[trained is None :]:
+        assert words in measure.role_of(str(model), data, x[900:])
+    known = trained in (slice(900), slice(1000))
+    assert ("of the 1,000 vectors of the database" in capsys.readouterr().out) == known
 
 
 def test_a_set_is_searched_by_its_own_metric(tmp_path: Path) -> None:
@@ -292,6 +316,12 @@ def test_a_foreign_ground_truth_is_found_before_training(folder: Path, tmp_path:
         "--out", tmp_path / "run", *SMALL,
     )  # fmt: skip
     assert ran.exit_code == 2 and "ground truth" in ran.output, ran.output
+    for more in (["train", "--dry-run"], ["evaluate", folder / "run"]):
+        ran = qinco(
+            *more, "--dataset", folder, "--groundtruth", tmp_path / "truth.npy",
+            "--eval-rows", 200,
+        )  # fmt: skip
+        assert ran.exit_code == 2 and "row 0 is nearest to query" in ran.output, ran.output
     assert not (tmp_path / "run").exists()
 
 
@@ -645,10 +675,13 @@ def test_given_codes_are_measured_as_they_are(folder: Path, tmp_path: Path) -> N
     )
     again = ("evaluate", folder / "run", "--dataset", folder, "--codes", codes)
     ran = qinco(*again, "--database", folder / "queries.npy")
-    assert ran.exit_code == 2 and "holds 300 codes, but the database has 40" in ran.output
+    assert ran.exit_code == 2 and "holds 300 codes of 40 vectors" in ran.output
     database = folder / "database.npy"
     ran = qinco("evaluate", folder / "run", "--dataset", database, "--codes", codes)
     assert ran.exit_code == 2 and f"encoded by --database {database}\n" in ran.output
+    np.save(tmp_path / "reversed.npy", x[::-1])
+    ran = qinco(*again, "--database", tmp_path / "reversed.npy")
+    assert ran.exit_code == 2 and "or of these in another order" in ran.output
     other = qj.train(np.load(folder / "train.npy"), qj.load(folder / "run").config, num_epochs=0)
     qj.save(other, tmp_path / "other")
     for command in (

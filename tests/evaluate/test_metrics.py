@@ -234,6 +234,8 @@ def test_recall_and_error_refuse_what_does_not_fit() -> None:
         (lambda: qj.recall(x[:, :2], x, x), "the queries has 2 dimensions"),
         (lambda: qj.recall(x, x, x, k=5), "k from 1 to the 4 rows"),
         (lambda: qj.recall(x, x, x, metric="hamming"), "unknown metric 'hamming'"),
+        (lambda: qj.recall(x * 1e25, x, x), r"row 0 of the queries holds 1e\+25"),
+        (lambda: qj.recall(x, x * 1e25, x), r"row 0 of x holds 1e\+25"),
     ):
         with pytest.raises(InputError, match=message):
             wrong()

@@ -32,7 +32,7 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The CPU in the role of one: nothing but what is meant to goes to it and comes back."""
     monkeypatch.setattr(chunks, "_is_accelerator", lambda device: True)
     monkeypatch.setattr(coding, "block_rows", lambda *cost: BLOCK)
-    float(MODEL.scale)
+    np.asarray(MODEL.mean), float(MODEL.scale)
     with jax.transfer_guard("disallow"):
         yield
 
@@ -50,7 +50,8 @@ def test_rows_stay_on_a_device(count: int, read: list[tuple[int, ...]]) -> None:
     x, codes = jax.device_put((X[:count], CODES[:count]), device)
     found = qj.encode(MODEL, x, output="errors")
     x_hat = qj.decode(MODEL, codes)
-    assert read == ([(2, 8), (2, 3)] if count else [])  # a column's least and greatest
+    extremes = [(2, 8), (2, 3)] if count else []  # a column's least and greatest
+    assert read == [(8,), *extremes]  # the model's mean before
     assert all(leaf.committed and leaf.devices() == {device} for leaf in (*found, x_hat))
     np.testing.assert_array_equal(found[0], CODES[:count])
     np.testing.assert_allclose(x_hat, X_HAT[:count], rtol=1e-5, atol=1e-5)
@@ -61,7 +62,7 @@ def test_rows_stay_on_a_device(count: int, read: list[tuple[int, ...]]) -> None:
 def test_rows_of_the_host_are_sent_in_chunks(count: int, read: list[tuple[int, ...]]) -> None:
     codes = qj.encode(MODEL, Stored([X[:count]]))
     x_hat = qj.decode(MODEL, CODES[:count])
-    assert not read
+    assert read == [(8,)]  # the model's mean
     np.testing.assert_array_equal(codes, CODES[:count])
     np.testing.assert_allclose(x_hat, X_HAT[:count], rtol=1e-5, atol=1e-5)
 
@@ -82,7 +83,7 @@ def test_bad_rows_are_named(where: Any, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(qj.InputError, match="row 41 of the vectors holds NaN or Inf"):
         qj.encode(MODEL, where(x))
     x[41, 2] = -1e30
-    with pytest.raises(qj.InputError, match=r"row 41 of the vectors holds 1e\+30, and the model"):
+    with pytest.raises(qj.InputError, match=r"row 41 of the vectors holds 1e\+30, and float32"):
         qj.encode(MODEL, where(x))
     for bad in (-1, 16, 2**31 - 1):
         codes = CODES.astype(np.int32)

@@ -381,6 +381,16 @@ WRONG = {
     "arguments swapped": (lambda: qj.encode(X, MODEL), r"call encode\(model, x\)"),
     "codes before the model": (lambda: qj.decode(CODES, MODEL), r"call decode\(model, codes\)"),
     "beyond float32's squares": (lambda: qj.encode(MODEL, 1e21 + X), r"row 0 .* 1e\+21"),
+    "beyond float32's digits": (lambda: qj.encode(MODEL, 1e9 + X), r"row 0 .* 1e\+09, and float32"),
+    "large integers": (lambda: qj.encode(MODEL, np.full((4, 6), 2**31 - 1)), r"row 0 .*up to"),
+    "beyond float32": (
+        lambda: qj.encode(MODEL, np.float64(1e300) * X),
+        r"row 0 .*, which is beyond float32",
+    ),
+    "zero in float32": (
+        lambda: qj.encode(MODEL, np.float64(1e-200) * X),
+        r"row 0 .*which is zero in float32",
+    ),
     "code K": (lambda: qj.decode(MODEL, np.full((4, 3), 16)), "code 16 in row 0, column 0"),
     "code -1": (lambda: qj.decode(MODEL, np.array([[0, 0, 0], [1, -1, 0]])), "code -1 in row 1"),
     "too many columns": (lambda: qj.decode(MODEL, np.zeros((4, 4), int)), "4 columns"),

@@ -128,10 +128,18 @@ def test_memory_map_is_sampled(tmp_path: Path) -> None:
     assert len(set(distances.argmin(axis=1))) == K
 
 
+LARGE = rq.RQ(np.zeros((1, 65_537, D), np.float32), np.zeros(D, np.float32), np.float32(1))
 WRONG = {
     "too few rows": (lambda: rq.train(X[:10], M, K), "10 training vectors for 16 codewords"),
     "NaN": (lambda: rq.train(np.where(X[7, 0] == X, np.nan, X), M, K), "row 7 "),
     "beam of 0": (lambda: rq.encode(trained(), X, beam_size=0), "beam_size"),
+    "beyond float32's digits": (lambda: rq.encode(trained(), 1e9 + X), r"row 0 .* 1e\+09"),
+    "K beyond 16 bits to encode": (lambda: rq.encode(LARGE, X), "at most 65,536, got 65,537"),
+    "a seed beyond 31 bits": (lambda: rq.train(X, M, K, seed=2**31), "at most 2147483647"),
+    "a row of zeros in float32": (
+        lambda: rq.train(np.float64(1e-200) * X, M, K),
+        "row 0 .* zero in float32",
+    ),
     "other dimension": (lambda: rq.encode(trained(), X[:, :2]), "2 dimensions"),
     "code K": (lambda: rq.decode(trained(), np.full((1, M), K)), "code 16"),
     "too many columns": (lambda: rq.decode(trained(), np.zeros((1, M + 1), int)), "5 columns"),

@@ -143,7 +143,7 @@ def test_a_model_with_unit_norm_is_blind_to_length(exponent: int, seed: int) -> 
     np.testing.assert_array_equal(qj.encode(EVERYTHING, np.float32(2.0**exponent) * x), codes)
 
 
-@pytest.mark.parametrize("length", [1e-30, 1e-18, 1e19, 3e37])
+@pytest.mark.parametrize("length", [1e-30, 1e-18, 1e19, 3e37, 3e38])
 def test_vectors_of_any_length_become_unit_vectors(length: float) -> None:
     x = units(X) * length
     found = np.asarray(transform.unit(jnp.asarray(x, jnp.float32)))

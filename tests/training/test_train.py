@@ -12,7 +12,8 @@ import pytest
 from killed import CONFIG, vectors
 
 import qinco_jax as qj
-from qinco_jax.training import run_folder, seeds
+from qinco_jax import seeds
+from qinco_jax.training import run_folder
 from qinco_jax.training.recipe import of_preset
 
 X, X_VAL = np.split(vectors(4000), [3600])
@@ -63,6 +64,8 @@ def test_settings_that_do_not_belong_are_refused() -> None:
         qj.train(x)
     with pytest.raises(qj.InputError, match="seed must be an integer"):
         qj.train(x, CONFIG, seed=jax.random.key(0))
+    with pytest.raises(qj.InputError, match=f"seed must be at most {2**31 - 1}, got {2**32}"):
+        qj.train(x, CONFIG, seed=2**32)
     with pytest.raises(qj.InputError, match="did you mean 'small'"):
         qj.train(x, "smal")
     with pytest.raises(qj.InputError, match="leave out centroids"):
@@ -118,8 +121,10 @@ def test_few_rows_of_noise_never_end_worse_than_they_began(num_rows: int, tmp_pa
 
 
 def test_every_use_of_a_seed_has_numbers_of_its_own() -> None:
-    uses = itertools.product(range(20), [(0,), (1,), (2, 0), (2, 1), (2, 2)])
-    assert len({seeds.seed_for(seed, *use) for seed, use in uses}) == 100
+    parts = [(seeds.PART, number) for number in range(3)]
+    uses = [*parts, *((use,) for use in range(11) if use != seeds.PART)]
+    found = {seeds.seed_for(seed, *use) for seed, use in itertools.product(range(20), uses)}
+    assert len(found) == 20 * len(uses)
     config = dataclasses.replace(CONFIG, num_parts=2)
     model = qj.train(np.tile(X[:, :4], 2), config, num_epochs=0)  # both sub-vectors are alike
     assert isinstance(model, qj.Product)

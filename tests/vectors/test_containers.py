@@ -380,10 +380,11 @@ def test_a_file_with_several_parts_is_a_set(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("distance", "metric"), [("euclidean", "l2"), ("angular", "cosine"), (b"angular", "cosine")]
+    ("distance", "metric"),
+    [("euclidean", "l2"), ("Angular", "cosine"), (b"angular", "cosine"), ([b"angular"], "cosine")],
 )
 def test_a_file_of_ann_benchmarks_names_its_metric(
-    distance: str | bytes, metric: str, tmp_path: Path
+    distance: str | bytes | list[bytes], metric: str, tmp_path: Path
 ) -> None:
     neighbors = np.tile(np.arange(30, dtype=np.int32), (20, 1))
     path = write_hdf5(tmp_path / "x.hdf5", train=X, test=X[:20], neighbors=neighbors)
@@ -392,7 +393,7 @@ def test_a_file_of_ann_benchmarks_names_its_metric(
     assert datasets.load(path).metric == metric
     with h5py.File(path, "a") as file:
         file.attrs["distance"] = "jaccard"
-    with pytest.raises(InputError, match="'jaccard'"):
+    with pytest.raises(InputError, match="'jaccard', and files of ann-benchmarks are"):
         datasets.load(path)
     same(datasets.load(f"{path}::train").train, X)
 

@@ -21,16 +21,18 @@ from jax import lax
 from qinco_jax.codecs.unq import network, pq, triplets
 from qinco_jax.codecs.unq.unq import UNQ, products
 from qinco_jax.errors import InputError
+from qinco_jax.quantizers import packing
 from qinco_jax.quantizers.distances import matmul
 from qinco_jax.quantizers.rq import sample_rows
 from qinco_jax.quantizers.transform import of_rows, to_model_space
+from qinco_jax.seeds import BATCHES, CODE_NOISE, MINED_ROWS, seed_for
 from qinco_jax.training.shuffle import batch_rows
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, lazily
 
 Log = Callable[[Mapping[str, float]], None]
 
-SEEN_ROWS, MINED_ROWS = 2_400_000, 2**15
+SEEN_ROWS, SAMPLE_ROWS = 2_400_000, 2**15
 BATCH_ROWS, TRIPLETS = 128, 16
 FREE_DIMS = 48  # of a learned space, beside those that it starts with
 MARGIN, TRIPLET_WEIGHT = 1.0, 0.01
@@ -80,7 +82,7 @@ def train(
     Raises:
       InputError: invalid vectors, fewer than K, or invalid settings; a loss of NaN or Inf.
     """
-    x = lazily(checks.vectors(x, what="the training vectors"))
+    x, seed = lazily(checks.vectors(x, what="the training vectors")), checks.seed(seed)
     _check(x, num_steps, codebook_size, hidden_dim, num_epochs)
     num_vectors = SEEN_ROWS if num_epochs is None else num_epochs * len(x)
     batch_size = min(BATCH_ROWS, len(x))
@@ -88,19 +90,20 @@ def train(
     model = _start(x, num_steps, codebook_size, hidden_dim, seed)
     if total_steps == 0:
         return model
-    mined = checks.finite(sample_rows(x, MINED_ROWS, seed))
+    mined = checks.finite(sample_rows(x, SAMPLE_ROWS, seed_for(seed, MINED_ROWS)))
     sample = to_model_space(jnp.asarray(mined), model.transform)
     neighbours = triplets.neighbours(sample)
     optimizer = _optimizer(learning_rate, total_steps)
     state = _State(jnp.int32(0), model, optimizer.init(model))
     state = jax.tree.map(jnp.copy, state)  # donated buffers must not be shared
+    order, noise = seed_for(seed, BATCHES), seed_for(seed, CODE_NOISE)
     for step in range(0, total_steps, LOG_STEPS):
-        chosen = [batch_rows(seed, step + i, batch_size, len(x)) for i in range(LOG_STEPS)]
+        chosen = [batch_rows(order, step + i, batch_size, len(x)) for i in range(LOG_STEPS)]
         rows = checks.finite(x[np.concatenate(chosen)])
         batches = to_model_space(jnp.asarray(rows), model.transform)
         batches = batches.reshape(LOG_STEPS, batch_size, -1)
         state, losses = _train_steps(
-            state, batches, sample, neighbours, seed, learning_rate, total_steps
+            state, batches, sample, neighbours, noise, learning_rate, total_steps
         )
         loss, done = float(losses.mean()), step + LOG_STEPS
         if not np.isfinite(loss):
@@ -124,6 +127,7 @@ def _check(
             f"{codebook_size}, hidden_dim {hidden_dim}, num_epochs {num_epochs}; expected [N, D], "
             "codebook_size of at least 2, num_epochs of at least 0 and other numbers of at least 1"
         )
+    packing.check_size(codebook_size)
     if len(x) < codebook_size:
         raise InputError(
             f"{len(x)} training vectors for {codebook_size} codewords; give at least as many "

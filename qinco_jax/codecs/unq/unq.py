@@ -18,10 +18,10 @@ from qinco_jax.codecs.unq import lookup, network
 from qinco_jax.codecs.unq.network import Network
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers import packing
-from qinco_jax.quantizers.batching import block_rows, map_rows, of_one
+from qinco_jax.quantizers.batching import block_rows, is_traced, map_rows, of_one
 from qinco_jax.quantizers.distances import matmul, smallest
 from qinco_jax.quantizers.packing import code_dtype
-from qinco_jax.quantizers.transform import Transform, from_model_space, to_model_space
+from qinco_jax.quantizers.transform import Transform, from_model_space, reach, to_model_space
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Vectors
 
@@ -67,7 +67,8 @@ def encode(model: UNQ, x: Vectors) -> jax.Array:
       [N, M] or [M], uint8 for K <= 256, else uint16.
 
     Raises:
-      InputError: wrong shape or dtype, NaN or Inf (outside `jit`).
+      InputError: wrong shape or dtype; outside `jit` also NaN, Inf or numbers so large that
+        float32 keeps too few of their digits (`transform.reach`).
     """
     x = checks.vectors(x, model.mean.shape[-1])
     if x.ndim == 1:
@@ -75,7 +76,9 @@ def encode(model: UNQ, x: Vectors) -> jax.Array:
     num_steps, codebook_size, _ = model.codebooks.shape
     work = max(1, num_steps * codebook_size // 512)
     rows = block_rows(work, 4 * (num_steps * codebook_size + _width(model)))
-    return map_rows(_encode_rows, model, x, rows=rows, check=checks.finite)
+    limit = checks.FLOAT32_MAX if is_traced(model) else reach(model.transform)
+    check = functools.partial(checks.finite, limit=limit)
+    return map_rows(_encode_rows, model, x, rows=rows, check=check)
 
 
 def decode(model: UNQ, codes: Array) -> jax.Array:
