@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qinco_jax"
 
 FLOORS = [
-    {"errors", "version", "files", "interrupts", "config", "optional", "remote"},
+    {"errors", "version", "files", "interrupts", "numbers", "config", "optional", "remote"},
     {"vectors"},
     {"datasets"},
     {"quantizers"},
