@@ -6,7 +6,7 @@ import click
 
 from qinco_jax import numbers
 
-MOST = 10**15  # of what is counted
+MOST = 10**12  # of what is counted
 
 
 class Integer(click.ParamType):  # type: ignore[type-arg]  # older clicks take none

@@ -45,7 +45,7 @@ from qinco_jax.version import __version__
 
 RQ_BEAM = 32
 RQ_ROWS = 100_000
-MOST_MINUTES = 1e6
+MOST_MINUTES = 10**6
 
 
 @click.command()

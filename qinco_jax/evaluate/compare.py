@@ -25,7 +25,7 @@ from qinco_jax.vectors.stored import Rows, Vectors, fingerprint, lazily, spans
 
 IDENTITY = "evaluation.json"
 MAX_SEED = 2**31 - 1  # Faiss takes no larger ones
-MAX_NOISE = 1e6
+MAX_NOISE = 10**6
 
 
 @precision.in_32_bits

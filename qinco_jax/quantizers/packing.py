@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qinco_jax.config import QincoConfig
+from qinco_jax.config import MAX_CODEBOOK, QincoConfig
 from qinco_jax.errors import InputError
 from qinco_jax.numbers import integer
 from qinco_jax.vectors import checks
@@ -184,8 +184,8 @@ def _is_power(codebook_size: int) -> bool:
 
 
 def _code_bits(codebook_size: int) -> int:
-    codebook_size = integer(codebook_size, "codebook_size")
-    if not 2 <= codebook_size <= 65536 or not _is_power(codebook_size):
+    codebook_size = integer(codebook_size, "codebook_size", 2, MAX_CODEBOOK)
+    if not _is_power(codebook_size):
         raise InputError(
             f"codes for {codebook_size} codewords cannot be packed; that takes a power of two from "
             "2 to 65536, so store the codes themselves"
