@@ -8,11 +8,29 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from qinco_jax.errors import InputError, unknown
+from qinco_jax.numbers import integer, shown, truth
 
 T = TypeVar("T")
 
-MAX_PARTS = 1024
 MAX_CODEBOOK = 65_536  # codes are 16-bit integers at most
+MAX_BEAM = 16_384  # B K, by which entries of a beam are numbered, is a 32-bit integer
+MAX_STEPS = 1024
+MAX_WIDTH = 2**20
+MAX_NUMBERS = 2**36  # of a model; JAX ends the process where bytes exceed 63 bits
+RANGES = {
+    "dim": (1, MAX_WIDTH),
+    "num_steps": (1, MAX_STEPS),
+    "codebook_size": (2, MAX_CODEBOOK),
+    "embed_dim": (1, MAX_WIDTH),
+    "hidden_dim": (1, MAX_WIDTH),
+    "num_blocks": (1, 1024),
+    "num_candidates": (1, MAX_CODEBOOK),
+    "beam_size": (1, MAX_BEAM),
+    "num_centroids": (2, 2**24),
+    "num_parts": (1, 1024),
+}
+OPTIONAL = "dim", "embed_dim", "num_candidates", "num_centroids"
+FLAGS = "joint", "projections", "unit_norm", "center", "rotate", "opq"
 OLD_NAMES = {"normalize": "unit_norm"}  # in files that version 0.1 wrote before 2026-11-26
 FORMS = ("qinco", "qinco-lr", "qinco2")
 
@@ -36,11 +54,6 @@ def refuses_unknown(kind: type[T]) -> type[T]:
 def in_bytes(count: float) -> str:
     """A number of bytes in words: "1 byte", "1.5 bytes"."""
     return f"{count:g} byte{'s' * (count != 1)}"
-
-
-def _require_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a positive integer, got {value!r}")
 
 
 @refuses_unknown
@@ -76,8 +89,8 @@ class QincoConfig:
       opq: whether a rotation that suits the sub-vectors (optimized product quantization) precedes.
 
     Raises:
-      InputError: a size that is not a positive integer, A or E out of range, an unknown form, or
-        settings that exclude each other.
+      InputError: a size that is not an integer or is out of its range (`RANGES`), an unknown form,
+        settings that exclude each other, or a model too large for any machine.
     """
 
     dim: int | None = None
@@ -99,27 +112,21 @@ class QincoConfig:
     opq: bool = False
 
     def __post_init__(self) -> None:
-        sizes = "num_steps", "codebook_size", "hidden_dim", "num_blocks", "beam_size", "num_parts"
-        for name in sizes:
-            if name != "num_steps" or self.num_steps != 0 or self.num_centroids is None:
-                _require_positive(name, getattr(self, name))
-        for name in ("dim", "embed_dim", "num_candidates", "num_centroids"):
-            if getattr(self, name) is not None:
-                _require_positive(name, getattr(self, name))
-        if not 2 <= self.codebook_size <= MAX_CODEBOOK:
-            raise InputError(
-                f"codebook_size must be 2 to {MAX_CODEBOOK:,}, got {self.codebook_size}"
-            )
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if name == "num_steps" and self.num_centroids is not None:
+                least = 0
+            if value is not None or name not in OPTIONAL:
+                object.__setattr__(self, name, integer(value, name, least, most))
+        for name in FLAGS:
+            object.__setattr__(self, name, truth(getattr(self, name), name))
         if self.num_candidates is not None and self.num_candidates > self.codebook_size:
             raise InputError(
                 f"num_candidates = {self.num_candidates} exceeds codebook_size = "
                 f"{self.codebook_size}; use at most that, or None for no pre-selection"
             )
         if self.form not in FORMS:
-            raise InputError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
-        for name in ("joint", "projections", "unit_norm", "center", "rotate", "opq"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} must be true or false, got {getattr(self, name)!r}")
+            raise InputError(f"form must be one of {', '.join(FORMS)}, got {shown(self.form)}")
         width = None if self.dim is None else self.dim // self.num_parts
         if not self.has_projections and self.embed_dim not in (None, width):
             raise InputError(
@@ -127,16 +134,26 @@ class QincoConfig:
                 f"E = D there, got {self.embed_dim}"
             )
         self._check_variants()
+        if self.dim is not None:
+            self._check_whole(self.dim)
+
+    def _check_whole(self, dim: int) -> None:
+        width = dim // self.num_parts
+        embed_dim = self.embed_dim or width
+        network = 2 * self.num_blocks * self.hidden_dim + embed_dim + 3 * width
+        of_step = embed_dim * network + 2 * self.codebook_size * width
+        total = self.num_parts * self.num_steps * of_step + dim * (self.num_centroids or 0)
+        if total > MAX_NUMBERS:
+            raise InputError(
+                f"these sizes make a model of {total:.2g} numbers, at most {MAX_NUMBERS:.2g} are "
+                "possible; lower embed_dim, hidden_dim, num_blocks or the like"
+            )
 
     def _check_variants(self) -> None:
-        if self.num_centroids is not None and not 2 <= self.num_centroids <= 2**24:
-            raise InputError(f"num_centroids must be 2 to 2^24, got {self.num_centroids}")
         if self.num_parts == 1:
             if self.opq:
                 raise InputError("opq rotates for sub-vectors; set num_parts, or rotate instead")
             return
-        if self.num_parts > MAX_PARTS:
-            raise InputError(f"num_parts must be at most {MAX_PARTS}, got {self.num_parts}")
         if self.dim is not None and self.dim % self.num_parts:
             raise InputError(
                 f"{self.dim} dimensions cannot be cut into {self.num_parts} equal sub-vectors; "

@@ -14,13 +14,27 @@ from typing import Any, BinaryIO
 from qinco_jax.errors import InputError
 
 
+def text_of(path: str | os.PathLike[str]) -> str:
+    """A path as text.
+
+    Raises:
+      InputError: it is something else, such as a model.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(
+            f"got an object of type {type(path).__name__} where a path belongs; give text or a "
+            "pathlib.Path, and the arguments in their order"
+        )
+    return os.fspath(path)
+
+
 def path_of(text: str | os.PathLike[str]) -> Path:
     """The path that a user means, where `~` at the start is the home folder, as in a shell.
 
     Raises:
-      InputError: it is a URL.
+      InputError: it is a URL, or no path.
     """
-    if "://" in os.fspath(text):
+    if "://" in text_of(text):
         raise InputError(f"{text} must be on this machine here; give a local path and copy it")
     return Path(os.path.expanduser(text))
 

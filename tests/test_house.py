@@ -27,8 +27,8 @@ PACKAGE = ROOT / "qinco_jax"
 
 FLOORS = [
     {
-        *("config", "errors", "files", "interrupts", "kinds", "optional", "remote", "seeds"),
-        "version",
+        *("config", "errors", "files", "interrupts", "kinds", "numbers", "optional", "remote"),
+        *("seeds", "version"),
     },
     {"vectors"},
     {"datasets"},

@@ -13,6 +13,7 @@ from qinco_jax.codecs import named, ours
 from qinco_jax.datasets import Dataset
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import readings, results, tables
+from qinco_jax.evaluate.compare import checked
 from qinco_jax.evaluate.compare import compare as compare_codecs
 from qinco_jax.files import path_of
 from qinco_jax.models import codes as code_files
@@ -135,22 +136,24 @@ def compare(
 
         qinco compare --dataset vectors.npy --codecs opq,rq:B=32,small --rates 4,8
     """
+    sizes, numbers = _items("--rates", rates, float), _items("--seeds", seeds, int)
+    levels = _items("--noise", noise, float)
+    kinds = None if metrics is None else _items("--metrics", metrics, str)
     data = measure.load(files)
     folder = path_of(out or f"runs/compare-{data.name}")
     x_train, held_back = split(data.train, data.validation, Recipe())
     if codecs is None:
         codecs = f"{CODECS},{MOVED}" if len(x_train) <= FEW_ROWS else CODECS
+    names = _items("--codecs", codecs, str)
+    checked(names, sizes, numbers, ["l2"] if kinds is None else kinds, levels)
     if dry_run:
-        names, sizes = _items(codecs, str), _items(rates, float)
         found = named.contenders(names, sizes, x_train.shape[1], settings)
-        click.echo(estimates.comparison(found, x_train, held_back, len(_items(seeds, int))))
+        click.echo(estimates.comparison(found, x_train, held_back, len(numbers)))
         return
     keeping.keeps(lambda: f"codecs that were finished are kept in {folder}; {keeping.AGAIN}")
     measure.complete(data, held_back)  # says what will be measured, which the comparison chooses
     rows = compare_codecs(
-        data, _items(codecs, str), _items(rates, float), folder,
-        seeds=_items(seeds, int), metrics=None if metrics is None else _items(metrics, str),
-        noise=_items(noise, float),
+        data, names, sizes, folder, seeds=numbers, metrics=kinds, noise=levels,
         shifted={Path(file).stem: read_rows(file) for file in shifted},
         eval_rows=eval_rows, settings=settings, stage=stage_bar,
     )  # fmt: skip
@@ -158,8 +161,8 @@ def compare(
     click.echo(f"page: {folder / 'report.html'}   results: {folder / 'results.jsonl'}")
 
 
-def _items(text: str, kind: Callable[[str], T]) -> list[T]:
-    """The parts of a list with commas.
+def _items(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
+    """The parts of an option's list with commas.
 
     Raises:
       InputError: one of them is not a number of that kind.
@@ -167,4 +170,7 @@ def _items(text: str, kind: Callable[[str], T]) -> list[T]:
     try:
         return [kind(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
-        raise InputError(f"{text!r} is not a comma-separated list of numbers: {error}") from error
+        what = "integers" if kind is int else "numbers"
+        raise InputError(
+            f"{option} {text!r} is not a comma-separated list of {what}, such as 1,2"
+        ) from error

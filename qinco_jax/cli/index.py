@@ -10,6 +10,7 @@ from qinco_jax import datasets
 from qinco_jax.cli import indexing, keeping
 from qinco_jax.cli.codes import bar
 from qinco_jax.cli.models import reranking_dtype_option
+from qinco_jax.cli.numbers import Integer, Number
 from qinco_jax.cluster import connect
 from qinco_jax.cluster import shards as sharding
 from qinco_jax.datasets.official import format_size
@@ -29,7 +30,7 @@ from qinco_jax.vectors.shards import read_rows
 from qinco_jax.vectors.stored import Rows
 
 POINTS, PLOT = "points.jsonl", "points.png"
-COUNT = click.IntRange(min=1)
+COUNT = Integer(1)
 
 
 @click.group()
@@ -117,9 +118,9 @@ def add(index: str, vectors: str, ids: str | None, codes: str | None) -> None:
 @click.argument("out")
 @click.option("-k", default=10, show_default=True, type=COUNT, help="neighbours of each query")
 @click.option("--num-probes", type=COUNT, help="inverted lists that are scanned")
-@click.option("--num-reranked", type=click.IntRange(min=0),
+@click.option("--num-reranked", type=Integer(),
               help="codes that the network decodes; 0: none")  # fmt: skip
-@click.option("--recall", type=float,
+@click.option("--recall", type=Number(0, 1, above=True),
               help="k-recall@k to reach, 0 to 1, by the points of `tune`")  # fmt: skip
 @click.option("--filter", "kept", metavar="FILE", help="ids that may be found, .npy")
 @reranking_dtype_option

@@ -45,10 +45,11 @@ class Commands(click.Group):
         except tuple(FAILURES) as error:
             text = str(error)
             code = next(FAILURES[kind] for kind in FAILURES if isinstance(error, kind))
-        except RuntimeError as error:
-            if "Unable to initialize backend" not in str(error):
+        except (AssertionError, MemoryError, RuntimeError) as error:
+            found = _no_devices(error) or _no_memory(error)
+            if found is None:
                 raise
-            text, code = f"{error}; set JAX_PLATFORMS to what this machine has, such as cpu", 2
+            text, code = found, 2
         click.echo(f"qinco: {text}", err=True)
         ctx.exit(code)
 
@@ -65,6 +66,7 @@ def main() -> None:
     Compiled programs are kept in ~/.cache/qinco_jax, or where JAX_COMPILATION_CACHE_DIR says.
     """
     _keep_compilations()
+    jax.config.update("jax_enable_x64", False)  # models are of 32-bit numbers
 
 
 for command in (
@@ -73,6 +75,33 @@ for command in (
     settings.settings,
 ):  # fmt: skip
     main.add_command(command)
+
+
+def _no_devices(error: Exception) -> str | None:
+    """A sentence if JAX has none of the devices that JAX_PLATFORMS names; JAX's error may be any.
+
+    A reason that it gives is kept, such as who holds a TPU, but for its own words on the remedy.
+    """
+    platforms = os.environ.get("JAX_PLATFORMS")
+    try:
+        jax.devices()
+        return None
+    except (AssertionError, RuntimeError):
+        _, _, reason = str(error).partition("Unable to initialize backend ")
+    reason = reason.partition(" (set JAX_PLATFORMS")[0].partition(": ")[2]
+    why = f" ({reason})" if reason and "not in the list of known" not in reason else ""
+    return (
+        f"JAX finds no device for JAX_PLATFORMS={platforms}{why}; set it to what this machine has, "
+        "such as cpu, or leave it out"
+    )
+
+
+def _no_memory(error: Exception) -> str | None:
+    """A sentence if there was too little memory."""
+    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        return None
+    reason = str(error).partition("\n")[0] or "no more is left"
+    return f"out of memory ({reason}); choose smaller sizes, or a machine with more"
 
 
 def _keep_compilations() -> None:

@@ -6,6 +6,7 @@ import click
 import numpy as np
 
 from qinco_jax import datasets
+from qinco_jax.cli.numbers import Integer
 from qinco_jax.cli.words import counted
 from qinco_jax.codecs import ours
 from qinco_jax.codecs.codec import Codec
@@ -28,7 +29,7 @@ def data_options(eval_rows: int | None) -> Callable[[Callable[..., None]], Calla
     def add(command: Callable[..., None]) -> Callable[..., None]:
         for option in (
             click.option("--eval-rows", default=eval_rows, show_default=True, metavar="N",
-                         type=click.IntRange(min=1), help="measure on the first N database rows"),
+                         type=Integer(1), help="measure on the first N database rows"),
             click.option("--groundtruth", help="file of the queries' true neighbours"),
             click.option("--queries", help="file of queries"),
             click.option("--database", help="vectors to measure on"),

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from qinco_jax.cli.numbers import Integer
+from qinco_jax.config import MAX_BEAM, MAX_CODEBOOK
 from qinco_jax.errors import InputError
 from qinco_jax.files import path_of
 from qinco_jax.models import disk
@@ -22,10 +24,14 @@ def search_options(command: Callable[..., None]) -> Callable[..., None]:
             default=None,
             help="candidates: the best of all partial codes', or of each [default: the model's]",
         ),
-        click.option("--beam-size", type=int, help="B, partial codes kept [default: the model's]"),
+        click.option(
+            "--beam-size",
+            type=Integer(1, MAX_BEAM),
+            help="B, partial codes kept [default: the model's]",
+        ),
         click.option(
             "--num-candidates",
-            type=int,
+            type=Integer(1, MAX_CODEBOOK),
             help="A, candidates per partial code [default: the model's]",
         ),
     ):

@@ -17,10 +17,10 @@ import jax
 import numpy as np
 
 from qinco_jax.cli.estimates import duration
+from qinco_jax.cli.numbers import Integer
 from qinco_jax.codecs import named
-from qinco_jax.config import PRESETS, QincoConfig, in_bytes
+from qinco_jax.config import MAX_WIDTH, PRESETS, QincoConfig, in_bytes
 from qinco_jax.datasets.official import format_size
-from qinco_jax.errors import InputError
 from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.chunks import num_cores
 from qinco_jax.quantizers.coarse import train_centroids
@@ -72,19 +72,19 @@ class Speeds(NamedTuple):
 
 
 @click.command()
-@click.option("--rows", required=True, type=float, help="vectors, such as 1e9")
-@click.option("--dim", required=True, type=click.IntRange(min=2), help="D, their dimensions")
+@click.option("--rows", required=True, type=Integer(1), help="vectors, such as 1e9")
+@click.option("--dim", required=True, type=Integer(2, MAX_WIDTH), help="D, their dimensions")
 @click.option("--bytes", "num_bytes", default=8.0, show_default=True, help="of a code")
 @click.option("--preset", default="small", show_default=True, help=", ".join(PRESETS))
-@click.option("--num-lists", type=click.IntRange(min=1),
+@click.option("--num-lists", type=Integer(1),
               help="L, inverted lists [default: one for 39 vectors, at most 4,096]")  # fmt: skip
-@click.option("--machines", "counts", multiple=True, type=click.IntRange(min=1), default=(1,),
+@click.option("--machines", "counts", multiple=True, type=Integer(1), default=(1,),
               help="that a search is shared by, like this one; may be given again")  # fmt: skip
-@click.option("--train-rows", multiple=True, type=float,
+@click.option("--train-rows", multiple=True, type=Integer(1),
               help="also tells what training on so many takes; may be given again")  # fmt: skip
 def plan(
-    rows: float, dim: int, num_bytes: float, preset: str, num_lists: int | None,
-    counts: Sequence[int], train_rows: Sequence[float],
+    rows: int, dim: int, num_bytes: float, preset: str, num_lists: int | None,
+    counts: Sequence[int], train_rows: Sequence[int],
 ) -> None:  # fmt: skip
     """Tells what an index will take on this machine: bytes, hours, queries a second.
 
@@ -94,21 +94,16 @@ def plan(
 
         qinco plan --rows 1e9 --dim 128 --bytes 8 --machines 4
     """
-    for name, value in (("--rows", rows), *(("--train-rows", each) for each in train_rows)):
-        if not 1 <= value < 2**63:
-            raise InputError(f"{name} must be from 1 to 2^63, got {value:g}")
     config, recipe = named.sized(preset, num_bytes, ())
     config = config.for_dim(dim)
-    lists = num_lists or max(1, min(MOST_LISTS, int(rows) // ROWS_PER_LIST))
+    lists = num_lists or max(1, min(MOST_LISTS, rows // ROWS_PER_LIST))
     with stage_bar("measuring on random vectors"):
         index, speeds = _measured(config, dim)
-        trained = [_training(config, recipe, int(count), dim) for count in train_rows]
-    click.echo(
-        f"{rows:,.0f} vectors of {dim} dimensions at {in_bytes(num_bytes)}, {lists:,} lists:"
-    )
-    found = _lines(index, speeds, int(rows), lists)
+        trained = [_training(config, recipe, count, dim) for count in train_rows]
+    click.echo(f"{rows:,} vectors of {dim} dimensions at {in_bytes(num_bytes)}, {lists:,} lists:")
+    found = _lines(index, speeds, rows, lists)
     for count in counts:
-        found += _searching(index, speeds, int(rows), lists, count)
+        found += _searching(index, speeds, rows, lists, count)
     for what, figure, assumed in [*found, *trained]:
         begin = f"  {what:17} {figure:>12}   "
         click.echo(textwrap.fill(

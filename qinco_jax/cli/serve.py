@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from qinco_jax.cli.models import reranking_dtype_option
+from qinco_jax.cli.numbers import Integer, Number
 from qinco_jax.cluster import connect
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers.chunks import num_cores
@@ -22,31 +23,55 @@ from qinco_jax.serve.requests import Limits
 @click.command()
 @click.argument("index")
 @click.option("--host", default="127.0.0.1", show_default=True, help="address to listen at")
-@click.option("--port", default=8000, show_default=True, help="0 takes a free one")
+@click.option(
+    "--port", default=8000, show_default=True, type=Integer(0, 65_535), help="0 takes a free one"
+)
 @click.option(
     "--mmap", is_flag=True, help="leave the lists in their file, read as they are searched"
 )
 @click.option(
-    "--wait-ms", default=WAIT_MS, show_default=True, type=click.FloatRange(0),
+    "--wait-ms", default=WAIT_MS, show_default=True, type=Number(0, 60_000),
     help="time that a request waits at most for others to be searched with",
 )  # fmt: skip
 @click.option(
-    "--max-bytes", default=Limits.max_bytes, show_default=True, help="of a request's body"
+    "--max-bytes",
+    default=Limits.max_bytes,
+    show_default=True,
+    type=Integer(1),
+    help="of a request's body",
 )
-@click.option("--max-rows", default=Limits.max_rows, show_default=True, help="vectors of a request")
-@click.option("--max-k", default=Limits.max_k, show_default=True, help="neighbours of a vector")
-@click.option("--max-queue", default=Limits.max_queue, show_default=True, help="vectors that wait")
+@click.option(
+    "--max-rows",
+    default=Limits.max_rows,
+    show_default=True,
+    type=Integer(1),
+    help="vectors of a request",
+)
+@click.option(
+    "--max-k",
+    default=Limits.max_k,
+    show_default=True,
+    type=Integer(1),
+    help="neighbours of a vector",
+)
+@click.option(
+    "--max-queue",
+    default=Limits.max_queue,
+    show_default=True,
+    type=Integer(1),
+    help="vectors that wait",
+)
 @click.option(
     "--ray", is_flag=True,
     help="have the shards of INDEX run by Ray Serve, on the cluster that RAY_ADDRESS names or, "
     "without one, on this machine",
 )  # fmt: skip
 @click.option(
-    "--replicas", default=1, show_default=True, type=click.IntRange(1),
+    "--replicas", default=1, show_default=True, type=Integer(1),
     help="with --ray: processes of each shard, which take each other's place",
 )  # fmt: skip
 @click.option(
-    "--shard-seconds", default=10.0, show_default=True, type=click.FloatRange(0.1),
+    "--shard-seconds", default=10.0, show_default=True, type=Number(0.1, 86_400),
     help="with --ray: time that a shard has for an answer",
 )  # fmt: skip
 @reranking_dtype_option

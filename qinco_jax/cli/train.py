@@ -16,6 +16,7 @@ import numpy as np
 from qinco_jax import datasets
 from qinco_jax.cli import estimates, keeping, measure, verdict
 from qinco_jax.cli.models import compute_dtype_option
+from qinco_jax.cli.numbers import Integer, Number
 from qinco_jax.codecs import named, ours
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.config import PRESETS, QincoConfig, in_bytes
@@ -47,6 +48,7 @@ from qinco_jax.version import __version__
 
 SIZES = {field.name for field in dataclasses.fields(QincoConfig)}
 RQ_ROWS = 100_000
+MOST_MINUTES = 10**6
 
 
 @click.command()
@@ -56,7 +58,7 @@ RQ_ROWS = 100_000
               help=f"{', '.join(RECIPES)} [default: the preset's; of small on a GPU or TPU "
                    "accelerator]")  # fmt: skip
 @click.option("--bytes", "num_bytes", type=float, help="bytes per vector [default: 8]")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True),
+@click.option("--minutes", type=Number(0, MOST_MINUTES, above=True),
               help="train for about so long on this machine, start included, and then measure "
                    "[default: as many epochs as the recipe says]")  # fmt: skip
 @click.option(
@@ -83,8 +85,8 @@ RQ_ROWS = 100_000
                    "started, or that the following three tell of")  # fmt: skip
 @click.option("--coordinator", metavar="HOST:PORT",
               help="where process 0 listens to the others, the same for all")  # fmt: skip
-@click.option("--num-processes", type=click.IntRange(min=1), help="of the training")
-@click.option("--process-id", type=click.IntRange(min=0), help="of this process, from 0")
+@click.option("--num-processes", type=Integer(1), help="of the training")
+@click.option("--process-id", type=Integer(), help="of this process, from 0")
 def train(
     distributed: bool, coordinator: str | None, num_processes: int | None, process_id: int | None,
     **options: Any,
@@ -151,6 +153,7 @@ def _trained(
     if begun is not None:
         checks.vectors(data.train, begun.dim, str(files["dataset"]))
     sizes = config.for_dim(kept.shape[1])
+    check_sizes(kept, held_back, sizes, recipe)
     if minutes is not None:
         if any(text.startswith(("num_epochs=", "epoch_rows=")) for text in settings):
             raise InputError("--minutes sets num_epochs and epoch_rows; leave out these or that")
@@ -290,7 +293,6 @@ def _lasting(
         raise InputError("--minutes sets the length of a cosine; add --set schedule=cosine")
 
     def decide() -> Schedule:
-        check_sizes(x, x_val, config.for_dim(x.shape[1]), recipe)
         found = costs(x, x_val, config, settled(recipe, len(x), len(x_val)))
         used = time.monotonic() - begin
         schedule = Schedule(*processes.told(lambda: lasting(minutes, used, found, recipe, len(x))))
@@ -355,10 +357,10 @@ def _ours(model: Model, start: Model | None, compute_dtype: str | None) -> list[
 @click.argument("centroids")
 @click.option("--dataset", default="sift-photos", show_default=True, metavar="NAME|PATH",
               help="whose training vectors to take")  # fmt: skip
-@click.option("--num", "num_centroids", required=True, type=click.IntRange(min=2),
+@click.option("--num", "num_centroids", required=True, type=Integer(2),
               help="K_ivf, the number of centroids")  # fmt: skip
-@click.option("--iterations", default=10, show_default=True, type=click.IntRange(min=1))
-@click.option("--rows", "max_rows", metavar="N", type=click.IntRange(min=2),
+@click.option("--iterations", default=10, show_default=True, type=Integer(1))
+@click.option("--rows", "max_rows", metavar="N", type=Integer(2),
               help="train on at most N vectors [default: 256 for each centroid]")  # fmt: skip
 @click.option("--unit-norm", is_flag=True, help="for models of x / |x| (unit_norm=true)")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from qinco_jax import optional
+from qinco_jax import numbers, optional
 from qinco_jax.codecs.codec import Array, Codec
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers.rq import sample_rows
@@ -81,7 +81,7 @@ def train(
     """
     faiss = optional.faiss(NAMED)
     checks.vectors(x, what="the training vectors")
-    seed = checks.seed(seed)
+    seed = numbers.seed(seed)
     possible = rates(name, x.shape[1]) or range(1, x.shape[1] + 1)
     if num_bytes not in possible:
         listed = ", ".join(map(str, possible))

@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qinco_jax import optional
+from qinco_jax import numbers, optional
 from qinco_jax.codecs import faiss as faiss_codecs
 from qinco_jax.codecs import ours
 from qinco_jax.codecs.codec import AtRate, Codec, Contender
 from qinco_jax.codecs.unq import unq
 from qinco_jax.codecs.unq.train import train as train_unq
-from qinco_jax.config import PRESETS, QincoConfig, named
+from qinco_jax.config import MAX_BEAM, MAX_CODEBOOK, MAX_STEPS, PRESETS, QincoConfig, named
 from qinco_jax.errors import InputError, unknown
 from qinco_jax.models import disk, orbax
 from qinco_jax.quantizers import precision
@@ -33,6 +33,8 @@ from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors.stored import Vectors
 
 MOVED = ":moved"
+LETTERS = {"A": ("num_candidates", MAX_CODEBOOK), "B": ("beam_size", MAX_BEAM)}
+ALTERNATIVES = ("joint", "each"), precision.COMPUTE_DTYPES
 NAMES = (*faiss_codecs.NAMES, "unq", *PRESETS)
 
 
@@ -87,16 +89,23 @@ def parse(text: str) -> Spec:
         raise InputError(f"{unknown('codec', name, NAMES)} (or the folder of a model)")
     search: dict[str, Any] = {}
     moved = MOVED[1:] in options and name in faiss_codecs.MOVABLE
+    seen = set[str]()
     for option in options:
+        key, _, value = option.partition("=")
+        kind = next((kind for kind in ALTERNATIVES if key in kind), (key,))[0]
+        if kind in seen:
+            raise InputError(f"{text!r} has {option!r} after another such option; leave one out")
+        seen.add(kind)
         if moved and option == MOVED[1:]:
             continue
-        key, _, value = option.partition("=")
         if option in ("joint", "each"):
             search["joint"] = option == "joint"
         elif option in precision.COMPUTE_DTYPES:
             search["compute_dtype"] = option
-        elif key in ("A", "B") and value.isdecimal() and int(value) > 0:
-            search["num_candidates" if key == "A" else "beam_size"] = int(value)
+        elif key in LETTERS:
+            argument, most = LETTERS[key]
+            what = f"the {key} of {text!r}"
+            search[argument] = numbers.integer(numbers.parsed(value), what, 1, most)
         else:
             raise InputError(
                 f"{text!r} has the option {option!r}; expected A=, B=, joint or each, float32 or "
@@ -264,10 +273,10 @@ def sized(
         (sizes if name in config_names else changes)[name] = value_of(text)
     config, recipe = dataclasses.replace(config, **sizes), dataclasses.replace(recipe, **changes)
     num_steps = _steps_at(config, num_bytes)
-    if not 1 <= num_steps <= 1024:
+    if not 1 <= num_steps <= MAX_STEPS:
         behind = f" behind a coarse index of {config.coarse_bits} bits" * bool(config.coarse_bits)
         raise InputError(
-            f"{num_bytes:g} bytes are not a whole number, 1 to 1024, of steps of "
+            f"{num_bytes:g} bytes are not a whole number, 1 to {MAX_STEPS}, of steps of "
             f"{config.step_bits:g} bits{behind}"
         )
     return dataclasses.replace(config, num_steps=num_steps), recipe
@@ -276,6 +285,6 @@ def sized(
 def value_of(text: str) -> Any:
     """The value of a setting `NAME=VALUE`."""
     try:
-        return json.loads(text)
+        return numbers.parsed(json.loads(text))
     except ValueError:
         return None if text == "None" else text

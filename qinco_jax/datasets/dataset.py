@@ -13,6 +13,7 @@ import numpy as np
 from qinco_jax.datasets import catalog
 from qinco_jax.datasets.holdout import cut_training
 from qinco_jax.errors import InputError
+from qinco_jax.files import text_of
 from qinco_jax.remote.paths import AnyPath, RemotePath, place_of
 from qinco_jax.vectors import checks, containers, folders, hdf5, shards
 from qinco_jax.vectors.shards import read_rows
@@ -86,7 +87,7 @@ def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dat
     Raises:
       InputError: the name or path does not exist, a file is invalid, or the parts do not match.
     """
-    name = os.path.expanduser(source)
+    name = os.path.expanduser(text_of(source))
     if name == EMBEDDED:
         title, parts = name, _embedded()
     elif name.partition("/")[0] in catalog.SETS:

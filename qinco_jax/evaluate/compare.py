@@ -1,19 +1,22 @@
 """Compares codecs on a data set at several rates: one folder of results, plots and a page."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from qinco_jax import numbers
 from qinco_jax.codecs import named
+from qinco_jax.config import named as named_in
 from qinco_jax.datasets.dataset import Dataset
 from qinco_jax.datasets.holdout import hold_back_queries
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import readings, report, sweep
-from qinco_jax.evaluate.neighbours import BLOCK_ROWS, Queries, check_truth, queries_of
+from qinco_jax.evaluate.neighbours import BLOCK_ROWS, METRICS, Queries, check_truth, queries_of
 from qinco_jax.evaluate.progress import Stage, silent
 from qinco_jax.evaluate.results import COSTS, RESULTS, Row
 from qinco_jax.files import path_of
+from qinco_jax.quantizers import precision
 from qinco_jax.training import run_folder
 from qinco_jax.training.recipe import Recipe
 from qinco_jax.training.train import split
@@ -21,8 +24,10 @@ from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows, Vectors, fingerprint, lazily, spans
 
 IDENTITY = "evaluation.json"
+MAX_NOISE = 10**6
 
 
+@precision.in_32_bits
 def compare(
     data: Dataset,
     codecs: Sequence[str],
@@ -70,13 +75,17 @@ def compare(
       All results in the folder, one row for each codec, rate and seed.
 
     Raises:
-      InputError: an unknown codec, rate or setting, invalid vectors, or another set's folder.
+      InputError: no set, an unknown codec, rate, seed, metric or setting, invalid vectors, or
+        another set's folder.
     """
+    if not isinstance(data, Dataset):
+        raise InputError(
+            f"an object of type {type(data).__name__} is not a data set; call "
+            "compare(data, codecs, rates, folder) with data = qinco_jax.datasets.load(path)"
+        )
     folder = path_of(folder)
     metrics = [data.metric or "l2"] if metrics is None else metrics
-    if not codecs or not rates or not seeds or not metrics:
-        raise InputError("name at least one codec, one rate, one seed and one metric")
-    rates, seeds = [float(rate) for rate in rates], [checks.seed(seed) for seed in seeds]
+    codecs, rates, seeds, metrics, noise = checked(codecs, rates, seeds, metrics, noise)
     contenders = named.contenders(codecs, rates, data.train.shape[1], settings)
     x_train, held_back = split(data.train, data.validation, Recipe())
     trial_rows = readings.trial_rows(data, held_back)
@@ -103,6 +112,33 @@ def compare(
     sweep.run(contenders, benchmark, folder, seeds, stage)
     report.write_page(folder)
     return sweep.read(folder / RESULTS)
+
+
+def checked(
+    codecs: Sequence[str],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    metrics: Sequence[str],
+    noise: Sequence[float],
+) -> tuple[list[str], list[float], list[int], list[str], list[float]]:
+    """The arguments of `compare`, checked; codecs are parsed later.
+
+    Raises:
+      InputError: one that is no list, is empty, but for noise, or holds what is no such thing.
+    """
+    given = {"codecs": codecs, "rates": rates, "seeds": seeds, "metrics": metrics, "noise": noise}
+    for name, values in given.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise InputError(f"{name} must be a list, got {numbers.shown(values)}")
+        if not len(list(values)) and name != "noise":
+            raise InputError(f"{name} must not be empty; name at least one")
+    return (
+        list(codecs),
+        [numbers.real(rate, "a rate", above=True) for rate in rates],
+        [numbers.seed(seed) for seed in seeds],
+        [named_in({name: name for name in METRICS}, metric, "metric") for metric in metrics],
+        [numbers.real(level, "noise", 0, MAX_NOISE) for level in noise],
+    )
 
 
 def _query_sets(

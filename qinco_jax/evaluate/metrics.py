@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qinco_jax import numbers
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.config import named
 from qinco_jax.errors import InputError
@@ -35,6 +36,7 @@ from qinco_jax.evaluate.neighbours import (
     prepared,
 )
 from qinco_jax.evaluate.readings import Kept, Ranking
+from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.transform import approximated
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Vectors, spans
@@ -104,7 +106,7 @@ def mse(x: Vectors, x_hat: Vectors) -> float:
     Raises:
       InputError: different shapes, no vectors, NaN or Inf.
     """
-    _check_pairs(x, x_hat)
+    x, x_hat = _checked_pairs(x, x_hat)
     errors = [
         np.square(np.float64(x[span]) - np.float64(x_hat[span])).sum(axis=1)
         for span in spans(len(x), BLOCK_ROWS)
@@ -112,6 +114,7 @@ def mse(x: Vectors, x_hat: Vectors) -> float:
     return float(np.concatenate(errors).mean())
 
 
+@precision.in_32_bits
 def recall(
     queries: Vectors, database: Vectors, x_hat: Vectors, *, k: int = 1, metric: str = "l2"
 ) -> float:
@@ -131,9 +134,10 @@ def recall(
       InputError: shapes that do not fit together, an unknown metric, k out of range, NaN, Inf or
         numbers beyond 1e15, whose squares float32 cannot add up.
     """
-    _check_pairs(database, x_hat, checks.SQUARED_MAX)
-    checks.vectors(queries, database.shape[1], "the queries")
+    database, x_hat = _checked_pairs(database, x_hat, checks.SQUARED_MAX)
+    queries = checks.vectors(queries, database.shape[1], "the queries")
     checks.finite(np.asarray(queries), what="the queries", limit=checks.SQUARED_MAX)
+    k = numbers.integer(k, "k")
     named({name: name for name in METRICS}, metric, "metric")
     if not 1 <= k <= len(database) or len(queries) == 0:
         raise InputError(
@@ -146,9 +150,10 @@ def recall(
     return float((found.min(axis=1) <= best[:, 0]).mean())
 
 
-def _check_pairs(x: Vectors, x_hat: Vectors, limit: float = checks.FLOAT32_MAX) -> None:
-    for what, rows in (("x", x), ("x_hat", x_hat)):
-        checks.vectors(rows, what=what)
+def _checked_pairs(
+    x: Vectors, x_hat: Vectors, limit: float = checks.FLOAT32_MAX
+) -> tuple[Vectors, Vectors]:
+    x, x_hat = checks.vectors(x, what="x"), checks.vectors(x_hat, what="x_hat")
     if x.shape != x_hat.shape or len(x.shape) != 2 or len(x) == 0:
         raise InputError(
             f"got vectors {x.shape} and reconstructions {x_hat.shape}; expected the same [N, D]"
@@ -156,6 +161,7 @@ def _check_pairs(x: Vectors, x_hat: Vectors, limit: float = checks.FLOAT32_MAX) 
     for what, rows in (("x", x), ("x_hat", x_hat)):
         for span in spans(len(rows), BLOCK_ROWS):
             checks.finite(np.asarray(rows[span]), span.start, what, limit)
+    return x, x_hat
 
 
 def measure(

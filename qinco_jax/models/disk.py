@@ -11,6 +11,7 @@ from qinco_jax import kinds
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
 from qinco_jax.models import orbax, safetensors
+from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
@@ -43,6 +44,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
         write_tree(local, model, {"version": __version__, "config": model.config.settings})
 
 
+@precision.in_32_bits
 def load(path: str | os.PathLike[str]) -> Model:
     """Loads a model that `save` wrote, a folder or a `.safetensors` file.
 

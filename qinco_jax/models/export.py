@@ -62,6 +62,7 @@ def export(
       InputError: `path` exists, A or B out of range, or the model is too large for a program.
       OSError: it cannot be written; then nothing is left behind.
     """
+    coding.require_model(model, "export(model, path)")
     target = path_of(path).absolute()
     if target.exists():
         raise InputError(f"{target} exists; choose another place or remove it first")

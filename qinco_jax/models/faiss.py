@@ -14,6 +14,7 @@ import numpy as np
 from qinco_jax import optional
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
+from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.network import Step
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
@@ -64,6 +65,7 @@ def to_faiss(model: Qinco) -> Any:
     return codec
 
 
+@precision.in_32_bits
 def from_faiss(codec: Any) -> Qinco:
     """The model of a `faiss.QINCo` or a `faiss.IndexQINCo`, with the same codes.
 

@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qinco_jax import numbers
 from qinco_jax.errors import InputError
+from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.batching import map_rows
 from qinco_jax.quantizers.distances import nearest
 from qinco_jax.quantizers.rq import Advance, sample_rows
@@ -37,6 +39,7 @@ SAMPLED = "the sampled training vectors"
 FAR = 1e15  # where a centroid that fills up a shape is nobody's nearest
 
 
+@precision.in_32_bits
 def train_centroids(
     x: Vectors,
     num_centroids: int,
@@ -65,17 +68,20 @@ def train_centroids(
       [K_ivf, D] float32, in the space of the vectors.
 
     Raises:
-      InputError: fewer rows than centroids, or rows with NaN, Inf or numbers so far from the others
-        that float32 tells no centroids apart (`transform.reach`).
+      InputError: a number out of range, fewer rows than centroids, or rows with NaN, Inf or numbers
+        so far from the others that float32 tells no centroids apart (`transform.reach`).
       OSError: no space for the scratch file in the folder for temporary files.
     """
-    x, seed = lazily(checks.vectors(x, what="the training vectors")), checks.seed(seed)
-    limit = 256 * num_centroids if max_rows is None else max_rows
-    if x.ndim != 2 or not 1 <= num_centroids <= min(len(x), limit) or num_iters < 1:
+    x, seed = lazily(checks.vectors(x, what="the training vectors")), numbers.seed(seed)
+    num_centroids = numbers.integer(num_centroids, "num_centroids", 1)
+    num_iters = numbers.integer(num_iters, "num_iters", 1)
+    limit = 256 * num_centroids
+    if max_rows is not None:
+        limit = numbers.integer(max_rows, "max_rows", 1)
+    if x.ndim != 2 or num_centroids > min(len(x), limit):
         raise InputError(
-            f"got vectors of shape {x.shape}, {num_centroids} centroids, at most {limit} rows and "
-            f"{num_iters} iterations; expected [N, D], at most as many centroids as rows and at "
-            "least one iteration"
+            f"got vectors of shape {x.shape}, {num_centroids} centroids and at most {limit} rows; "
+            "expected [N, D] and at most as many centroids as rows"
         )
     rows: Rows = sample_rows(x, limit, seed) if len(x) > limit else x
     sample = sample_rows(rows, SCALE_ROWS, seed_for(seed, COARSE_SCALE))

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qinco_jax import numbers
+from qinco_jax.config import MAX_BEAM
 from qinco_jax.errors import InputError
 from qinco_jax.quantizers import packing, precision
 from qinco_jax.quantizers.batching import block_rows, is_traced, map_rows, of_one
@@ -48,7 +50,7 @@ def encode(
       x: [N, D] or [D], numpy or jax or a `Stored`, any real dtype; N may be 0.
       num_candidates: A, 1 to K; K sends all codewords through the network. `None` means the
         model's own.
-      beam_size: B, at least 1; 1 is greedy. `None` means the model's own.
+      beam_size: B, 1 to 16,384; 1 is greedy. `None` means the model's own.
       joint: whether a step's A B candidates are the best of all B K, instead of the paper's best A
         of each partial code; the error is smaller at the same A and B. `None` means the model's
         own.
@@ -72,7 +74,7 @@ def encode(
       InputError: wrong shape, dtype, A, B, output or compute_dtype; outside `jit` also NaN, Inf or
         numbers so large that float32 tells no codewords apart (`transform.reach`).
     """
-    _require_model(model, "encode(model, x)")
+    require_model(model, "encode(model, x)")
     x = checks.vectors(x, model.dim)
     search = search_of(model, num_candidates, beam_size, joint)
     if output not in OUTPUTS:
@@ -91,7 +93,8 @@ def encode(
     )  # fmt: skip
 
 
-def _require_model(model: object, call: str) -> None:
+def require_model(model: object, call: str) -> None:
+    """Refuses what is no model; `call` is how the function is called."""
     if not isinstance(model, Model):
         raise InputError(
             f"the first argument is of type {type(model).__name__}, not a model; call {call}"
@@ -147,7 +150,7 @@ def decode(model: Model, codes: Array, *, compute_dtype: str | None = None) -> j
     Raises:
       InputError: wrong shape, dtype or compute_dtype; codes outside 0..K-1 (outside `jit`).
     """
-    _require_model(model, "decode(model, codes)")
+    require_model(model, "decode(model, codes)")
     codes = packing.checked(codes, len(model.column_sizes))
     compute_dtype = precision.resolve(compute_dtype)
     if codes.ndim == 1:
@@ -170,10 +173,8 @@ def prefix(model: M, num_steps: int) -> M:
     Raises:
       InputError: `num_steps` out of range.
     """
-    _require_model(model, "prefix(model, num_steps)")
-    num_steps = checks.integer(num_steps, "num_steps")
-    if not 1 <= num_steps <= model.num_steps:
-        raise InputError(f"num_steps must be 1 to {model.num_steps}, got {num_steps}")
+    require_model(model, "prefix(model, num_steps)")
+    num_steps = numbers.integer(num_steps, "num_steps", 1, model.num_steps)
     per_step = len(model.parts) if isinstance(model, Product) else 1
     num_columns = len(model.column_sizes) - per_step * (model.num_steps - num_steps)
     return cast(M, model.first_columns(num_columns))
@@ -206,7 +207,8 @@ def search_of(
     """The search to encode with, where `None` means the model's own.
 
     Raises:
-      InputError: A or B out of range, or pre-selection with a model that has none.
+      InputError: A, B or joint of another kind or out of range, or pre-selection with a model that
+        has none.
     """
     one = model.parts[0] if isinstance(model, Product) else model
     codebook_size = one.codebook_size
@@ -214,14 +216,12 @@ def search_of(
         num_candidates = one.config.num_candidates or codebook_size
     if beam_size is None:
         beam_size = one.config.beam_size
-    num_candidates = checks.integer(num_candidates, "num_candidates")
-    beam_size = checks.integer(beam_size, "beam_size", 1)
-    if not 1 <= num_candidates <= codebook_size:
-        raise InputError(f"num_candidates must be 1 to {codebook_size}, got {num_candidates}")
+    num_candidates = numbers.integer(num_candidates, "num_candidates", 1, codebook_size)
+    beam_size = numbers.integer(beam_size, "beam_size", 1, MAX_BEAM)
     if num_candidates < codebook_size and one.steps.preselect is None:
         raise InputError(
             f"num_candidates = {num_candidates} needs a model trained with pre-selection; leave "
             f"it out for this one"
         )
-    joint = one.config.joint if joint is None else joint
+    joint = one.config.joint if joint is None else numbers.truth(joint, "joint")
     return Search(num_candidates, beam_size, joint and num_candidates < codebook_size)

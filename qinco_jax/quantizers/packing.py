@@ -3,12 +3,16 @@
 Packed codes are a matrix of uint8, one row a vector, so a file of them is a plain `.npy`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qinco_jax.config import MAX_CODEBOOK, QincoConfig
 from qinco_jax.errors import InputError
+from qinco_jax.numbers import integer
+from qinco_jax.vectors import checks
 
 Array = jax.Array | np.ndarray
 
@@ -54,10 +58,10 @@ def pack(codes: np.ndarray, codebook_size: int) -> np.ndarray:
       [N, ceil(M * log2(K) / 8)] uint8. May share the memory of `codes`.
 
     Raises:
-      InputError: K is not such a power of two, or `codes` are not codes of it.
+      InputError: K is no integer or not such a power of two, or `codes` are not codes of it.
     """
     bits = _code_bits(codebook_size)
-    codes = np.asarray(codes)
+    codes = np.asarray(checks.array(codes, "codes"))
     if codes.ndim != 2 or codes.shape[1] < 1 or codes.dtype.kind not in "iu":
         raise InputError(
             f"codes have shape {codes.shape} and dtype {codes.dtype}; pass integers [N, M]"
@@ -87,8 +91,9 @@ def unpack(packed: np.ndarray, num_steps: int, codebook_size: int) -> np.ndarray
       InputError: K is not such a power of two, or `packed` has another shape or dtype, or bits
         after the last code.
     """
+    num_steps = integer(num_steps, "num_steps")
     bits, width = _code_bits(codebook_size), code_bytes(num_steps, codebook_size)
-    packed = np.asarray(packed)
+    packed = np.asarray(checks.array(packed, "packed codes"))
     if packed.ndim != 2 or packed.shape[1] != width or packed.dtype != np.uint8:
         raise InputError(
             f"packed codes have shape {packed.shape} and dtype {packed.dtype}, but {num_steps} "
@@ -190,7 +195,8 @@ def _is_power(codebook_size: int) -> bool:
 
 
 def _code_bits(codebook_size: int) -> int:
-    if not 2 <= codebook_size <= 65536 or not _is_power(codebook_size):
+    codebook_size = integer(codebook_size, "codebook_size", 2, MAX_CODEBOOK)
+    if not _is_power(codebook_size):
         raise InputError(
             f"codes for {codebook_size} codewords cannot be packed; that takes a power of two from "
             "2 to 65536, so store the codes themselves"
@@ -198,14 +204,15 @@ def _code_bits(codebook_size: int) -> int:
     return codebook_size.bit_length() - 1
 
 
-def checked(values: Array, num_columns: int) -> Array:
+def checked(values: Any, num_columns: int) -> Array:
     """Returns `values` as an array, checked to be codes [N, m] or [m], 1 <= m <= `num_columns`.
 
     Raises:
       InputError: not integers, another rank, no columns or more than the model's codes have.
     """
-    if not isinstance(values, jax.Array | np.ndarray):
-        values = np.asarray(values)
+    if isinstance(values, list | tuple) and not len(values):
+        raise InputError("codes are an empty list; give integers [N, m], where N may be 0")
+    values = checks.array(values, "codes")
     if not jnp.issubdtype(values.dtype, jnp.integer):
         raise InputError(f"codes have dtype {values.dtype}; they must be integers")
     if values.ndim not in (1, 2):

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qinco_jax import numbers
 from qinco_jax.errors import InputError
-from qinco_jax.quantizers import coding, network, product, qinco
+from qinco_jax.quantizers import coding, network, precision, product, qinco
 from qinco_jax.quantizers.coding import M
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
@@ -23,7 +24,8 @@ CONTEXTS = 64
 ROWS = 64  # for each codeword
 
 
-def fit_preselector(model: M, x: Vectors, *, num_candidates: int = 16) -> M:
+@precision.in_32_bits
+def fit_preselector(model: M, x: Vectors, *, num_candidates: int | None = None) -> M:
     """The model with pre-selection codebooks S fitted to the codes that it finds without them.
 
     S_m[i] becomes the mean of the residuals x - x_hat_{m-1} that step m codes as i, which
@@ -35,7 +37,8 @@ def fit_preselector(model: M, x: Vectors, *, num_candidates: int = 16) -> M:
       model: of K codewords a step; trained with pre-selection or not. Of a `Product`, every part.
       x: [N, D], vectors like those that it will encode; they are encoded by exhaustive greedy
         search. `ROWS` times K of them, drawn at random, are used at most.
-      num_candidates: A that the new model encodes with, less than K; the beam stays.
+      num_candidates: A that the new model encodes with, less than K; `None` means 16, or K - 1
+        where K is smaller. The beam stays.
 
     Returns:
       The model with S [M - 1, K, D].
@@ -43,12 +46,15 @@ def fit_preselector(model: M, x: Vectors, *, num_candidates: int = 16) -> M:
     Raises:
       InputError: no vectors, invalid ones, or A out of range.
     """
+    coding.require_model(model, "fit_preselector(model, x)")
     x = lazily(checks.vectors(x, model.dim))
     codebook_size = model.codebook_size
     if x.ndim != 2 or x.shape[0] == 0:
         raise InputError(f"x has shape {x.shape}; expected [N, D] with at least one vector")
-    if not 1 <= num_candidates < codebook_size:
-        raise InputError(f"num_candidates must be 1 to {codebook_size - 1}, got {num_candidates}")
+    most = codebook_size - 1
+    if num_candidates is None:
+        num_candidates = min(16, most)
+    num_candidates = numbers.integer(num_candidates, "num_candidates", 1, most)
     x = sample_rows(x, ROWS * codebook_size, seed=0)
     if isinstance(model, Product):
         subs = product.sub_vectors(jnp.asarray(np.asarray(x)), model)

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qinco_jax import numbers
+from qinco_jax.config import MAX_BEAM, MAX_CODEBOOK
 from qinco_jax.errors import InputError
-from qinco_jax.quantizers import beam, packing
+from qinco_jax.quantizers import beam, packing, precision
 from qinco_jax.quantizers.batching import block_rows, is_traced, map_rows, of_one
 from qinco_jax.quantizers.beam import Beam, Candidates
 from qinco_jax.quantizers.distances import nearest, squared_distances
@@ -60,6 +62,7 @@ class RQ:
         return Transform(self.mean, self.scale, self.rotation, self.unit_norm)
 
 
+@precision.in_32_bits
 def train(
     x: Vectors,
     num_steps: int = 8,
@@ -96,17 +99,18 @@ def train(
       The quantizer, with the transform that the sample asks for (`transform.of_rows`).
 
     Raises:
-      InputError: fewer rows than codewords, or rows with NaN or Inf.
+      InputError: a number out of range, fewer rows than codewords, or rows with NaN or Inf.
     """
     x = checks.vectors(x, what="the training vectors")
-    if x.ndim != 2 or min(num_steps, codebook_size, beam_size, num_iters) < 1:
-        raise InputError(
-            f"got training vectors of shape {x.shape}, num_steps {num_steps}, codebook_size "
-            f"{codebook_size}, beam_size {beam_size}, num_iters {num_iters}; expected [N, D] and "
-            "numbers from 1"
-        )
-    packing.check_size(codebook_size)
-    seed = checks.seed(seed)
+    if x.ndim != 2:
+        raise InputError(f"the training vectors have shape {x.shape}; expected [N, D]")
+    num_steps = numbers.integer(num_steps, "num_steps", 1)
+    codebook_size = numbers.integer(codebook_size, "codebook_size", 1, MAX_CODEBOOK)
+    beam_size = numbers.integer(beam_size, "beam_size", 1, MAX_BEAM)
+    num_iters = numbers.integer(num_iters, "num_iters", 1)
+    if max_rows is not None:
+        max_rows = numbers.integer(max_rows, "max_rows", 1)
+    seed = numbers.seed(seed)
     rows = _training_rows(x, codebook_size, max_rows, seed)
     found = of_rows(rows, unit_norm=unit_norm, center=center, rotate=rotate)
     target = _in_model_space(rows, found)
@@ -223,7 +227,7 @@ def encode(model: RQ, x: Vectors, *, beam_size: int = 32) -> jax.Array:
     """
     packing.check_size(model.codebooks.shape[1])
     x = checks.vectors(x, model.mean.shape[-1])
-    beam_size = checks.integer(beam_size, "beam_size", 1)
+    beam_size = numbers.integer(beam_size, "beam_size", 1, MAX_BEAM)
     if x.ndim == 1:
         return of_one(functools.partial(encode, model, beam_size=beam_size), x)
     work = beam_size * max(1, model.codebooks.shape[1] // 256)
@@ -265,8 +269,7 @@ def prefix(model: RQ, num_steps: int) -> RQ:
     Raises:
       InputError: `num_steps` is not in 1..M.
     """
-    if not 1 <= num_steps <= len(model.codebooks):
-        raise InputError(f"num_steps must be 1 to {len(model.codebooks)}, got {num_steps}")
+    num_steps = numbers.integer(num_steps, "num_steps", 1, len(model.codebooks))
     return dataclasses.replace(model, codebooks=model.codebooks[:num_steps])
 
 

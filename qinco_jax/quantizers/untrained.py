@@ -11,6 +11,7 @@ from jax import lax
 
 from qinco_jax.config import QincoConfig
 from qinco_jax.errors import InputError
+from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.network import Step
 from qinco_jax.quantizers.qinco import Qinco
 from qinco_jax.quantizers.rq import RQ
@@ -18,6 +19,7 @@ from qinco_jax.quantizers.rq import RQ
 DRAWN_AT_ONCE = 2**16
 
 
+@precision.in_32_bits
 def init(key: jax.Array, config: QincoConfig, rq: RQ, coarse: jax.Array | None = None) -> Qinco:
     """The untrained model, which encodes and decodes exactly as the residual quantizer `rq`.
 

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from qinco_jax.errors import InputError
+from qinco_jax.files import text_of
 from qinco_jax.remote import servers
 from qinco_jax.remote.failures import RemoteError, explained, missing, retried
 from qinco_jax.remote.ranges import Ranges, RangesFile
@@ -20,7 +21,7 @@ BUFFER_BYTES = 2**16
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a URL, such as `s3://bucket/x.npy`."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", os.fspath(path)) is not None
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text_of(path)) is not None
 
 
 class RemotePath(os.PathLike[str]):

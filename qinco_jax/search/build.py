@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
+from qinco_jax import numbers
 from qinco_jax.config import named
 from qinco_jax.errors import InputError
-from qinco_jax.quantizers import additive, coding
+from qinco_jax.quantizers import additive, coding, precision
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.pairwise_decoder import PairwiseDecoder
@@ -30,6 +31,7 @@ BLOCK_ROWS = 16384
 MOST_LISTS, ROWS_PER_LIST = 4096, 39
 
 
+@precision.in_32_bits
 def build(
     model: Model,
     x_train: Vectors,
@@ -76,8 +78,8 @@ def build(
         raise InputError(
             f"x_train has shape {x_train.shape}; give at least {FEWEST_ROWS} vectors [N, D]"
         )
-    max_rows = checks.integer(max_rows, "max_rows", FEWEST_ROWS)
-    seed = checks.seed(seed)
+    max_rows = numbers.integer(max_rows, "max_rows", FEWEST_ROWS)
+    seed = numbers.seed(seed)
     if pairs is not None:
         pairwise.check_fits(pairs, model, metric)
     is_residual = model.config.num_centroids is not None
@@ -160,11 +162,11 @@ def _list_vectors(
             raise InputError(
                 f"the lists are the model's {own} centroids; leave out num_lists = {num_lists}"
             )
-        numbers = np.arange(own)[:, None]
-        return np.asarray(coding.decode(model, numbers))
+        every = np.arange(own)[:, None]
+        return np.asarray(coding.decode(model, every))
     if num_lists is None:
         num_lists = max(1, min(MOST_LISTS, len(x_train) // ROWS_PER_LIST))
-    num_lists = checks.integer(num_lists, "num_lists", 1)
+    num_lists = numbers.integer(num_lists, "num_lists", 1)
     if num_lists > len(x_train):
         raise InputError(
             f"num_lists = {num_lists} exceeds the {len(x_train)} training vectors; lower it or "

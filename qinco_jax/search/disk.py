@@ -32,6 +32,10 @@ def save(index: Index, path: str | os.PathLike[str]) -> None:
         mapped, so that its folder can be copied instead.
     """
     faiss = optional.faiss(scan.WANTED)
+    if not isinstance(index, Index):
+        raise InputError(
+            f"an object of type {type(index).__name__} is not an index; call save(index, path)"
+        )
     target = path_of(path)
     if scan.is_mapped(index.lists):  # Faiss would write where its file lies
         raise InputError("the index is mapped from its file; copy its folder instead of saving it")
@@ -94,6 +98,7 @@ def describe(index: Index) -> dict[str, Any]:
     }
 
 
+@precision.in_32_bits
 def load(
     path: str | os.PathLike[str], *, mmap: bool = False, compute_dtype: str | None = None
 ) -> Index:

@@ -81,6 +81,7 @@ class Index(Searcher):
         faster = precision.fastest() if self.compute_dtype is None else self.compute_dtype
         return rerank.prepared(self.model, precision.resolve(faster))
 
+    @precision.in_32_bits
     def add(
         self,
         x: Vectors | None = None,
@@ -185,6 +186,7 @@ class Index(Searcher):
                 self.lists.invlists.release_ids(number, pointer)
         return np.concatenate(found)
 
+    @precision.in_32_bits
     def reconstruct(self, ids: Ids) -> np.ndarray:
         """Reconstructions [n, D] float32 of vectors by id, by the network.
 

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from qinco_jax import numbers
 from qinco_jax.errors import InputError
+from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.search import distance, pairwise
 from qinco_jax.search import ids as vector_ids
@@ -21,7 +23,7 @@ from qinco_jax.vectors.stored import Vectors, lazily, spans
 QUERY_BLOCK = 512  # searched at once; fewer are filled up to one of `QUERY_SIZES`
 QUERY_SIZES = 1, 2, 4, 8, 16, 32, 64, 128, 256, 384, QUERY_BLOCK
 NUM_PROBES = 16
-EF_SEARCH = 64
+EF_SEARCH, MOST_EF = 64, 2**31 - 1
 
 
 class Shortlist(NamedTuple):
@@ -109,6 +111,7 @@ class Searcher(abc.ABC):
         """By which distances are measured: l2, ip or cosine."""
         return self.reading.metric
 
+    @precision.in_32_bits
     def search(
         self,
         queries: Vectors,
@@ -160,6 +163,7 @@ class Searcher(abc.ABC):
             found[span] = near * stretch
         return found, ids
 
+    @precision.in_32_bits
     def tune(self, queries: Vectors, neighbours: np.ndarray, k: int = 10) -> list[tuning.Point]:
         """Measures settings of a search, as `search.tune.tune` says, and keeps the best.
 
@@ -183,13 +187,13 @@ class Searcher(abc.ABC):
         self, k: int, num_probes: int, num_reranked: int | None, ef_search: int,
         filter: Filter | None,
     ) -> Asked:  # fmt: skip
-        k = checks.integer(k, "k", 1)
+        k = numbers.integer(k, "k", 1)
         if k > len(self):
             raise InputError(f"k = {k} exceeds the {len(self)} vectors of the index; lower it")
-        num_probes = checks.integer(num_probes, "num_probes", 1)
-        ef_search = checks.integer(ef_search, "ef_search", 1)
+        num_probes = numbers.integer(num_probes, "num_probes", 1)
+        ef_search = numbers.integer(ef_search, "ef_search", 1, MOST_EF)
         most = max(20, 2 * k) if num_reranked is None else num_reranked
-        most = checks.integer(most, "num_reranked", 0)
+        most = numbers.integer(most, "num_reranked", 0)
         size = max(k, most)
         scanned = min(len(self), size if self.pairs is None else pairwise.WIDER * size)
         return Asked(k, num_probes, most, ef_search, scanned, filter)
@@ -197,7 +201,10 @@ class Searcher(abc.ABC):
     def _queries(self, queries: Vectors) -> np.ndarray:
         vectors = lazily(checks.vectors(queries, self.model.dim, "the queries"))
         if vectors.ndim != 2:
-            raise InputError(f"the queries have shape {vectors.shape}; expected [Q, D]")
+            raise InputError(
+                f"the queries have shape {vectors.shape}; expected [Q, D], so pass one vector x as "
+                "x[None]"
+            )
         limit = checks.FLOAT32_MAX if self.metric == "cosine" else checks.SQUARED_MAX
         return self._in_space(checks.finite(vectors, 0, "the queries", limit))
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qinco_jax import numbers
 from qinco_jax.errors import InputError
 from qinco_jax.search import scan
 from qinco_jax.vectors import checks
@@ -67,7 +68,7 @@ def tune(index: Searched, queries: Vectors, neighbours: np.ndarray, k: int = 10)
     Raises:
       InputError: no queries, or neighbours of another shape, dtype or index.
     """
-    k = checks.integer(k, "k", 1)
+    k = numbers.integer(k, "k", 1)
     x = checks.finite(np.asarray(checks.vectors(queries, what="the queries")), what="the queries")
     truth = _checked(np.asarray(neighbours), index, len(x), k)
 
@@ -115,8 +116,7 @@ def cheapest(points: Sequence[Point], recall: float, k: int) -> Point:
       InputError: no point of this k, none that reached it, or a recall that is not above 0 and at
         most 1.
     """
-    if not 0 < recall <= 1:
-        raise InputError(f"recall must be above 0 and at most 1, got {recall}")
+    recall = numbers.real(recall, "recall", 0, 1, above=True)
     own, measure = [point for point in points if point["k"] == k], f"{k}-recall@{k}"
     if not own:
         others = ", ".join(sorted({f"k = {point['k']}" for point in points})) or "none"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from qinco_jax import numbers
 from qinco_jax.errors import InputError, unknown
 from qinco_jax.search import ids as vector_ids
 from qinco_jax.search.ids import MAX_ID
@@ -67,7 +68,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            checks.integer(getattr(self, field.name), field.name, 1)
+            numbers.integer(getattr(self, field.name), field.name, 1)
         if self.max_queue < self.max_rows:
             raise InputError(
                 f"a queue of {self.max_queue} vectors cannot take a request of {self.max_rows}; "
@@ -204,17 +205,17 @@ def _settings(given: dict[str, Any], index: Searcher, limits: Limits) -> Setting
         if name not in known:
             raise InputError(unknown("field", name, ["vectors", *known]))
     default = Settings()
-    k = checks.integer(given.get("k", default.k), "k", 1)
+    k = numbers.integer(given.get("k", default.k), "k", 1)
     reranked = given.get("num_reranked")
     if reranked is not None:
-        reranked = checks.integer(reranked, "num_reranked")
+        reranked = numbers.integer(reranked, "num_reranked")
     for name, number, most in (
         ("k", k, min(limits.max_k, len(index))),
         ("num_reranked", reranked, max(FEWEST_RERANKED, 2 * limits.max_k)),
     ):
         if number is not None and number > most:
             raise InputError(f"{name} = {number} exceeds the {most} of this server; lower it")
-    num_probes = checks.integer(given.get("num_probes", default.num_probes), "num_probes", 1)
+    num_probes = numbers.integer(given.get("num_probes", default.num_probes), "num_probes", 1)
     allowed = _filter(given["filter"]) if "filter" in given else None
     partial = given.get("partial", False)
     if partial not in (0, 1):  # True and False among them

@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from qinco_jax import numbers
 from qinco_jax.errors import InputError
 from qinco_jax.search import manifest
 from qinco_jax.search.manifest import Manifest
 from qinco_jax.search.searcher import Asked, Shortlist
 from qinco_jax.search.sharded import merged
 from qinco_jax.serve.requests import Incomplete, Refused
-from qinco_jax.vectors import checks
 
 SHARD_SECONDS = 10.0  # that a shard has for an answer
 FEWEST_QUERIES = 8  # that are ranked apart from others
@@ -55,7 +55,7 @@ class Deployed(Incomplete):
           InputError: a shard is missing or another's, or Ray Serve cannot start them.
         """
         self.ray, self.seconds = ray, seconds
-        self.replicas = checks.integer(replicas, "replicas", 1)
+        self.replicas = numbers.integer(replicas, "replicas", 1)
         self.options = mmap, compute_dtype
         self.points, self.lost = [], set[int]()
         self._partial, self._absent, self._turn = False, set[int](), 0

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from qinco_jax.config import refuses_unknown
+from qinco_jax.config import MAX_BEAM, MAX_CODEBOOK, refuses_unknown
 from qinco_jax.errors import InputError
+from qinco_jax.numbers import integer, real, shown, truth
 from qinco_jax.quantizers import precision
 
 SCHEDULES = ("cosine", "plateau")
@@ -17,6 +17,30 @@ FEW_ROWS = 50_000
 MIX = 0.7
 DECAY, DECAY_OF_MIXED = 0.1, 0.5
 MAX_MIXED = 200_000
+MOST = 2**31 - 1
+INTEGERS = {
+    "num_epochs": (0, MOST),
+    "default_rows": (1, 10**12),
+    "epoch_rows": (1, 10**12),
+    "batch_size": (1, MOST),
+    "num_updates": (1, MOST),
+    "patience": (1, MOST),
+    "train_candidates": (1, MAX_CODEBOOK),
+    "train_beam": (1, MAX_BEAM),
+    "num_val": (1, 10**12),
+}
+REALS: Mapping[str, float | None] = {
+    "learning_rate": None,
+    "warmup": 1,
+    "final_rate": 1,
+    "weight_decay": None,
+    "mix": 1,
+    "clip": None,
+}
+"""From 0 to this; `None` is any finite number."""
+OPTIONAL = (
+    "num_epochs", "weight_decay", "mix", "clip", "train_candidates", "train_beam", "train_joint"
+)  # fmt: skip
 
 
 @refuses_unknown
@@ -53,6 +77,9 @@ class Recipe:
       compute_dtype: "float32" or "bfloat16", of the network's products, those of the gradient too;
         the rest is float32. `None` is float32 on CPUs, what multiplies faster on accelerators.
       num_val: rows held back for validation, at most a tenth of all.
+
+    Raises:
+      InputError: a setting of another kind or out of its range (`INTEGERS`, `REALS`).
     """
 
     num_epochs: int | None = None
@@ -75,36 +102,20 @@ class Recipe:
     num_val: int = 10_000
 
     def __post_init__(self) -> None:
-        whole, optional = int, (int, type(None))
-        for name, kind, low, high in (
-            ("num_epochs", optional, 0, np.inf),
-            ("default_rows", whole, 1, np.inf),
-            ("epoch_rows", whole, 1, np.inf),
-            ("batch_size", whole, 1, np.inf),
-            ("num_updates", whole, 1, np.inf),
-            ("learning_rate", (int, float), 0, np.inf),
-            ("warmup", (int, float), 0, 1),
-            ("final_rate", (int, float), 0, 1),
-            ("weight_decay", (int, float, type(None)), 0, np.inf),
-            ("mix", (int, float, type(None)), 0, 1),
-            ("clip", (int, float, type(None)), 0, np.inf),
-            ("patience", whole, 1, np.inf),
-            ("train_candidates", optional, 1, np.inf),
-            ("train_beam", optional, 1, np.inf),
-            ("num_val", whole, 1, np.inf),
-        ):
-            value = getattr(self, name)
-            fits = isinstance(value, kind) and not isinstance(value, bool)
-            if not fits or (value is not None and not low <= value <= high):
-                raise InputError(f"the recipe's {name} must be {low} to {high}, got {value!r}")
-        if self.train_joint not in (None, False, True):
-            raise InputError(
-                f"the recipe's train_joint must be true, false or None, got {self.train_joint!r}"
-            )
+        for name in (*INTEGERS, *REALS, "train_joint"):
+            value, what = getattr(self, name), f"the recipe's {name}"
+            if value is None and name in OPTIONAL:
+                continue
+            if name in INTEGERS:
+                value = integer(value, what, *INTEGERS[name])
+            elif name in REALS:
+                value = real(value, what, 0, REALS[name])
+            else:
+                value = truth(value, what)
+            object.__setattr__(self, name, value)
         if self.schedule not in SCHEDULES:
-            raise InputError(
-                f"the recipe's schedule must be {' or '.join(SCHEDULES)}, got {self.schedule!r}"
-            )
+            kinds = " or ".join(SCHEDULES)
+            raise InputError(f"the recipe's schedule must be {kinds}, got {shown(self.schedule)}")
         precision.check(self.compute_dtype)
 
     @property
@@ -179,6 +190,9 @@ def length(recipe: Recipe, num_rows: int) -> tuple[int, int, int]:
 
     Each device, of all processes, gets the same number of rows for each update, so a batch is
     lowered to a multiple of both; 0 where there are fewer rows than that.
+
+    Raises:
+      InputError: more batches than a step's number can count.
     """
     shares = recipe.num_updates * jax.device_count()
     batch_size = min(recipe.batch_size, num_rows) // shares * shares
@@ -187,4 +201,10 @@ def length(recipe: Recipe, num_rows: int) -> tuple[int, int, int]:
     if num_epochs is None:
         num_epochs = min(-(-recipe.default_rows // ROWS_OF_EPOCH), -(-recipe.default_rows // rows))
     steps_per_epoch = max(1, rows // max(1, batch_size))
-    return batch_size, steps_per_epoch, steps_per_epoch * num_epochs
+    total = steps_per_epoch * num_epochs
+    if total > MOST:
+        raise InputError(
+            f"{num_epochs:,} epochs are {total:,} batches, and at most {MOST:,} are possible; "
+            "lower num_epochs, or raise batch_size"
+        )
+    return batch_size, steps_per_epoch, total

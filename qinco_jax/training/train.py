@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 
-from qinco_jax import optional
+from qinco_jax import numbers, optional
 from qinco_jax.config import PRESETS, QincoConfig, named
 from qinco_jax.errors import InputError
 from qinco_jax.files import locked, path_of
 from qinco_jax.models import disk
-from qinco_jax.quantizers import opq
+from qinco_jax.quantizers import opq, precision
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.quantizers.product import Product
 from qinco_jax.quantizers.qinco import Qinco
@@ -54,6 +54,7 @@ class Asked(NamedTuple):
     identity: dict[str, Any]
 
 
+@precision.in_32_bits
 def train(
     x_train: Vectors,
     config: QincoConfig | str | None = None,
@@ -121,12 +122,13 @@ def train(
       UserWarning: no epoch improved on the start.
     """
     with endings.together(kept=run_dir is not None):
-        if isinstance(recipe, str):
-            recipe = named(RECIPES, recipe, "recipe")
-        if isinstance(config, str):
-            name = config
-            config, recipe = named(PRESETS, name, "preset"), recipe or of_preset(name)
-        recipe = _changed(recipe or Recipe(), changes)
+        config, recipe = _chosen(config, recipe)
+        if not isinstance(init, Model | None):
+            raise InputError(
+                f"init must be a model, not an object of type {type(init).__name__}; load one "
+                "with qinco_jax.load(path)"
+            )
+        recipe = _changed(recipe, changes)
         asked = _asked(x_train, config, recipe, seed, x_val, centroids, init)
         x_train, x_val, config, recipe, centroids, identity = asked
         seed = identity["seed"]
@@ -206,7 +208,7 @@ def _asked(
     init: Model | None,
 ) -> Asked:
     """Checks all but the rows."""
-    seed = checks.seed(seed)
+    seed = numbers.seed(seed)
     x_train, x_val = split(x_train, x_val, recipe)
     recipe = settled(recipe, len(x_train), len(x_val))
     if init is not None:
@@ -219,6 +221,28 @@ def _asked(
     check_sizes(x_train, x_val, config, recipe)
     identity = run_folder.identity(x_train, config, recipe, seed, centroids, init)
     return Asked(x_train, x_val, config, recipe, centroids, identity)
+
+
+def _chosen(
+    config: QincoConfig | str | None, recipe: Recipe | str | None
+) -> tuple[QincoConfig | None, Recipe]:
+    """The config and the recipe that are given, or named, or left out."""
+    if isinstance(recipe, str):
+        recipe = named(RECIPES, recipe, "recipe")
+    if isinstance(config, str):
+        name = config
+        config, recipe = named(PRESETS, name, "preset"), recipe or of_preset(name)
+    if not isinstance(config, QincoConfig | None):
+        raise InputError(
+            f"config must be a QincoConfig or the name of a preset, not an object of type "
+            f"{type(config).__name__}; a model to continue from is passed as init=model"
+        )
+    if not isinstance(recipe, Recipe | None):
+        raise InputError(
+            f"recipe must be a Recipe or the name of one, not an object of type "
+            f"{type(recipe).__name__}"
+        )
+    return config, recipe or Recipe()
 
 
 def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -248,7 +272,9 @@ def _config(config: QincoConfig | None, init: Model | None) -> QincoConfig:
         return config
     own = init.config
     if config is not None and config.for_dim(init.dim) != own:
-        raise InputError(f"the config differs from that of init, {own}; leave it out")
+        given, known = dataclasses.asdict(config.for_dim(init.dim)), dataclasses.asdict(own)
+        names = ", ".join(name for name in given if given[name] != known[name])
+        raise InputError(f"the config differs from that of init in {names}; leave it out")
     return own
 
 

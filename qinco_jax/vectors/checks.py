@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
@@ -16,11 +15,32 @@ from qinco_jax.vectors.stored import Rows, Stored, Vectors, spans
 Array = jax.Array | np.ndarray
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 SQUARED_MAX = 1e15  # sums of squares of numbers up to here are far from float32's end
-MAX_SEED = 2**31 - 1
 SEARCHED_ROWS = 2**16  # at once, for one that is refused
 
 Check = Callable[[np.ndarray, int], np.ndarray]
 """Takes rows [N, ...] and the number of the first; refuses some, returns what to compute with."""
+
+
+def array(x: Any, what: str) -> Any:
+    """An array or a `Stored` as it is, and what else there is as a NumPy array.
+
+    Raises:
+      InputError: lists of different lengths, a masked array, or a whole data set.
+    """
+    if isinstance(x, np.ma.MaskedArray):
+        raise InputError(
+            f"the mask of {what} would be ignored; give a plain array without what is masked"
+        )
+    if isinstance(x, jax.Array | np.ndarray | Stored):
+        return x
+    if hasattr(x, "train") and hasattr(x, "database"):
+        raise InputError(f"{what} must be vectors, not a data set; give a part of it, its .train")
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise InputError(
+            f"{what} must be an array, but its parts have different lengths; make them equal"
+        ) from error
 
 
 @overload
@@ -33,49 +53,21 @@ def vectors(x: Vectors, dim: int | None = None, what: str = "x") -> Vectors:
     A `Stored` is not read.
 
     Raises:
-      InputError: `x` is not an array of numbers, or its rank is wrong, or its D is not `dim`.
+      InputError: `x` is not a plain array of numbers, or its rank is wrong, or its D is not `dim`.
     """
-    if not isinstance(x, jax.Array | np.ndarray | Stored):
-        x = np.asarray(x)
+    x = array(x, what)
+    has = "have" if what.startswith("the ") and what.endswith("s") else "has"
     real = jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
     if not real:
-        raise InputError(f"{what} has dtype {x.dtype}; vectors must be integers or floats")
+        raise InputError(f"{what} {has} dtype {x.dtype}; vectors must be integers or floats")
     if x.ndim not in (1, 2):
-        raise InputError(f"{what} has shape {x.shape}; expected [N, D] or one vector [D]")
+        raise InputError(f"{what} {has} shape {x.shape}; expected [N, D] or one vector [D]")
     if dim is not None and x.shape[-1] != dim:
         raise InputError(
-            f"{what} has {x.shape[-1]} dimensions a vector, but the model has {dim}; use other "
+            f"{what} {has} {x.shape[-1]} dimensions a vector, but the model has {dim}; use other "
             "vectors or another model"
         )
     return x
-
-
-def integer(value: Any, name: str, least: int = 0) -> int:
-    """A Python integer of any kind of integer, NumPy's included.
-
-    Raises:
-      InputError: another kind of value, or one less than `least`.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InputError(f"{name} must be an integer, got {value!r}") from None
-    if number < least:
-        raise InputError(f"{name} must be at least {least}, got {number}")
-    return number
-
-
-def seed(value: Any) -> int:
-    """A seed as a Python integer.
-
-    Raises:
-      InputError: another kind of value, or not from 0 to 2^31 - 1; JAX would take the last 32 bits
-        of a greater one.
-    """
-    number = integer(value, "seed")
-    if number > MAX_SEED:
-        raise InputError(f"seed must be at most {MAX_SEED}, got {number}")
-    return number
 
 
 def finite(

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from qinco_jax.errors import InputError
+from qinco_jax.files import text_of
 from qinco_jax.remote.paths import AnyPath, RemotePath, place_of
 from qinco_jax.vectors import containers, folders, formats
 from qinco_jax.vectors.folders import ENDINGS, natural_key
@@ -73,7 +74,7 @@ def read_files(paths: Sequence[AnyPath], name: str | None = None) -> Rows:
 
 def split_name(source: str | os.PathLike[str]) -> tuple[str, str | None]:
     """Splits `PATH::NAME` into path and name; the name is `None` where there is none."""
-    path, mark, name = os.path.expanduser(source).partition("::")
+    path, mark, name = os.path.expanduser(text_of(source)).partition("::")
     return path, name if mark else None
 
 

@@ -337,11 +337,54 @@ def test_settings_are_listed_with_their_meaning() -> None:
 def test_a_platform_that_is_not_there_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "qinco_jax", "encode", folder / "run" / "model",
                folder / "database.npy", tmp_path / "codes.npy"]  # fmt: skip
-    env = {**os.environ, "JAX_PLATFORMS": "rocm"}
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert ran.returncode == 2 and "Traceback" not in ran.stderr
-    assert "set JAX_PLATFORMS to what this machine has" in ran.stderr
+    for name in ("cuda", "nonsense"):
+        env = {**os.environ, "JAX_PLATFORMS": name}
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+        assert ran.returncode == 2 and ran.stderr == (
+            f"qinco: JAX finds no device for JAX_PLATFORMS={name}; set it to what this machine "
+            "has, such as cpu, or leave it out\n"
+        )
     assert not (tmp_path / "codes.npy").exists()
+
+
+def test_64_bit_mode_changes_no_codes(folder: Path, tmp_path: Path) -> None:
+    for bits in ("0", "1"):
+        codes = tmp_path / f"{bits}.npy"
+        arguments = "encode", folder / "run" / "model", folder / "database.npy", codes
+        env = {**os.environ, "JAX_ENABLE_X64": bits}
+        subprocess.run([sys.executable, "-m", "qinco_jax", *arguments], check=True, env=env)
+    assert (tmp_path / "0.npy").read_bytes() == (tmp_path / "1.npy").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("train --minutes nan", "--minutes must be a finite number, got nan"),
+        ("train --minutes 1e9", "--minutes must be above 0 and at most 1,000,000, got 1000000000"),
+        ("train --set num_epochs=1e12", "num_epochs must be 0 to 2,147,483,647, got 1000000000000"),
+        ("train --set num_epochs=2e9 --dry-run", "at most 2,147,483,647 are possible; lower num_e"),
+        ("train --set embed_dim=1e12 --dry-run", "embed_dim must be 1 to 1,048,576"),
+        ("train --eval-rows 1.5", "--eval-rows must be an integer, got 1.5"),
+        ("encode m x c --beam-size 1e12", "--beam-size must be 1 to 16,384, got 1000000000000"),
+        ("plan --rows 100 --dim 1000000000000", "--dim must be 2 to 1,048,576"),
+        ("plan --rows nan --dim 8", "--rows must be an integer, got nan"),
+        ("index search i q o -k x", "-k must be an integer, got 'x'"),
+    ],
+)
+def test_a_number_out_of_bounds_is_one_sentence(arguments: str, words: str) -> None:
+    ran = qinco(*arguments.split())
+    assert ran.exit_code == 2 and ran.output.startswith("qinco: ") and words in ran.output
+    assert ran.output.count("\n") == 1
+
+
+def test_too_little_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 30 GiB")
+
+    monkeypatch.setattr(train_command.measure, "load", full)
+    ran = qinco("train")
+    assert ran.exit_code == 2
+    assert ran.output.startswith("qinco: out of memory (Unable to allocate 30 GiB); choose smaller")
 
 
 def damaged(folder: Path, name: str, change: object) -> Path:

@@ -22,6 +22,13 @@ def test_serve_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "(Address already in use); choose another --host or --port" in text
     assert "nowhere is not an index" in refused("--port", 0)
     assert "nowhere is not an index in shards" in refused("--port", 0, "--ray")
+    for option, wrong, words in (
+        ("--wait-ms", "nan", "must be a finite number, got nan"),
+        ("--shard-seconds", "inf", "must be a finite number, got inf"),
+        ("--port", "70000", "must be 0 to 65,535, got 70000"),
+        ("--max-k", "1.5", "must be an integer, got 1.5"),
+    ):
+        assert refused(option, wrong) == f"qinco: {option} {words}\n"
     assert "a queue of 5 vectors cannot take a request of 1024" in refused("--max-queue", 5)
     monkeypatch.delattr(qinco_jax.serve, "server")
     monkeypatch.delitem(sys.modules, "qinco_jax.serve.server")

@@ -145,7 +145,17 @@ def test_finished_rows_are_not_made_again(data: Path, folder: Path) -> None:
         (["--rates", "9", "--codecs", "pq"], "pq takes 1 to 8 whole bytes, not 9"),
         (["--rates", "4", "--codecs", "small@2"], "takes whole steps up to 2 bytes, not 4"),
         (["--rates", "two"], "is not a comma-separated list of numbers"),
-        (["--codecs", ","], "at least one codec"),
+        (["--codecs", ","], "codecs must not be empty; name at least one"),
+        (["--codecs", "", "--dry-run"], "codecs must not be empty"),
+        (["--codecs", "pq:moved:moved"], "has 'moved' after another such option"),
+        (["--codecs", "small@2:joint:each"], "has 'each' after another such option"),
+        (["--codecs", "rq:B=0"], "the B of 'rq:B=0' must be 1 to 16,384, got 0"),
+        (["--metrics", "nan", "--dry-run"], "unknown metric 'nan'"),
+        (["--noise", "nan", "--dry-run"], "noise must be a finite number, got nan"),
+        (["--noise", "-1"], "noise must be 0 to 1,000,000, got -1"),
+        (["--seeds", "-1", "--dry-run"], "a seed must be 0 to"),
+        (["--seeds", "1000000000000", "--dry-run"], "a seed must be 0 to"),
+        (["--seeds", "nan"], "--seeds 'nan' is not a comma-separated list of integers"),
         (["--metrics", "l2,manhattan"], "unknown metric 'manhattan'"),
         (["--noise", "2"], "belongs to another run: noise is"),
         (["--set", "hidden_dim=8"], "has small@2 at 1 byte with other settings"),
@@ -159,6 +169,19 @@ def test_a_mistake_is_told_in_one_sentence(
     assert ran.exit_code == 2
     (line,) = [line for line in ran.output.splitlines() if line]
     assert words in line
+
+
+def test_the_arguments_of_compare_are_a_set_and_lists(data: Path, tmp_path: Path) -> None:
+    loaded, out = qj.datasets.load(data), tmp_path / "out"
+    for given, words in (
+        ((loaded.train, ["pq"], [1], out), "not a data set; call compare"),
+        ((["pq"], loaded, [1], out), "an object of type list is not a data set"),
+        ((loaded, "pq", [1], out), "codecs must be a list, got 'pq'"),
+        ((loaded, ["pq"], 1, out), "rates must be a list, got 1"),
+    ):
+        with pytest.raises(qj.InputError, match=words):
+            qj.compare(*given)  # type: ignore[arg-type]
+    assert not out.exists()
 
 
 def test_a_bad_row_is_found_before_anything_is_trained(data: Path, tmp_path: Path) -> None:

@@ -228,10 +228,11 @@ def test_recall_and_error_of_arrays_are_those_of_brute_force(metric: str) -> Non
 
 def test_recall_and_error_refuse_what_does_not_fit() -> None:
     x = np.ones((4, 3))
+    assert qj.mse(x.tolist(), x) == 0
     for wrong, message in (
         (lambda: qj.mse(x, x[:3]), r"vectors \(4, 3\) and reconstructions \(3, 3\)"),
         (lambda: qj.mse(x, np.full((4, 3), np.nan)), "row 0 of x_hat holds NaN"),
-        (lambda: qj.recall(x[:, :2], x, x), "the queries has 2 dimensions"),
+        (lambda: qj.recall(x[:, :2], x, x), "the queries have 2 dimensions"),
         (lambda: qj.recall(x, x, x, k=5), "k from 1 to the 4 rows"),
         (lambda: qj.recall(x, x, x, metric="hamming"), "unknown metric 'hamming'"),
         (lambda: qj.recall(x * 1e25, x, x), r"row 0 of the queries holds 1e\+25"),

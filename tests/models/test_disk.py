@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,6 +48,22 @@ def assert_same(found: object, expected: object) -> None:
 
 def flipped(content: bytes, place: int) -> bytes:
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("path", [None, 3, b"model", CONFIG])
+def test_what_is_no_path_is_refused(model: Model, path: Any) -> None:
+    words = f"object of type {type(path).__name__} where a path belongs"
+    for call in (
+        lambda: qj.load(path),
+        lambda: qj.save(model, path),
+        lambda: qj.export(model, path),
+        lambda: qj.search.load(path),
+        lambda: qj.datasets.load(path),
+    ):
+        with pytest.raises(qj.InputError, match=words):
+            call()
+    with pytest.raises(qj.InputError, match=r"not a model; call export\(model, path\)"):
+        qj.export("programs", model)  # type: ignore[arg-type]
 
 
 def test_damage_in_a_folder_is_refused(model: Model, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_what_is_no_qinco_of_faiss_is_refused() -> None:
 
 
 def test_a_network_of_faiss_that_is_no_model_of_ours_is_refused() -> None:
-    with pytest.raises(qj.InputError, match="num_blocks must be a positive integer, got 0"):
+    with pytest.raises(qj.InputError, match="num_blocks must be 1 to 1,024, got 0"):
         qj.from_faiss(faiss.QINCo(6, 16, 0, 3, 9))
     codec = qj.to_faiss(MODEL)
     codec.get_step(1).get_residual_block(0).linear2.from_array(

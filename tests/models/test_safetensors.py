@@ -158,8 +158,8 @@ WRONG = {
     "another config": (setting(hidden_dim=9), "steps.down is float32 (2, 2, 8, 6) instead of"),
     "unknown setting": (setting(hiden_dim=9), "did you mean 'hidden_dim'"),
     "no dim": (setting(dim=None), "dim is missing"),
-    "a dim beyond all bounds": (setting(dim=10**30), "instead of float32 (1000000"),
-    "a dim in words": (setting(dim="6"), "dim must be a positive integer"),
+    "a dim beyond all bounds": (setting(dim=10**30), "dim must be 1 to 1,048,576"),
+    "a dim in words": (setting(dim="6"), "dim must be an integer, got '6'"),
 }
 
 

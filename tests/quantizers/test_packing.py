@@ -85,7 +85,8 @@ def test_unpacks_a_mapped_file(tmp_path, codebook_size):
 
 @pytest.mark.parametrize("codebook_size", [-2, 0, 1, 3, 100, 257, 2**17])
 def test_refuses_sizes_that_are_no_powers_of_two(codebook_size):
-    message = f"{codebook_size} codewords cannot be packed"
+    inside = 2 <= codebook_size <= 65_536
+    message = f"{codebook_size} codewords cannot be packed" if inside else "must be 2 to 65,536"
     with pytest.raises(InputError, match=message):
         code_bytes(4, codebook_size)
     with pytest.raises(InputError, match=message):
@@ -108,6 +109,20 @@ def test_refuses_codes_out_of_range(bad):
 def test_refuses_what_are_no_codes(codes):
     with pytest.raises(InputError, match=r"codes have shape .* pass integers \[N, M\]"):
         pack(codes, 256)
+
+
+def test_sizes_are_integers_of_any_kind():
+    codes = random_codes(3, 4, 16)
+    packed = pack(codes, np.uint8(16))
+    np.testing.assert_array_equal(unpack(packed, np.int64(4), np.int64(16)), codes)
+    for wrong, message in (
+        (lambda: pack(16, codes), "codebook_size must be an integer, got an object of type nd"),
+        (lambda: pack(codes, "16"), "codebook_size must be an integer, got '16'"),
+        (lambda: unpack(4, packed, 16), "num_steps must be an integer, got an object of type nd"),
+        (lambda: pack([[1, 2], [3]], 16), "codes must be an array, but its parts have different"),
+    ):
+        with pytest.raises(InputError, match=message):
+            wrong()
 
 
 @pytest.mark.parametrize(

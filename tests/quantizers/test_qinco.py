@@ -217,13 +217,33 @@ def test_a_preselector_is_fitted_to_a_sample_of_many_rows() -> None:
     [
         (X[0], 4, "expected [N, D]"),
         (X[:0], 4, "at least one vector"),
-        (X, 16, "num_candidates must be 1 to 15"),
+        (X, 16, "num_candidates must be 1 to 15, got 16"),
         (X[:, :5], 4, "5 dimensions"),
     ],
 )
 def test_preselector_refuses(x: np.ndarray, num_candidates: int, message: str) -> None:
     with pytest.raises(qj.InputError, match=re.escape(message)):
         qj.fit_preselector(MODEL, x, num_candidates=num_candidates)
+
+
+def test_a_preselector_suits_few_codewords() -> None:
+    assert qj.fit_preselector(MODEL, X).config.num_candidates == 15
+
+
+def test_64_bit_mode_changes_no_k_means_and_no_preselector() -> None:
+    def found() -> list[Any]:
+        plain = qj.rq.train(X, 2, 16, beam_size=2)
+        config = qj.QincoConfig(num_steps=2, codebook_size=16, hidden_dim=4, num_candidates=4)
+        begun = qj.init(jax.random.key(0), config, plain)
+        return jax.tree.leaves(
+            (plain, begun, qj.train_centroids(X, 9), qj.fit_preselector(MODEL, X))
+        )
+
+    expected = found()
+    with jax.enable_x64(True):
+        for one, other in zip(found(), expected, strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 7, 100, 700, 8191, 8192, 8193])
@@ -397,9 +417,19 @@ WRONG = {
     "no columns": (lambda: qj.decode(MODEL, np.zeros((4, 0), int)), "0 columns"),
     "float codes": (lambda: qj.decode(MODEL, np.zeros((4, 3))), "integers"),
     "codes with three axes": (lambda: qj.decode(MODEL, CODES[None]), "shape"),
+    "rows of two lengths": (lambda: qj.encode(MODEL, [[1, 2], [3]]), "different lengths"),
+    "joint in words": (lambda: qj.encode(MODEL, X, joint="yes"), "joint must be true or false"),
+    "B of truth": (lambda: qj.encode(MODEL, X, beam_size=True), "must be an integer, got True"),
+    "B without end": (lambda: qj.encode(MODEL, X, beam_size=10**12), "must be 1 to 16,384"),
+    "an A below 0": (lambda: qj.encode(MODEL, X, num_candidates=-1), "must be 1 to 16, got -1"),
+    "masked": (lambda: qj.encode(MODEL, np.ma.masked_array(X, X > 1)), "mask of x would be"),
+    "an empty list": (lambda: qj.decode(MODEL, []), "codes are an empty list"),
+    "a seed that is a key": (
+        lambda: qj.train_centroids(X, 4, seed=jax.random.key(0)), "seed must be an integer",
+    ),
     "prefix of 0 steps": (lambda: qj.prefix(MODEL, 0), "num_steps"),
     "prefix of M + 1 steps": (lambda: qj.prefix(MODEL, 4), "num_steps"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG)

@@ -145,7 +145,7 @@ WRONG = {
     "too many columns": (lambda: rq.decode(trained(), np.zeros((1, M + 1), int)), "5 columns"),
     "one vector to train on": (lambda: rq.train(X[0], M, 4), "shape"),
     "no steps": (lambda: rq.train(X, 0, K), "num_steps"),
-    "K beyond 16 bits": (lambda: rq.train(X, 1, 70_000), "at most 65,536"),
+    "K beyond 16 bits": (lambda: rq.train(X, 1, 70_000), "codebook_size must be 1 to 65,536"),
     "a key for a seed": (lambda: rq.train(X, M, K, seed=jax.random.key(0)), "seed must be an int"),
     "too small for squares": (lambda: rq.train(np.float32(1e-20) * X, M, K), "multiply them by"),
     "too large for squares": (lambda: rq.train(np.float32(1e20) * X, M, K), "multiply them by"),

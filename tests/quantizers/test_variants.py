@@ -242,7 +242,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: qj.train(X, small(unit_norm=True), centroids=9 * X[:20]), "--unit-norm",
     ),
     "a product of one": (lambda: qj.Product(PRODUCT.parts[:1]).config, "at least two parts"),
-    "too many parts": (lambda: small(num_parts=2000), "at most 1024"),
+    "too many parts": (lambda: small(num_parts=2000), "num_parts must be 1 to 1,024"),
     "a coarse index that no file holds": (
         lambda: packing.to_rows(np.array([[300, 0, 0, 0]]), IVF.config), "code 300",
     ),

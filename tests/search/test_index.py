@@ -227,12 +227,17 @@ Call = Callable[[qj.search.Index], object]
 BAD: dict[str, tuple[Call, str]] = {
     "dimension": (
         lambda index: index.search(QUERIES[:, :5]),
-        "the queries has 5 dimensions a vector, but the model has 8",
+        "the queries have 5 dimensions a vector, but the model has 8",
     ),
-    "one query": (lambda i: i.search(QUERIES[0]), r"the queries have shape \(8,\); expected"),
+    "one query": (lambda i: i.search(QUERIES[0]), r"shape \(8,\); .* one vector x as x\[None\]"),
     "too many": (lambda i: i.search(QUERIES, 401), "k = 401 exceeds the 400 vectors"),
     "none": (lambda i: i.search(QUERIES, 0), "k must be at least 1, got 0"),
     "half": (lambda i: i.search(QUERIES, 1.5), "k must be an integer, got 1.5"),  # type: ignore[arg-type]
+    "recall in words": (lambda i: i.search(QUERIES, recall="1"), "recall must be a finite number"),  # type: ignore[arg-type]
+    "a graph without end": (
+        lambda i: i.search(QUERIES, ef_search=10**12),
+        "ef_search must be 1 to",
+    ),
     "no probes": (lambda i: i.search(QUERIES, num_probes=0), "num_probes must be at least 1"),
     "less than none": (lambda i: i.search(QUERIES, num_reranked=-1), "num_reranked must be at"),
     "NaN": (lambda i: i.search(np.full((2, 8), np.nan)), "row 0 of the queries holds NaN"),

@@ -5,6 +5,7 @@ import itertools
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,6 +52,64 @@ def test_centroids_of_the_model_stay() -> None:
     assert not np.array_equal(further.steps.codebook, first.steps.codebook)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"config": {"num_steps": 2}}, "config must be a QincoConfig or .*, not an .* type dict"),
+        ({"config": CONFIG, "recipe": CONFIG}, "recipe must be a Recipe or the name of one, not"),
+        ({"config": CONFIG, "init": "path"}, r"init must be a model, .* qinco_jax\.load\(path\)"),
+        ({"config": CONFIG, "seed": True}, "seed must be an integer, got True"),
+        ({"config": CONFIG, "num_epochs": 1.0}, "num_epochs must be an integer, got 1.0"),
+        ({"config": CONFIG, "num_epochs": 2**31 - 1}, "batches, and at most 2,147,483,647 are"),
+        ({"config": CONFIG, "learning_rate": np.inf}, "learning_rate must be a finite number"),
+        ({"config": CONFIG, "weight_decay": np.nan}, "weight_decay must be a finite number"),
+        ({"config": CONFIG, "train_joint": 1}, "train_joint must be true or false, got 1"),
+        ({"config": CONFIG, "train_beam": 10**12}, "train_beam must be 1 to 16,384"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(qj.InputError, match=words):
+        qj.train(vectors(), **given)
+
+
+def test_a_whole_set_or_a_masked_array_is_no_array_of_vectors() -> None:
+    with pytest.raises(qj.InputError, match="x_train must be vectors, not a data set; give a part"):
+        qj.train(qj.datasets.load("sift-photos"), CONFIG)  # type: ignore[arg-type]
+    with pytest.raises(qj.InputError, match="the mask of x_train would be ignored"):
+        qj.train(np.ma.masked_array(vectors(), mask=False), CONFIG)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    recipe = qj.Recipe(num_epochs=np.int64(1), learning_rate=np.float32(0.5))  # type: ignore[arg-type]
+    assert recipe == qj.Recipe(num_epochs=1, learning_rate=0.5)
+    config = qj.QincoConfig(num_steps=np.uint8(2), joint=np.True_)  # type: ignore[arg-type]
+    assert config == qj.QincoConfig(num_steps=2, joint=True) and type(config.num_steps) is int
+
+
+@pytest.mark.parametrize("name", ["embed_dim", "hidden_dim", "num_blocks", "beam_size", "dim"])
+def test_no_size_is_without_bounds(name: str) -> None:
+    with pytest.raises(qj.InputError, match=rf"{name} must be 1 to [\d,]+, got 1000000000000"):
+        qj.QincoConfig(**{name: 10**12})  # type: ignore[arg-type]
+    with pytest.raises(qj.InputError, match="these sizes make a model of"):
+        qj.QincoConfig(embed_dim=2**20, hidden_dim=2**20).for_dim(8)
+
+
+@pytest.mark.parametrize("more", [{"mix": 0.5}, {"num_centroids": 8}, {"num_parts": 2}], ids=str)
+def test_64_bit_mode_trains_the_same_model(more: dict[str, Any], tmp_path: Path) -> None:
+    recipe = {name: value for name, value in more.items() if name == "mix"}
+    sizes = {name: value for name, value in more.items() if name != "mix"}
+    config = dataclasses.replace(CONFIG, **sizes)
+    expected = qj.train(vectors(), config, num_epochs=1, **recipe)
+    with jax.enable_x64(True):
+        found = qj.train(vectors(), config, num_epochs=1, **recipe)
+        qj.save(found, tmp_path / "model")
+        loaded = qj.load(tmp_path / "model")
+    for model in (found, loaded):
+        for one, other in zip(*map(jax.tree.leaves, (model, expected)), strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+
+
 def test_settings_that_do_not_belong_are_refused() -> None:
     first = qj.train(vectors(), CONFIG, num_epochs=0)
     x = vectors()
@@ -58,7 +117,7 @@ def test_settings_that_do_not_belong_are_refused() -> None:
         qj.train(x, CONFIG, num_steps=4)
     with pytest.raises(qj.InputError, match="did you mean 'num_epochs'"):
         qj.train(x, CONFIG, num_epoch=4)
-    with pytest.raises(qj.InputError, match="the config differs from that of init"):
+    with pytest.raises(qj.InputError, match="differs from that of init in num_steps; leave"):
         qj.train(x, dataclasses.replace(CONFIG, num_steps=2), init=first)
     with pytest.raises(qj.InputError, match="give a config, such as"):
         qj.train(x)

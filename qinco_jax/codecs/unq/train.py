@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from qinco_jax import numbers
 from qinco_jax.codecs.unq import network, pq, triplets
 from qinco_jax.codecs.unq.unq import UNQ, products
 from qinco_jax.errors import InputError
@@ -82,7 +83,7 @@ def train(
     Raises:
       InputError: invalid vectors, fewer than K, or invalid settings; a loss of NaN or Inf.
     """
-    x, seed = lazily(checks.vectors(x, what="the training vectors")), checks.seed(seed)
+    x, seed = lazily(checks.vectors(x, what="the training vectors")), numbers.seed(seed)
     _check(x, num_steps, codebook_size, hidden_dim, num_epochs)
     num_vectors = SEEN_ROWS if num_epochs is None else num_epochs * len(x)
     batch_size = min(BATCH_ROWS, len(x))
