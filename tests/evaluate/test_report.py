@@ -284,6 +284,10 @@ def test_the_result_is_summed_up_at_each_rate() -> None:
     )
     three = [("a", size, 9.0, None) for size in (4.0, 8.0, 16.0)]
     ties = [(name, 16.0, 9.1, None) for name in "bc"]
+    assert summed_up(*three, *ties) == (
+        "Lowest error: all 3, too close to tell apart, at 16 bytes."
+    )
+    ties.append(("e", 16.0, 99.0, None))
     lone = [("b", 32.0, 1.0, None), ("d", 8.0, 99.0, None), ("d", 4.0, 99.0, None)]
     assert summed_up(*three, *ties, *lone) == (
         "Lowest error: a at 4 and 8 bytes; a or one of 2 others, too close to tell apart, at 16 "
