@@ -111,7 +111,7 @@ class QincoConfig:
                 f"{self.codebook_size}; use at most that, or None for no pre-selection"
             )
         if self.form not in FORMS:
-            raise InputError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
+            raise InputError(unknown("form", str(self.form), FORMS))
         for name in ("joint", "projections", "unit_norm", "center", "rotate", "opq"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be true or false, got {getattr(self, name)!r}")

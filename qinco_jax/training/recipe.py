@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from qinco_jax.config import refuses_unknown
-from qinco_jax.errors import InputError
+from qinco_jax.errors import InputError, unknown
 from qinco_jax.quantizers import precision
 
 SCHEDULES = ("cosine", "plateau")
@@ -102,9 +102,7 @@ class Recipe:
                 f"the recipe's train_joint must be true, false or None, got {self.train_joint!r}"
             )
         if self.schedule not in SCHEDULES:
-            raise InputError(
-                f"the recipe's schedule must be {' or '.join(SCHEDULES)}, got {self.schedule!r}"
-            )
+            raise InputError(unknown("schedule", str(self.schedule), SCHEDULES))
         precision.check(self.compute_dtype)
 
     @property
