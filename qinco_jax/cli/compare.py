@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import numpy as np
 
 from qinco_jax.cli import estimates, measure
 from qinco_jax.cli.models import compute_dtype_option, search_options
-from qinco_jax.codecs import named, ours
+from qinco_jax.codecs import ours
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import readings, results, tables
+from qinco_jax.evaluate.compare import checked
 from qinco_jax.evaluate.compare import compare as compare_codecs
 from qinco_jax.files import path_of
 from qinco_jax.models import codes as code_files
@@ -140,30 +141,37 @@ def compare(
     x_train, held_back = split(data.train, data.validation, Recipe())
     if codecs is None:
         codecs = f"{CODECS},{MOVED}" if len(x_train) <= FEW_ROWS else CODECS
+    what = data, _items(codecs, str), _numbers("--rates", rates, float)
+    how: dict[str, Any] = {
+        "seeds": _numbers("--seeds", seeds, int),
+        "metrics": None if metrics is None else _items(metrics, str),
+        "noise": _numbers("--noise", noise, float),
+        "shifted": {Path(file).stem: read_rows(file) for file in shifted},
+        "settings": settings,
+    }
     if dry_run:
-        names, sizes = _items(codecs, str), _items(rates, float)
-        found = named.contenders(names, sizes, x_train.shape[1], settings)
-        click.echo(estimates.comparison(found, x_train, held_back, len(_items(seeds, int))))
+        found = checked(*what, **how)
+        with stage_bar("measuring on a few vectors") as advance:
+            text = estimates.comparison(found, x_train, held_back, len(how["seeds"]), advance)
+        click.echo(text)
         return
     measure.complete(data, held_back)  # says what will be measured, which the comparison chooses
-    rows = compare_codecs(
-        data, _items(codecs, str), _items(rates, float), folder,
-        seeds=_items(seeds, int), metrics=None if metrics is None else _items(metrics, str),
-        noise=_items(noise, float),
-        shifted={Path(file).stem: read_rows(file) for file in shifted},
-        eval_rows=eval_rows, settings=settings, stage=stage_bar,
-    )  # fmt: skip
+    rows = compare_codecs(*what, folder, **how, eval_rows=eval_rows, stage=stage_bar)
     click.echo(tables.markdown(rows))
     click.echo(f"page: {folder / 'report.html'}   results: {folder / 'results.jsonl'}")
 
 
 def _items(text: str, kind: Callable[[str], T]) -> list[T]:
-    """The parts of a list with commas.
+    """The parts of a list with commas."""
+    return [kind(part) for part in text.split(",") if part.strip()]
 
-    Raises:
-      InputError: one of them is not a number of that kind.
-    """
+
+def _numbers(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
+    """The numbers that an option lists; `InputError` if one is none of that kind."""
     try:
-        return [kind(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise InputError(f"{text!r} is not a comma-separated list of numbers: {error}") from error
+        return _items(text, kind)
+    except ValueError:
+        whole = "whole " * (kind is int)
+        raise InputError(
+            f"{option} {text!r} is not a comma-separated list of {whole}numbers, such as 4,8"
+        ) from None

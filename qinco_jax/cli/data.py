@@ -3,15 +3,14 @@
 import textwrap
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import click
-from tqdm import tqdm
 
 from qinco_jax.datasets import catalog, official
-from qinco_jax.datasets.dataset import EMBEDDED, load
+from qinco_jax.datasets.dataset import load
 from qinco_jax.datasets.official import Wanted, format_size, is_present
 from qinco_jax.errors import InputError
+from qinco_jax.training.logs import stage_bar
 from qinco_jax.vectors.convert import convert as convert_rows
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "int64")
@@ -56,7 +55,7 @@ def info(name: str) -> None:
 
         qinco data info deep1m
     """
-    if name == EMBEDDED:
+    if name == catalog.EMBEDDED:
         click.echo("sift-photos: SIFT descriptors of photographs, included in the package; see")
         click.echo("qinco_jax/datasets/sift-photos-ATTRIBUTION.tsv for photographers and licenses")
         return
@@ -144,12 +143,7 @@ def convert(source: str, target: str, dtype: str | None) -> None:
 
         qinco data convert "parts/*.parquet::embedding" vectors.npy
     """
-    with tqdm(unit=" vectors", unit_scale=True, desc="converting") as bar:
-
-        def advance(done: int, total: int) -> Any:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with stage_bar("converting") as advance:
         convert_rows(source, target, dtype, advance)
 
 

@@ -9,6 +9,7 @@ from qinco_jax import datasets
 from qinco_jax.codecs import ours
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.datasets.holdout import hold_back_queries
+from qinco_jax.errors import counted
 from qinco_jax.evaluate import results
 from qinco_jax.evaluate.neighbours import METRICS, Queries, queries_of
 from qinco_jax.quantizers import coding
@@ -99,7 +100,7 @@ def measure(
     assert data.database is not None
     database = data.database[:eval_rows]
     whole = "" if len(database) == len(data.database) else f"the first {len(database):,} of "
-    asked = "no queries" if data.queries is None else f"{len(data.queries):,} queries"
+    asked = "no queries" if data.queries is None else counted(len(data.queries), "query", "queries")
     how = f" by {METRICS[questions[0].space.metric]}" if questions else ""
     unit = "; the error is that of unit vectors" if any(codec.unit_norm for codec in every) else ""
     click.echo(f"measured on {whole}{len(data.database):,} vectors with {asked}{how}{unit}")

@@ -20,7 +20,7 @@ from qinco_jax.cli.estimates import duration
 from qinco_jax.codecs import named
 from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.datasets.official import format_size
-from qinco_jax.errors import InputError
+from qinco_jax.errors import InputError, counted
 from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.chunks import num_cores
 from qinco_jax.quantizers.coarse import train_centroids
@@ -103,7 +103,10 @@ def plan(
     with stage_bar("measuring on random vectors"):
         index, speeds = _measured(config, dim)
         trained = [_training(config, recipe, int(count), dim) for count in train_rows]
-    click.echo(f"{rows:,.0f} vectors of {dim} dimensions at {num_bytes:g} bytes, {lists:,} lists:")
+    click.echo(
+        f"{rows:,.0f} vectors of {dim} dimensions at {counted(num_bytes, 'byte')}, "
+        f"{counted(lists, 'list')}:"
+    )
     found = _lines(index, speeds, int(rows), lists)
     for count in counts:
         found += _searching(index, speeds, int(rows), lists, count)

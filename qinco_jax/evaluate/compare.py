@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from qinco_jax.codecs import named
+from qinco_jax.codecs.codec import Contender
+from qinco_jax.config import named as config_named
 from qinco_jax.datasets.dataset import Dataset
 from qinco_jax.datasets.holdout import hold_back_queries
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import readings, report, sweep
-from qinco_jax.evaluate.neighbours import BLOCK_ROWS, Queries, queries_of
+from qinco_jax.evaluate.neighbours import BLOCK_ROWS, METRICS, Queries, queries_of
 from qinco_jax.evaluate.progress import Stage, silent
 from qinco_jax.evaluate.results import COSTS, RESULTS, Row
 from qinco_jax.files import path_of
@@ -74,10 +76,10 @@ def compare(
     """
     folder = path_of(folder)
     metrics = [data.metric or "l2"] if metrics is None else metrics
-    if not codecs or not rates or not seeds or not metrics:
-        raise InputError("name at least one codec, one rate, one seed and one metric")
-    rates = [float(rate) for rate in rates]
-    contenders = named.contenders(codecs, rates, data.train.shape[1], settings)
+    contenders = checked(
+        data, codecs, rates, seeds=seeds, metrics=metrics, noise=noise, shifted=shifted,
+        settings=settings,
+    )  # fmt: skip
     x_train, held_back = split(data.train, data.validation, Recipe())
     trial_rows = readings.trial_rows(data, held_back)
     whole = held_back if data.database is None else data.database
@@ -103,6 +105,32 @@ def compare(
     sweep.run(contenders, benchmark, folder, seeds, stage)
     report.write_page(folder)
     return sweep.read(folder / RESULTS)
+
+
+def checked(
+    data: Dataset,
+    codecs: Sequence[str],
+    rates: Sequence[float],
+    *,
+    seeds: Sequence[int] = (0,),
+    metrics: Sequence[str] | None = None,
+    noise: Sequence[float] = (),
+    shifted: Mapping[str, Vectors] | None = None,
+    settings: Sequence[str] = (),
+) -> list[Contender]:
+    """What `compare` would train; raises `InputError` where it would before it does any work."""
+    if not codecs or not rates or not seeds or (metrics is not None and not metrics):
+        raise InputError("name at least one codec, one rate, one seed and one metric")
+    for what, given in (("codec", codecs), ("rate", rates), ("seed", seeds)):
+        twice = [one for one in given if list(given).count(one) > 1]
+        if twice:
+            raise InputError(f"the {what} {twice[0]} is named more than once; name it once")
+    for metric in metrics or ():
+        config_named({name: name for name in METRICS}, metric, "metric")
+    dim = data.train.shape[1]
+    for name, x in (shifted or {}).items():
+        checks.vectors(x, dim, f"the set {name!r}")
+    return named.contenders(codecs, [float(rate) for rate in rates], dim, settings)
 
 
 def _query_sets(
