@@ -74,6 +74,7 @@ def encode(
             sharded.encode_files(model, vectors, codes, workers=workers, advance=advance, **search)
     else:
         codec, x = disk.load(model), read_rows(vectors)
+        code_files.checked(codes, codec, x, vectors)  # before there is a bar
         with stage_bar("encoding") as advance:
             code_files.write(codes, codec, x, what=vectors, advance=advance, **search)
 
