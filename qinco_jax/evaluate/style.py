@@ -121,7 +121,7 @@ def quality_axis(axis: "Axes", key: str) -> None:
     if low > 0 and high > 2 * low:
         log_axis(axis, "y")
     else:
-        axis.yaxis.set_major_formatter(lambda tick, _: _short(tick))
+        axis.yaxis.set_major_formatter(lambda tick, _: short(tick))
 
 
 def rate_axis(axis: "Axes", sizes: Sequence[float]) -> None:
@@ -144,12 +144,13 @@ def log_axis(axis: "Axes", which: str) -> None:
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) > 2:
             break
-    texts = [_short(tick) for tick in ticks]
+    texts = [short(tick) for tick in ticks]
     axis.set(**{f"{which}ticks": ticks, f"{which}ticklabels": texts, f"{which}lim": (low, high)})
     (axis.xaxis if which == "x" else axis.yaxis).minorticks_off()
 
 
-def _short(tick: float) -> str:
+def short(tick: float) -> str:
+    """A number in few letters: 2.5M, 40k, 0.1."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if tick >= size:
             return f"{tick / size:g}{letter}"
