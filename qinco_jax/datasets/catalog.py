@@ -254,6 +254,8 @@ def named(text: str) -> tuple[str, NamedSet, str]:
       InputError: there is no such set or size.
     """
     name, _, size = text.partition("/")
+    if name == EMBEDDED:
+        raise InputError(f"{EMBEDDED} comes with the package, so it has no files and no sizes")
     if name not in SETS:
         raise InputError(unknown("data set", name, [EMBEDDED, *SETS]))
     known = SETS[name]

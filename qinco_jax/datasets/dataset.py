@@ -118,7 +118,7 @@ def _from_files(name: str) -> dict[str, Any]:
     if exists or place.suffix in shards.ENDINGS or os.sep in path:
         return _from_path(name)
     known = [catalog.EMBEDDED, *catalog.SETS]
-    raise InputError(f"{unknown('data set', name, known)} (nor is there a file or folder {name})")
+    raise InputError(unknown("data set, file or folder", name, known))
 
 
 def _name_of(text: str) -> str:
