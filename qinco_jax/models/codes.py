@@ -134,6 +134,8 @@ def _write(
         advance(done, len(x))
         first = rows_together(model, search)
         try:
+            if done == 0:  # a bad one among the first vectors leaves nothing behind
+                checks.finite(x[: BLOCK_ROWS[0]], 0, what)
             with formats.create(target, shape, origin["dtype"], partial) as out:
                 for span in _blocks(done, len(x), first):
                     rows = checks.finite(x[span], span.start, what)
