@@ -8,6 +8,7 @@ SCALE ?= small
 EXPERIMENTS ?= table1 multi_rate k_m_tradeoff ablations blocks parts candidates_beam times variants
 ARGS ?=
 WORKERS ?= 2
+INSTALLING = Installing into .venv, which takes some minutes once, without a word:
 
 .PHONY: help train eval search reproduce test bench notebooks docs lint clean
 help:  ## this list
@@ -53,13 +54,17 @@ clean:  ## remove the virtual environment and caches; runs stay
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/run: setup.cfg pyproject.toml
+	@echo "$(INSTALLING)"
 	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --editable . && touch $@
 
 .venv/eval: setup.cfg pyproject.toml
-	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --editable '.[faiss]' && touch $@ .venv/run
+	@echo "$(INSTALLING)"
+	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --editable '.[search]' && touch $@ .venv/run
 
 .venv/dev: setup.cfg pyproject.toml
-	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --editable '.[dev,faiss]' && touch $@ .venv/eval .venv/run
+	@echo "$(INSTALLING)"
+	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --editable '.[dev,search]' && touch $@ .venv/eval .venv/run
 
 .venv/docs: setup.cfg pyproject.toml
+	@echo "$(INSTALLING)"
 	$(PYTHON) -m venv .venv && .venv/bin/pip install --quiet --editable '.[docs,search]' && touch $@

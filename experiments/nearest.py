@@ -30,7 +30,6 @@ import rivals
 
 import qinco_jax as qj
 from qinco_jax.cli import indexing, measure
-from qinco_jax.cli.codes import bar
 from qinco_jax.codecs.named import sized
 from qinco_jax.evaluate import machine, nearest, points, report
 from qinco_jax.evaluate.neighbours import nearest_neighbours, queries_of
@@ -76,7 +75,7 @@ def index_of(model, name, x_train, x, lists, metric, folder):
     folder.mkdir(parents=True, exist_ok=True)
     codes, target = folder / f"codes-{key}.npy", folder / f"index-{key}-{lists}-{metric}"
     if not codes.exists():
-        with bar("encoding") as advance:
+        with stage_bar("encoding") as advance:
             code_files.write(codes, model, x, beam_size=BEAM, advance=advance)
     if not target.exists():
         num_lists = None if model.config.num_centroids else lists

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from qinco_jax.errors import InputError, unknown
-from qinco_jax.numbers import integer, shown, truth
+from qinco_jax.numbers import integer, truth
 
 T = TypeVar("T")
 
@@ -49,11 +49,6 @@ def refuses_unknown(kind: type[T]) -> type[T]:
 
     kind.__init__ = checked  # type: ignore[method-assign, assignment]
     return kind
-
-
-def in_bytes(count: float) -> str:
-    """A number of bytes in words: "1 byte", "1.5 bytes"."""
-    return f"{count:g} byte{'s' * (count != 1)}"
 
 
 @refuses_unknown
@@ -126,7 +121,7 @@ class QincoConfig:
                 f"{self.codebook_size}; use at most that, or None for no pre-selection"
             )
         if self.form not in FORMS:
-            raise InputError(f"form must be one of {', '.join(FORMS)}, got {shown(self.form)}")
+            raise InputError(unknown("form", str(self.form), FORMS))
         width = None if self.dim is None else self.dim // self.num_parts
         if not self.has_projections and self.embed_dim not in (None, width):
             raise InputError(

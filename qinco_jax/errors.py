@@ -9,6 +9,8 @@ HASHED = {
     "data": "training vectors", "train": "training vectors", "init": "weights to begin from (init)"
 }  # fmt: skip
 """What stands in an identity as a hash, in words."""
+FEWEST_LETTERS, MOST_SUGGESTED = 3, 3  # of what is looked for in names; of names at once
+LIKENESS = 0.75  # of misspelt names, as difflib has it: "max" is 0.67 like "mix"
 
 
 class InputError(ValueError):
@@ -31,9 +33,41 @@ def of_system(error: OSError) -> str:
 
 def unknown(what: str, name: str, known: Collection[str]) -> str:
     """A message that suggests what is near in spelling, or lists all that there is."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    near = _near(name, known)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
     return f"unknown {what} {name!r}; {hint}"
+
+
+def counted(count: float, noun: str, many: str | None = None) -> str:
+    """A number with its noun: "1 vector", "0.5 bytes"; `many` where that is no "s" more."""
+    number = f"{int(count):,}" if count == int(count) else f"{count:g}"
+    return f"{number} {noun if count == 1 else many or noun + 's'}"
+
+
+def _near(name: str, known: Collection[str]) -> list[str]:
+    """Names that differ in case and signs alone, else that it is a part or a short form of.
+
+    Else one that it is a misspelling of, but not with other numbers in it, which are no slips.
+    """
+    plain, own = {other: _plain(other) for other in known}, _plain(name)
+    long = len(own) >= FEWEST_LETTERS
+    for near in (
+        [other for other in known if plain[other] == own],
+        [other for other in known if long and own in plain[other]],
+        [other for other in known if long and re.match(".*".join(own), plain[other])],
+    ):
+        if 0 < len(near) <= MOST_SUGGESTED:
+            return near
+    alike = {letters: other for other, letters in plain.items() if _digits(letters) == _digits(own)}
+    return [alike[near] for near in difflib.get_close_matches(own, alike, 1, LIKENESS)]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+def _digits(text: str) -> str:
+    return re.sub(r"\D", "", text)
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -24,8 +24,12 @@ SETUP = configparser.ConfigParser(interpolation=None)
 SETUP.read(ROOT / "setup.cfg")
 REPOSITORY = SETUP["metadata"]["url"].removeprefix("https://github.com/")
 COLAB = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/notebooks/"
-ADDRESS = r"(?:github\.com|githubusercontent\.com|google\.com/github)/([\w.-]+/[\w-]+)"
-OTHERS = {"facebookresearch/contriever"}
+ADDRESS = re.compile(
+    r"(?:github\.com[:/]|githubusercontent\.com/|google\.com/github/)([\w.-]+/[\w.-]*\w)"
+    r"|([\w-]+)\.github\.io/([\w.-]*\w)"
+)
+TEXTS = {"", ".md", ".cfg", ".toml", ".py", ".ipynb", ".html", ".svg", ".yml", ".yaml", ".txt"}
+OTHERS = {"facebookresearch/contriever", "a.b/c-d.js", "a-b/c.js"}  # two are of the test below
 PLACES = r"/(tmp|home|root|work|opt|usr|Users|var|mnt)/|site-packages|[A-Z]:\\"
 MAX_PICTURE = 100_000
 FIELD = re.compile(r"^(\w+) = (.+?) +# @param (.+)$", re.MULTILINE)
@@ -135,13 +139,30 @@ def test_sizes_are_form_fields_that_colab_reads(path: Path) -> None:
         assert name != "preset" or set(field) <= set(qj.PRESETS)
 
 
+def addresses(text: str) -> set[str]:
+    """The repositories OWNER/NAME that a text has addresses of, those of their pages too."""
+    found = (name or f"{owner}/{page}" for name, owner, page in ADDRESS.findall(text))
+    return {name.removesuffix(".git") for name in found}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://github.com/a.b/c-d.js.",
+        "git@github.com:a.b/c-d.js.git",
+        "https://raw.githubusercontent.com/a.b/c-d.js/main/x.npy",
+    ],
+)
+def test_every_kind_of_address_is_seen(address: str) -> None:
+    assert addresses(f"see {address}") == {"a.b/c-d.js"}
+    assert addresses("https://a-b.github.io/c.js/page") == {"a-b/c.js"}
+
+
 def test_every_address_of_the_repository_is_that_of_setup_cfg() -> None:
-    files = [path for path in ROOT.iterdir() if path.suffix in (".md", ".cfg", ".toml")]
-    for folder in ("docs", "experiments", "notebooks", "qinco_jax", "tests"):
-        inside = (ROOT / folder).rglob("*")
-        kinds = ".md", ".py", ".ipynb"
-        files += [path for path in inside if path.suffix in kinds or path.name == "Dockerfile"]
-    found = {name for path in files for name in re.findall(ADDRESS, path.read_text())}
-    assert found - OTHERS == {REPOSITORY}
+    files = list(ROOT.iterdir())
+    for folder in (".ci", ".github", "docs", "experiments", "notebooks", "qinco_jax", "tests"):
+        files += (ROOT / folder).rglob("*")
+    texts = [path.read_text() for path in files if path.is_file() and path.suffix in TEXTS]
+    assert set().union(*map(addresses, texts)) - OTHERS == {REPOSITORY}
     moving = f"git grep -l {REPOSITORY} | xargs sed -i 's,{REPOSITORY},OWNER/NAME,g'"
     assert moving in (ROOT / "CONTRIBUTING.md").read_text()

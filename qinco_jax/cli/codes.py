@@ -2,24 +2,22 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from qinco_jax.cli import estimates, keeping
 from qinco_jax.cli.models import compute_dtype_option, search_options
 from qinco_jax.cluster import encode as sharded
-from qinco_jax.cluster.encoder import open_vectors
 from qinco_jax.errors import InputError
 from qinco_jax.files import path_of
 from qinco_jax.models import codes as code_files
 from qinco_jax.models import disk
 from qinco_jax.quantizers import coding, packing, precision
-from qinco_jax.vectors import checks, formats
+from qinco_jax.training.logs import stage_bar
+from qinco_jax.vectors import formats
 from qinco_jax.vectors.shards import read_rows
 
 
@@ -56,9 +54,13 @@ def encode(
     ) if given]  # fmt: skip
     if len(asked) > 1:
         raise InputError(f"{' and '.join(asked)} exclude each other; give one of them")
+    share = None if shard is None else _share(shard)
     if dry_run:
-        codec, x = disk.load(model), open_vectors(vectors) if asked else read_rows(vectors)
-        checks.vectors(x, codec.dim, vectors)
+        if asked:
+            codec, x = sharded.checked(model, vectors, codes, shard=share, **search)
+        else:
+            codec, x = disk.load(model), read_rows(vectors)
+            code_files.checked(codes, codec, x, vectors)
         click.echo(estimates.encoding(codec, x, **search))
         return
 
@@ -69,21 +71,20 @@ def encode(
 
     keeping.keeps(kept)
     if collect:
-        with bar("verifying") as advance:
+        with stage_bar("verifying") as advance:
             sharded.collect(model, vectors, codes, advance=advance, **search)
-    elif shard:
-        with bar("encoding") as advance:
-            sharded.encode_files(
-                model, vectors, codes, shard=_share(shard), advance=advance, **search
-            )
+    elif share:
+        with stage_bar("encoding") as advance:
+            sharded.encode_files(model, vectors, codes, shard=share, advance=advance, **search)
     elif workers:
         _leave_accelerators()
         # What Ray has to say comes on stdout, into the bar.
-        with bar("encoding") as advance, contextlib.redirect_stdout(io.StringIO()):
+        with stage_bar("encoding") as advance, contextlib.redirect_stdout(io.StringIO()):
             sharded.encode_files(model, vectors, codes, workers=workers, advance=advance, **search)
     else:
         codec, x = disk.load(model), read_rows(vectors)
-        with bar("encoding") as advance:
+        code_files.checked(codes, codec, x, vectors)  # before there is a bar
+        with stage_bar("encoding") as advance:
             code_files.write(codes, codec, x, what=vectors, advance=advance, **search)
 
 
@@ -118,26 +119,8 @@ def decode(model: str, codes: str, vectors: str, compute_dtype: str | None) -> N
     codec = disk.load(model)
     rows = code_files.read(codes, codec)
     shape = len(rows), codec.dim
-    with formats.create(vectors, shape, np.float32) as out, bar("decoding") as advance:
+    with formats.create(vectors, shape, np.float32) as out, stage_bar("decoding") as advance:
         for span in code_files.read_blocks(len(rows), advance):
             found = packing.from_rows(np.asarray(rows[span]), codec.config)
             found = packing.check_range(codec.column_sizes, found, span.start)
             out[span] = np.asarray(coding.decode(codec, found, compute_dtype=compute_dtype))
-
-
-@contextlib.contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar over vectors: a function of how many are done, of how many, whose first call draws it.
-
-    What comes before that may still be refused.
-    """
-    with contextlib.ExitStack() as stack:
-        drawn: list[tqdm] = []
-
-        def advance(done: int, total: int) -> None:
-            if not drawn:
-                bar = tqdm(unit=" vectors", unit_scale=True, desc=what, initial=done, total=total)
-                drawn.append(stack.enter_context(bar))
-            drawn[0].update(done - drawn[0].n)
-
-        yield advance

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import numpy as np
 
 from qinco_jax.cli import estimates, keeping, measure
 from qinco_jax.cli.models import compute_dtype_option, search_options
-from qinco_jax.codecs import named, ours
+from qinco_jax.codecs import ours
 from qinco_jax.datasets import Dataset
 from qinco_jax.errors import InputError
 from qinco_jax.evaluate import readings, results, tables
@@ -144,19 +144,23 @@ def compare(
     x_train, held_back = split(data.train, data.validation, Recipe())
     if codecs is None:
         codecs = f"{CODECS},{MOVED}" if len(x_train) <= FEW_ROWS else CODECS
-    names = _items("--codecs", codecs, str)
-    checked(names, sizes, numbers, ["l2"] if kinds is None else kinds, levels)
+    what = data, _items("--codecs", codecs, str), sizes
+    how: dict[str, Any] = {
+        "seeds": numbers,
+        "metrics": kinds,
+        "noise": levels,
+        "shifted": {Path(file).stem: read_rows(file) for file in shifted},
+        "settings": settings,
+    }
     if dry_run:
-        found = named.contenders(names, sizes, x_train.shape[1], settings)
-        click.echo(estimates.comparison(found, x_train, held_back, len(numbers)))
+        found = checked(*what, **how).contenders
+        with stage_bar("measuring on a few vectors") as advance:
+            text = estimates.comparison(found, x_train, held_back, len(numbers), advance)
+        click.echo(text)
         return
     keeping.keeps(lambda: f"codecs that were finished are kept in {folder}; {keeping.AGAIN}")
     measure.complete(data, held_back)  # says what will be measured, which the comparison chooses
-    rows = compare_codecs(
-        data, names, sizes, folder, seeds=numbers, metrics=kinds, noise=levels,
-        shifted={Path(file).stem: read_rows(file) for file in shifted},
-        eval_rows=eval_rows, settings=settings, stage=stage_bar,
-    )  # fmt: skip
+    rows = compare_codecs(*what, folder, **how, eval_rows=eval_rows, stage=stage_bar)
     click.echo(tables.markdown(rows))
     click.echo(f"page: {folder / 'report.html'}   results: {folder / 'results.jsonl'}")
 
@@ -169,8 +173,8 @@ def _items(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
     """
     try:
         return [kind(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
+    except ValueError:
         what = "integers" if kind is int else "numbers"
         raise InputError(
-            f"{option} {text!r} is not a comma-separated list of {what}, such as 1,2"
-        ) from error
+            f"{option} {text!r} is not a comma-separated list of {what}, such as 4,8"
+        ) from None

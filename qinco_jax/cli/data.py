@@ -7,11 +7,11 @@ from types import ModuleType
 import click
 
 from qinco_jax.cli import keeping
-from qinco_jax.cli.codes import bar
 from qinco_jax.datasets import catalog, official
-from qinco_jax.datasets.dataset import EMBEDDED, load
+from qinco_jax.datasets.dataset import load
 from qinco_jax.datasets.official import Wanted, format_size, is_present
 from qinco_jax.errors import InputError
+from qinco_jax.training.logs import stage_bar
 from qinco_jax.vectors.convert import convert as convert_rows
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "int64")
@@ -56,7 +56,7 @@ def info(name: str) -> None:
 
         qinco data info deep1m
     """
-    if name == EMBEDDED:
+    if name == catalog.EMBEDDED:
         click.echo("sift-photos: SIFT descriptors of photographs, included in the package; see")
         click.echo("qinco_jax/datasets/sift-photos-ATTRIBUTION.tsv for photographers and licenses")
         return
@@ -145,7 +145,7 @@ def convert(source: str, target: str, dtype: str | None) -> None:
 
         qinco data convert "parts/*.parquet::embedding" vectors.npy
     """
-    with bar("converting") as advance:
+    with stage_bar("converting") as advance:
         convert_rows(source, target, dtype, advance)
 
 

@@ -10,30 +10,35 @@ from typing import Any
 
 import numpy as np
 
-from qinco_jax.cli.words import counted
 from qinco_jax.codecs import faiss, named
 from qinco_jax.codecs.codec import Contender
 from qinco_jax.codecs.size import size_of, smaller
-from qinco_jax.config import QincoConfig, in_bytes
+from qinco_jax.config import QincoConfig
 from qinco_jax.datasets.official import format_size
+from qinco_jax.errors import counted
 from qinco_jax.evaluate import machine
-from qinco_jax.quantizers import coding, packing
+from qinco_jax.models import codes
+from qinco_jax.quantizers import packing
 from qinco_jax.quantizers.coding import Model
 from qinco_jax.training.estimate import Costs, Estimate, estimate, searching
+from qinco_jax.training.loop import Advance
 from qinco_jax.training.recipe import Recipe, length
 from qinco_jax.training.run_folder import Schedule
 from qinco_jax.training.train import settled
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows
 
-ENCODED_ROWS = 4096
-TRAINED_ROWS = 4096, 8192  # of a codec whose training is timed as a whole
+ENCODED_ROWS, ENCODED_SECONDS = 4096, 1.0  # timed at most, and from when on no more are taken
+TRAINED_ROWS = 4096, 8192  # of a codec whose training is timed as a whole, at most
+TRAINED_SHARES, FEWEST_ROWS = (8, 4), 512  # parts of the rows at most; where fewer, it takes all
 
 
 def training(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> str:
     """Of a training, which ends earlier if it stops improving."""
     recipe = settled(recipe, len(x_train), len(x_val))
-    return f"dry run: {_training(estimate(x_train, x_val, config, recipe))}; {_memory()}"
+    found = estimate(x_train, x_val, config, recipe)
+    after = "then RQ is trained, and both are measured"
+    return f"dry run: {_training(found)}; {after}; {_memory()}"
 
 
 def schedule(chosen: Schedule, found: Costs, recipe: Recipe, num_rows: int) -> str:
@@ -41,10 +46,11 @@ def schedule(chosen: Schedule, found: Costs, recipe: Recipe, num_rows: int) -> s
     seen = chosen.num_epochs * chosen.epoch_rows
     batch_size, *_ = length(recipe, num_rows)
     return (
-        f"{chosen.minutes:g} minutes are {chosen.num_epochs:,} epochs of {chosen.epoch_rows:,} "
-        f"rows, each of the {num_rows:,} seen {seen / num_rows:.2g} times: here the start takes "
-        f"about {duration(found.start)}, compiling {duration(found.compiling)}, "
-        f"{batch_size:,} rows {found.batch:.2g} seconds, and a validation {found.validation:.2g}"
+        f"{counted(chosen.minutes, 'minute')}: {counted(chosen.num_epochs, 'epoch')} of "
+        f"{chosen.epoch_rows:,} rows, each of the {num_rows:,} seen {seen / num_rows:.2g} times; "
+        f"here the start takes about {duration(found.start)}, compiling "
+        f"{duration(found.compiling)}, {batch_size:,} rows {found.batch:.2g} seconds, and a "
+        f"validation {found.validation:.2g}"
     )
 
 
@@ -71,25 +77,40 @@ def large_model(config: QincoConfig, num_rows: int) -> str:
 
 def encoding(model: Model, x: Rows, **search: Any) -> str:
     """Of a file of codes."""
-    rows = checks.finite(np.resize(np.asarray(x[:ENCODED_ROWS]), (ENCODED_ROWS, x.shape[1])))
-    coding.encode(model, rows, **search)
-    begin = time.perf_counter()
-    np.asarray(coding.encode(model, rows, **search))
-    seconds = (time.perf_counter() - begin) / ENCODED_ROWS
+    settings = codes.search_for(model, **search)
+    together = codes.rows_together(model, settings)
+
+    def timed(count: int) -> tuple[int, float]:
+        rows = checks.finite(np.asarray(x[:count]))
+        begin = time.perf_counter()
+        codes.encoded(model, rows, settings)
+        return max(count, together), time.perf_counter() - begin
+
+    _, first = timed(together)
+    count, seconds = timed(together)
+    compiling = max(0.0, first - seconds)
+    while seconds < ENCODED_SECONDS and count < min(ENCODED_ROWS, len(x)):
+        count, seconds = timed(2 * count)
+    blocks = -(-len(x) // together)
+    rate, whole = count / seconds, compiling + blocks * together * seconds / count
     width, dtype = packing.row_shape(model.config)
     size = width * dtype.itemsize * len(x)
     return (
-        f"dry run: {len(x):,} vectors at {1 / seconds:,.0f} a second take about "
-        f"{duration(len(x) * seconds)}; the codes take {format_size(size)} on disk; {_memory()}"
+        f"dry run: {counted(len(x), 'vector')} at {rate:,.{0 if rate >= 10 else 1}f} a second, "
+        f"and compiling, take about {duration(whole)}; the codes take {format_size(size)} on "
+        f"disk; {_memory()}"
     )
 
 
-def comparison(contenders: Sequence[Contender], x_train: Rows, x_val: Rows, seeds: int) -> str:
+def comparison(
+    contenders: Sequence[Contender], x_train: Rows, x_val: Rows, seeds: int, advance: Advance
+) -> str:
     """Of the trainings of a comparison, one line each; a folder may have some of them already."""
     lines, total = [], 0.0
-    for contender in contenders:
+    for number, contender in enumerate(contenders):
+        advance(number, len(contenders))
         settings = contender.facts.get("settings", {})
-        name = f"{contender.codec} at {in_bytes(contender.bytes)}"
+        name = f"{contender.codec} at {counted(contender.bytes, 'byte')}"
         if "recipe" in settings:
             config = QincoConfig.from_settings(settings["config"])
             recipe = settled(Recipe(**settings["recipe"]), len(x_train), len(x_val))
@@ -102,6 +123,7 @@ def comparison(contenders: Sequence[Contender], x_train: Rows, x_val: Rows, seed
             rows, seconds = _baseline(contender, x_train)
             lines.append(f"{name}: {rows:,} rows take about {duration(seconds)}")
             total += seconds
+    advance(len(contenders), len(contenders))
     times = f" with each of {seeds} seeds" if seeds > 1 else ""
     whole = f"dry run: training{times} takes about {duration(seeds * total)}, and then measuring"
     return "\n".join([*lines, f"{whole}; {_memory()}"])
@@ -134,21 +156,29 @@ def _baseline(contender: Contender, x: Rows) -> tuple[int, float]:
     (plain,) = named.contenders([text], [contender.bytes], x.shape[1])
     rows = -(-faiss.MOVED_ROWS // len(x)) * len(x)
     found, _ = searching(checks.finite(np.asarray(x[: TRAINED_ROWS[-1]], np.float32)), len(x))
+    enough = TRAINED_ROWS[-1] * TRAINED_SHARES[-1]
+    if len(x) < enough:  # moved copies, for the time the same as copies
+        x = np.resize(np.asarray(x, np.float32), (enough, x.shape[1]))
     return rows, found + _whole_training(plain, x, rows)
 
 
 def _whole_training(contender: Contender, x: Rows, num_rows: int) -> float:
-    """Seconds on so many rows, along the line through two trainings on a few."""
-    sizes = [min(count, len(x)) for count in TRAINED_ROWS]
-    seconds = []
+    """Seconds on so many rows, along the line through two trainings on a few, or by one on all."""
+    few, more = (
+        min(most, len(x) // share) for most, share in zip(TRAINED_ROWS, TRAINED_SHARES, strict=True)
+    )
+    if few < FEWEST_ROWS:
+        return _seconds_of(contender, x) * num_rows / len(x)
+    _seconds_of(contender, x[:few])  # loads and compiles
+    low, high = (_seconds_of(contender, x[:size]) for size in (few, more))
+    return high + max(0.0, high - low) / (more - few) * (num_rows - more)
+
+
+def _seconds_of(contender: Contender, x: Rows) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        for size in (sizes[0], *sizes):  # the first one loads and compiles
-            begin = time.perf_counter()
-            contender.train(np.asarray(x[:size]), 0, Path(folder), _silent)
-            seconds.append(time.perf_counter() - begin)
-    _, low, high = seconds
-    slope = max(0.0, high - low) / max(1, sizes[1] - sizes[0])
-    return high + slope * (num_rows - sizes[1])
+        begin = time.perf_counter()
+        contender.train(np.asarray(x), 0, Path(folder), _silent)
+        return time.perf_counter() - begin
 
 
 def _silent(done: float, total: float, doing: str = "") -> None:

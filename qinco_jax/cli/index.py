@@ -8,13 +8,12 @@ import numpy as np
 
 from qinco_jax import datasets
 from qinco_jax.cli import indexing, keeping
-from qinco_jax.cli.codes import bar
 from qinco_jax.cli.models import reranking_dtype_option
 from qinco_jax.cli.numbers import Integer, Number
 from qinco_jax.cluster import connect
 from qinco_jax.cluster import shards as sharding
 from qinco_jax.datasets.official import format_size
-from qinco_jax.errors import InputError
+from qinco_jax.errors import InputError, counted
 from qinco_jax.evaluate import points as operating_points
 from qinco_jax.evaluate import results
 from qinco_jax.evaluate.neighbours import nearest_neighbours, queries_of
@@ -86,7 +85,7 @@ def build(
         indexing.build(path_of(index), codec, data.train, x, codes, made, **settings)
         click.echo(_summary(index))
         return
-    with bar("filling shards") as advance:
+    with stage_bar("filling shards") as advance:
         sharding.build(
             path_of(index), codec, dataset, shards, workers=who, codes=codes, made=made,
             advance=advance, **settings,
@@ -149,7 +148,8 @@ def search(
         else:
             np.save(partial, ids)
     chosen = "" if recall is None else f" with {tune.text(found.point_for(recall, k))}"
-    click.echo(f"{target}: {k} neighbours of {len(ids):,} queries in {seconds:.2f} s{chosen}")
+    what = f"{counted(k, 'neighbour')} of {counted(len(ids), 'query', 'queries')}"
+    click.echo(f"{target}: {what} in {seconds:.2f} s{chosen}")
 
 
 @index.command("tune")
@@ -288,7 +288,7 @@ def export_index(index: str, out: str, content: str) -> None:
     """
     target = path_of(out)
     if target.suffix == ".parquet":
-        with bar("exporting") as advance:
+        with stage_bar("exporting") as advance:
             export.to_parquet(opened(index, mmap=True), target, content, advance)
     elif target.suffix == ".faiss":
         export.to_faiss(opened(index), target)
@@ -307,15 +307,15 @@ def _summary(index: str) -> str:
     """An index in a line, or one in shards in two."""
     if manifest.is_there(index):
         known = manifest.read(index)
-        whole = f"{known.folder}: {len(known):,} vectors in {len(known.shards)} shards\n"
-        return whole + _summary(str(known.folder / known.shards[0].name))
+        what = f"{counted(len(known), 'vector')} in {counted(len(known.shards), 'shard')}"
+        return f"{known.folder}: {what}\n" + _summary(str(known.folder / known.shards[0].name))
     content = disk.description(index)
     folder, size = path_of(index), format_size(content["bytes_in_memory"])
     files = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return (
-        f"{folder}: {content['vectors']:,} vectors of {content['dim']} dimensions at "
-        f"{content['code_bytes']} bytes and an id of 8, {size} in memory, {format_size(files)} "
-        "in files"
+        f"{folder}: {counted(content['vectors'], 'vector')} of {content['dim']} dimensions at "
+        f"{counted(content['code_bytes'], 'byte')} and an id of 8, {size} in memory, "
+        f"{format_size(files)} in files"
     )
 
 

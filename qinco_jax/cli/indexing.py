@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from qinco_jax.cli.codes import bar
 from qinco_jax.errors import InputError
 from qinco_jax.models import codes as code_files
 from qinco_jax.quantizers.coding import Model
@@ -115,9 +114,9 @@ def _install(target: Path, work: Path, make: Callable[[], Index]) -> None:
 def _filled(index: Index, work: Path, x: Rows, ids: np.ndarray | None, codes: Rows | None) -> Index:
     if codes is None:
         if not (work / CODES).exists():
-            with bar("encoding") as advance:
+            with stage_bar("encoding") as advance:
                 code_files.write(work / CODES, index.model, x, advance=advance)
         codes = unpacked(code_files.read(work / CODES, index.model), index.model)
-    with bar("adding") as advance:
+    with stage_bar("adding") as advance:
         index.add(x, ids, codes=codes, advance=advance)
     return index

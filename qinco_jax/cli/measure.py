@@ -7,10 +7,10 @@ import numpy as np
 
 from qinco_jax import datasets
 from qinco_jax.cli.numbers import Integer
-from qinco_jax.cli.words import counted
 from qinco_jax.codecs import ours
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.datasets.holdout import hold_back_queries
+from qinco_jax.errors import counted
 from qinco_jax.evaluate import neighbours, results
 from qinco_jax.evaluate.neighbours import METRICS, Queries, queries_of
 from qinco_jax.quantizers import coding

@@ -8,7 +8,7 @@ import click
 
 from qinco_jax.cli.numbers import Integer
 from qinco_jax.config import MAX_BEAM, MAX_CODEBOOK
-from qinco_jax.errors import InputError
+from qinco_jax.errors import InputError, counted
 from qinco_jax.files import path_of
 from qinco_jax.models import disk
 from qinco_jax.models import export as programs
@@ -86,7 +86,9 @@ def convert(source: str, target: str, centroids: str | None, db_scale: float | N
     else:
         model = disk.load(source)
     disk.save(model, target)
-    click.echo(f"{target}: {type(model).__name__} of {model.num_steps} steps, {model.dim} dims")
+    click.echo(
+        f"{target}: {type(model).__name__} of {counted(model.num_steps, 'step')}, {model.dim} dims"
+    )
 
 
 def _imported(path: str, options: dict[str, Any]) -> Model:

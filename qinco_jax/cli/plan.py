@@ -19,8 +19,9 @@ import numpy as np
 from qinco_jax.cli.estimates import duration
 from qinco_jax.cli.numbers import Integer
 from qinco_jax.codecs import named
-from qinco_jax.config import MAX_WIDTH, PRESETS, QincoConfig, in_bytes
+from qinco_jax.config import MAX_WIDTH, PRESETS, QincoConfig
 from qinco_jax.datasets.official import format_size
+from qinco_jax.errors import counted
 from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.chunks import num_cores
 from qinco_jax.quantizers.coarse import train_centroids
@@ -100,7 +101,10 @@ def plan(
     with stage_bar("measuring on random vectors"):
         index, speeds = _measured(config, dim)
         trained = [_training(config, recipe, count, dim) for count in train_rows]
-    click.echo(f"{rows:,} vectors of {dim} dimensions at {in_bytes(num_bytes)}, {lists:,} lists:")
+    click.echo(
+        f"{rows:,} vectors of {dim} dimensions at {counted(num_bytes, 'byte')}, "
+        f"{counted(lists, 'list')}:"
+    )
     found = _lines(index, speeds, rows, lists)
     for count in counts:
         found += _searching(index, speeds, rows, lists, count)

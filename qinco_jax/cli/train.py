@@ -19,9 +19,9 @@ from qinco_jax.cli.models import compute_dtype_option
 from qinco_jax.cli.numbers import Integer, Number
 from qinco_jax.codecs import named, ours
 from qinco_jax.codecs.codec import Codec
-from qinco_jax.config import PRESETS, QincoConfig, in_bytes
+from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.config import named as config_named
-from qinco_jax.errors import InputError
+from qinco_jax.errors import InputError, counted
 from qinco_jax.evaluate import plots, readings, results, tables
 from qinco_jax.evaluate.neighbours import Queries
 from qinco_jax.files import path_of
@@ -179,8 +179,8 @@ def _trained(
         click.echo(f"{folder} is a finished run; measuring its model again")
     else:
         click.echo(
-            f"training {preset} at {in_bytes(config.bits / 8)} on {data.name}, {len(data.train):,} "
-            f"vectors of {data.train.shape[1]} dimensions, in {folder}"
+            f"training {preset} at {counted(config.bits / 8, 'byte')} on {data.name}, "
+            f"{len(data.train):,} vectors of {data.train.shape[1]} dimensions, in {folder}"
         )
         say_size()
     if len(held_back) == 0:  # the untrained model, which has seen none of them
@@ -220,7 +220,9 @@ def _trained(
             [*baseline, *own], data, eval_rows, questions, np.asarray(trial_rows)
         )
         results.write(rows, folder / "results.jsonl")
-        plots.plot_rates(folder / "results.jsonl", folder / "results.png", data.name)
+        plots.plot_rates(
+            folder / "results.jsonl", folder / "results.png", results.title_of(data.name)
+        )
         click.echo(tables.markdown(rows))
         click.echo(f"model: {folder / run_folder.FINISHED}   plot: {folder / 'results.png'}")
 

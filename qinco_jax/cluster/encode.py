@@ -78,6 +78,25 @@ def encode_files(
         _encode_on_ray(plan, connect.parsed(workers), advance)
 
 
+def checked(
+    model: str | os.PathLike[str],
+    vectors: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    shard: tuple[int, int] | None = None,
+    num_candidates: int | None = None,
+    beam_size: int | None = None,
+    joint: bool | None = None,
+    compute_dtype: str | None = None,
+) -> tuple[Model, Rows]:
+    """The model and the vectors; raises `InputError` where `encode_files` would at once."""
+    if shard is not None:
+        _check_share(*shard)
+    plan = _Plan.of(model, vectors, out, num_candidates, beam_size, joint, compute_dtype)
+    code_shards.to_make(plan.folder, plan.task(precision.resolve(plan.compute_dtype)).shards)
+    return plan.model, plan.x
+
+
 def collect(
     model: Model | str | os.PathLike[str],
     vectors: str | os.PathLike[str],

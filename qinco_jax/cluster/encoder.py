@@ -11,7 +11,6 @@ import numpy as np
 
 from qinco_jax import datasets
 from qinco_jax.datasets import catalog
-from qinco_jax.datasets.dataset import EMBEDDED
 from qinco_jax.errors import InputError
 from qinco_jax.models import code_shards
 from qinco_jax.models import codes as code_files
@@ -61,7 +60,7 @@ def open_vectors(source: str) -> Rows:
 
 def is_named(source: str) -> bool:
     """Whether vectors are those of a named set, not of a path."""
-    known = source == EMBEDDED or source.partition("/")[0] in catalog.SETS
+    known = source == catalog.EMBEDDED or source.partition("/")[0] in catalog.SETS
     return known and not os.path.exists(source)
 
 

@@ -35,6 +35,7 @@ from qinco_jax.vectors.stored import Vectors
 MOVED = ":moved"
 LETTERS = {"A": ("num_candidates", MAX_CODEBOOK), "B": ("beam_size", MAX_BEAM)}
 ALTERNATIVES = ("joint", "each"), precision.COMPUTE_DTYPES
+OPTIONS = "A=NUMBER", "B=NUMBER", "joint", "each", *precision.COMPUTE_DTYPES, MOVED[1:]
 NAMES = (*faiss_codecs.NAMES, "unq", *PRESETS)
 
 
@@ -65,16 +66,24 @@ def contenders(
       settings: `NAME=VALUE`, sizes and recipes of this library's models.
 
     Raises:
-      InputError: an unknown codec or setting, or a codec that has none of the rates.
+      InputError: an unknown codec or setting, settings of no codec, or a codec that has none of the
+        rates.
     """
-    found: list[Contender] = []
-    for text in texts:
-        own = _of_spec(parse(text), rates, dim, settings)
-        if not own:
-            asked = ", ".join(f"{rate:g}" for rate in rates)
-            raise InputError(f"{text} takes {_rates_of(parse(text), dim)} bytes, not {asked}")
-        found += own
-    return found
+    specs = [parse(text) for text in texts]
+    _replaced(settings)
+    every = {spec.text: _of_spec(spec, rates, dim, settings) for spec in specs}
+    without = [
+        f"{spec.text} takes {_rates_of(spec, dim)} bytes" for spec in specs if not every[spec.text]
+    ]
+    if without:
+        asked = ", ".join(f"{rate:g}" for rate in rates)
+        raise InputError(f"{', '.join(without)}, not {asked}")
+    if settings and not any(spec.name in PRESETS for spec in specs):
+        raise InputError(
+            f"the settings {', '.join(settings)} are for models that are trained here, and of "
+            f"{', '.join(texts)} none is one; leave them out"
+        )
+    return [contender for spec in specs for contender in every[spec.text]]
 
 
 def parse(text: str) -> Spec:
@@ -86,6 +95,8 @@ def parse(text: str) -> Spec:
     model, *options = re.split(":(?!//)", text)  # not that of s3://
     name, at, size = model.partition("@")
     if name not in NAMES and not (disk.place_of(name) / orbax.METADATA).exists():
+        if "/" in name:
+            raise InputError(f"there is no model in the folder {name}; check its path")
         raise InputError(f"{unknown('codec', name, NAMES)} (or the folder of a model)")
     search: dict[str, Any] = {}
     moved = MOVED[1:] in options and name in faiss_codecs.MOVABLE
@@ -107,10 +118,8 @@ def parse(text: str) -> Spec:
             what = f"the {key} of {text!r}"
             search[argument] = numbers.integer(numbers.parsed(value), what, 1, most)
         else:
-            raise InputError(
-                f"{text!r} has the option {option!r}; expected A=, B=, joint or each, float32 or "
-                f"bfloat16, or moved of {', '.join(faiss_codecs.MOVABLE)}"
-            )
+            known = OPTIONS if name in faiss_codecs.MOVABLE else OPTIONS[:-1]
+            raise InputError(f"{text!r} has an {unknown('option', option, known)}")
     allowed = {"beam_size"} if name == "rq" else set() if _is_baseline(name) else set(search)
     if set(search) - allowed or (at and _is_baseline(name)):
         raise InputError(f"{text!r} has an option that {name} does not take; leave it out")
@@ -257,20 +266,7 @@ def sized(
     """
     config = named(PRESETS, preset, "preset")
     recipe = named(RECIPES, recipe_name, "recipe") if recipe_name else of_preset(preset)
-    config_names, recipe_names = (
-        {field.name for field in dataclasses.fields(kind)} for kind in (QincoConfig, Recipe)
-    )
-    sizes: dict[str, Any] = {}
-    changes: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals or name == "num_steps":
-            raise InputError(
-                f"got the setting {setting!r}; give NAME=VALUE, and set num_steps by --bytes"
-            )
-        if name not in config_names | recipe_names:
-            raise InputError(unknown("setting", name, sorted(config_names | recipe_names)))
-        (sizes if name in config_names else changes)[name] = value_of(text)
+    sizes, changes = _replaced(settings)
     config, recipe = dataclasses.replace(config, **sizes), dataclasses.replace(recipe, **changes)
     num_steps = _steps_at(config, num_bytes)
     if not 1 <= num_steps <= MAX_STEPS:
@@ -280,6 +276,25 @@ def sized(
             f"{config.step_bits:g} bits{behind}"
         )
     return dataclasses.replace(config, num_steps=num_steps), recipe
+
+
+def _replaced(settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of the config, and of the recipe, that `NAME=VALUE` replace."""
+    config_names, recipe_names = (
+        {field.name for field in dataclasses.fields(kind)} for kind in (QincoConfig, Recipe)
+    )
+    sizes: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise InputError(f"the setting {setting!r} has no value; give {setting}=VALUE")
+        if name == "num_steps":
+            raise InputError(f"{setting} follows from the bytes of a code; give those instead")
+        if name not in config_names | recipe_names:
+            raise InputError(unknown("setting", name, sorted(config_names | recipe_names)))
+        (sizes if name in config_names else changes)[name] = value_of(text)
+    return sizes, changes
 
 
 def value_of(text: str) -> Any:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from qinco_jax.errors import InputError, unknown
 
+EMBEDDED = "sift-photos"  # comes with the package
 MIRROR = "QINCO_DATA_URL"
 """The environment variable for the address of a mirror with the layout of the download directory.
 The sizes, rows and checksums of its files are not compared with the published ones."""
@@ -253,8 +254,10 @@ def named(text: str) -> tuple[str, NamedSet, str]:
       InputError: there is no such set or size.
     """
     name, _, size = text.partition("/")
+    if name == EMBEDDED:
+        raise InputError(f"{EMBEDDED} comes with the package, so it has no files and no sizes")
     if name not in SETS:
-        raise InputError(unknown("data set", name, SETS))
+        raise InputError(unknown("data set", name, [EMBEDDED, *SETS]))
     known = SETS[name]
     size = size or next(iter(known.sizes))
     if size not in known.sizes:

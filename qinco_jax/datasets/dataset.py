@@ -12,7 +12,7 @@ import numpy as np
 
 from qinco_jax.datasets import catalog
 from qinco_jax.datasets.holdout import cut_training
-from qinco_jax.errors import InputError
+from qinco_jax.errors import InputError, unknown
 from qinco_jax.files import text_of
 from qinco_jax.remote.paths import AnyPath, RemotePath, place_of
 from qinco_jax.vectors import checks, containers, folders, hdf5, shards
@@ -30,7 +30,6 @@ PARTS = {
 MAIN = "train", "database", "queries"
 HUB = "data"
 """Where sets in the layout of Hugging Face have their files, beside a README.md."""
-EMBEDDED = "sift-photos"
 ANN_BENCHMARKS = {"train", "test", "neighbors"}
 """The names that identify a file of ann-benchmarks."""
 DISTANCES = {"euclidean": "l2", "angular": "cosine"}
@@ -88,7 +87,7 @@ def load(source: str | os.PathLike[str], **files: str | os.PathLike[str]) -> Dat
       InputError: the name or path does not exist, a file is invalid, or the parts do not match.
     """
     name = os.path.expanduser(text_of(source))
-    if name == EMBEDDED:
+    if name == catalog.EMBEDDED:
         title, parts = name, _embedded()
     elif name.partition("/")[0] in catalog.SETS:
         title, parts = name.replace("/", "-"), _published(name)
@@ -122,10 +121,8 @@ def _from_files(name: str) -> dict[str, Any]:
     exists = place.exists() or shards.is_pattern(path)
     if exists or place.suffix in folders.ENDINGS or os.sep in path:
         return _from_path(name)
-    raise InputError(
-        f"there is no data set, file or directory {name!r}; choose one of {EMBEDDED}, "
-        f"{', '.join(catalog.SETS)}, or give the path of your own vectors"
-    )
+    known = [catalog.EMBEDDED, *catalog.SETS]
+    raise InputError(unknown("data set, file or folder", name, known))
 
 
 def _name_of(text: str) -> str:

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from qinco_jax import numbers
 from qinco_jax.codecs import named
+from qinco_jax.codecs.codec import Contender
 from qinco_jax.config import named as named_in
 from qinco_jax.datasets.dataset import Dataset
 from qinco_jax.datasets.holdout import hold_back_queries
@@ -25,6 +27,15 @@ from qinco_jax.vectors.stored import Rows, Vectors, fingerprint, lazily, spans
 
 IDENTITY = "evaluation.json"
 MAX_NOISE = 10**6
+
+
+class Asked(NamedTuple):
+    """What a comparison is asked for, checked."""
+
+    contenders: list[Contender]
+    seeds: list[int]
+    metrics: list[str]
+    noise: list[float]
 
 
 @precision.in_32_bits
@@ -78,15 +89,12 @@ def compare(
       InputError: no set, an unknown codec, rate, seed, metric or setting, invalid vectors, or
         another set's folder.
     """
-    if not isinstance(data, Dataset):
-        raise InputError(
-            f"an object of type {type(data).__name__} is not a data set; call "
-            "compare(data, codecs, rates, folder) with data = qinco_jax.datasets.load(path)"
-        )
     folder = path_of(folder)
-    metrics = [data.metric or "l2"] if metrics is None else metrics
-    codecs, rates, seeds, metrics, noise = checked(codecs, rates, seeds, metrics, noise)
-    contenders = named.contenders(codecs, rates, data.train.shape[1], settings)
+    asked = checked(
+        data, codecs, rates, seeds=seeds, metrics=metrics, noise=noise, shifted=shifted,
+        settings=settings,
+    )  # fmt: skip
+    contenders, seeds, metrics, noise = asked
     x_train, held_back = split(data.train, data.validation, Recipe())
     trial_rows = readings.trial_rows(data, held_back)
     whole = held_back if data.database is None else data.database
@@ -115,26 +123,39 @@ def compare(
 
 
 def checked(
+    data: Dataset,
     codecs: Sequence[str],
     rates: Sequence[float],
-    seeds: Sequence[int],
-    metrics: Sequence[str],
-    noise: Sequence[float],
-) -> tuple[list[str], list[float], list[int], list[str], list[float]]:
-    """The arguments of `compare`, checked; codecs are parsed later.
-
-    Raises:
-      InputError: one that is no list, is empty, but for noise, or holds what is no such thing.
-    """
+    *,
+    seeds: Sequence[int] = (0,),
+    metrics: Sequence[str] | None = None,
+    noise: Sequence[float] = (),
+    shifted: Mapping[str, Vectors] | None = None,
+    settings: Sequence[str] = (),
+) -> Asked:
+    """What `compare` is asked for; raises `InputError` where it would before it does any work."""
+    if not isinstance(data, Dataset):
+        raise InputError(
+            f"an object of type {type(data).__name__} is not a data set; call "
+            "compare(data, codecs, rates, folder) with data = qinco_jax.datasets.load(path)"
+        )
+    metrics = [data.metric or "l2"] if metrics is None else metrics
     given = {"codecs": codecs, "rates": rates, "seeds": seeds, "metrics": metrics, "noise": noise}
     for name, values in given.items():
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise InputError(f"{name} must be a list, got {numbers.shown(values)}")
-        if not len(list(values)) and name != "noise":
+        values = list(values)
+        if not values and name != "noise":
             raise InputError(f"{name} must not be empty; name at least one")
-    return (
-        list(codecs),
-        [numbers.real(rate, "a rate", above=True) for rate in rates],
+        twice = [value for value in values if values.count(value) > 1]
+        if twice:
+            raise InputError(f"{name} has {twice[0]} more than once; name it once")
+    dim = data.train.shape[1]
+    for name, x in (shifted or {}).items():
+        checks.vectors(x, dim, f"the set {name!r}")
+    sizes = [numbers.real(rate, "a rate", above=True) for rate in rates]
+    return Asked(
+        named.contenders(codecs, sizes, dim, settings),
         [numbers.seed(seed) for seed in seeds],
         [named_in({name: name for name in METRICS}, metric, "metric") for metric in metrics],
         [numbers.real(level, "noise", 0, MAX_NOISE) for level in noise],

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from qinco_jax.config import in_bytes
+from qinco_jax.errors import counted
 from qinco_jax.evaluate import tables
 from qinco_jax.evaluate.results import Evaluation, Row
 from qinco_jax.evaluate.tables import Column
@@ -38,10 +38,10 @@ def _alone(points: Sequence[Row], columns: Sequence[Column], name: str) -> str:
     for column in columns:
         what, unit = (kind, "") if column.key == "mse" else (column.key, " %")
         values = [
-            f"{column.show(row[column.key])}{unit} at {in_bytes(row['bytes'])}"
+            f"{column.show(row[column.key])}{unit} at {counted(row['bytes'], 'byte')}"
             for row in ends if row.get(column.key) is not None
         ]  # fmt: skip
-        said += [f"{what}: {_listed(values)}"] if values else []
+        said += [f"{what}: {listed(values)}"] if values else []
     return f"{name} alone was measured; {'; '.join(said)}."
 
 
@@ -57,20 +57,27 @@ def _leaders(evaluation: Evaluation, column: Column) -> str:
         for row in group:
             names[tables.standing(row, column, group)].append(evaluation.names[row["codec"]])
         if len(group) > 1:
-            found.setdefault(_one_of(names["best"] + names["same"]), []).append(f"{size:g}")
-    return "; ".join(
-        f"{who} at {_listed(sizes)} byte{'s' * (sizes != ['1'])}" for who, sizes in found.items()
-    )
+            leaders = _one_of(names["best"] + names["same"], len(group))
+            found.setdefault(leaders, []).append(f"{size:g}")
+    return "; ".join(f"{who} at {at_bytes(sizes)}" for who, sizes in found.items())
 
 
-def _one_of(names: Sequence[str]) -> str:
+def at_bytes(sizes: Sequence[str]) -> str:
+    """Rates as text: "1 byte", "2, 4 and 8 bytes"."""
+    return f"{listed(sizes)} {'byte' if list(sizes) == ['1'] else 'bytes'}"
+
+
+def _one_of(names: Sequence[str], of: int) -> str:
     first, *others = names
     if not others:
         return first
+    if len(names) == of > 2:
+        return f"all {of}, too close to tell apart,"
     rest = others[0] if len(others) == 1 else f"one of {len(others)} others"
     return f"{first} or {rest}, too close to tell apart,"
 
 
-def _listed(texts: Sequence[str]) -> str:
+def listed(texts: Sequence[str]) -> str:
+    """Texts as a sentence has them: "a, b and c"."""
     *first, last = texts
     return f"{', '.join(first)} and {last}" if first else last

@@ -149,7 +149,9 @@ def draw(folder: str | os.PathLike[str]) -> Path:
     looks = style.looks(dict.fromkeys(row["system"] for row in rows if row["system"] != EXHAUSTIVE))
     file = Path(folder) / f"{PLOT}.svg"
     with style.plot_style():
-        figure, axes = style.panels(len(parts), str(rows[0]["dataset"]), 1, height=3.6)
+        figure, axes = style.panels(
+            len(parts), results.title_of(str(rows[0]["dataset"])), 1, height=3.6
+        )
         for axis, (title, own) in zip(axes, parts.items(), strict=True):
             axis.set_title(title)
             for system, points in fronts(own).items():

@@ -7,7 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from qinco_jax.config import in_bytes
+from qinco_jax.errors import counted
 from qinco_jax.evaluate import results, style
 from qinco_jax.evaluate.neighbours import RANKS
 from qinco_jax.evaluate.results import Evaluation, Row
@@ -162,7 +162,7 @@ def _search(evaluation: Evaluation) -> "Figure | None":
         for model, look in models.items():
             rows = [row for row in groups.get((size, model), []) if key in row]
             labels[-1] += _envelope(axis, rows, key, timed, look)
-        axis.set_title(in_bytes(size))
+        axis.set_title(counted(size, "byte"))
         axis.set_xlabel("encoding, µs per vector" if timed else "A · B")
         style.log_axis(axis, "x")
         style.quality_axis(axis, key)
@@ -212,7 +212,7 @@ def _shift(evaluation: Evaluation) -> "Figure | None":
     axis.set_yticks(range(len(losses)), [evaluation.names[row["codec"]] for row, _ in losses])
     axis.invert_yaxis()
     axis.grid(False, axis="y")
-    axis.set_xlabel(f"loss of recall@1 at {in_bytes(size)}, percentage points")
+    axis.set_xlabel(f"loss of recall@1 at {counted(size, 'byte')}, percentage points")
     style.finish(figure, bars, f"from “{losses[0][0].get('queries', 'the main queries')}” to")
     return figure
 

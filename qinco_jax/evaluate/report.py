@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qinco_jax.errors import counted
 from qinco_jax.evaluate import finding, nearest, plots, results, tables
 from qinco_jax.evaluate.results import Evaluation
 from qinco_jax.files import replacing
@@ -29,7 +30,7 @@ def write_page(folder: str | os.PathLike[str]) -> Path:
 
     searched = nearest.read(folder)
     if searched and not (Path(folder) / results.RESULTS).exists():
-        evaluation = Evaluation(str(searched[0]["dataset"]), searched, [], {}, [])
+        evaluation = Evaluation(results.title_of(str(searched[0]["dataset"])), searched, [], {}, [])
     else:
         evaluation = results.load(folder)
     is_scored = bool(evaluation.points)
@@ -71,8 +72,7 @@ def _first(evaluation: Evaluation, key: str, otherwise: str) -> str:
 def _summary(evaluation: Evaluation) -> str:
     codecs = {row["codec"] for row in evaluation.points}
     sizes = dict.fromkeys(f"{row['bytes']:g}" for row in evaluation.points)
-    several, more = "s" * (len(codecs) > 1), "s" * (list(sizes) != ["1"])
-    parts = [f"{len(codecs)} codec{several} at {', '.join(sizes)} byte{more} per vector"]
+    parts = [f"{counted(len(codecs), 'codec')} at {finding.at_bytes(list(sizes))} per vector"]
     for key, text in (
         ("train_rows", "trained on {:,} vectors"),
         ("database_rows", "measured on a database of {:,}"),
@@ -122,7 +122,7 @@ def _settings(evaluation: Evaluation) -> dict[str, list[str]]:
             sizes.append(f"{row['bytes']:g}")
     return {
         text: [
-            f"{name} at {', '.join(dict.fromkeys(sizes))} byte{'s' * (set(sizes) != {'1'})}"
+            f"{name} at {finding.at_bytes(list(dict.fromkeys(sizes)))}"
             for name, sizes in codecs.items()
         ]
         for text, codecs in found.items()

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qinco_jax.codecs.codec import Codec
-from qinco_jax.config import in_bytes
-from qinco_jax.errors import InputError
+from qinco_jax.errors import InputError, counted
 from qinco_jax.evaluate.metrics import Estimate, Score, measure
 from qinco_jax.evaluate.neighbours import Queries
 from qinco_jax.evaluate.progress import Stage, counting, silent
@@ -63,7 +63,7 @@ def score(
     """
     rows: list[Row] = []
     for codec in codecs:
-        with stage(f"measuring {codec.name} at {in_bytes(codec.bits / 8)}") as advance:
+        with stage(f"measuring {codec.name} at {counted(codec.bits / 8, 'byte')}") as advance:
             progress = counting(advance, len(database))
             found = measure(codec, database, query_sets, progress, known_codes, trial_rows)
         what = {"codec": codec.name, "bytes": codec.bits / 8, "model_bytes": codec.size}
@@ -174,7 +174,13 @@ def gather(
             f"the results are of several data sets ({', '.join(sorted(titles))}); "
             "evaluate each into a folder of its own"
         )
-    return Evaluation("".join(titles), list(rows), points, _names([*rows, *growth]), list(growth))
+    title = title_of("".join(titles))
+    return Evaluation(title, list(rows), points, _names([*rows, *growth]), list(growth))
+
+
+def title_of(dataset: str) -> str:
+    """The name of a data set without the hash of its path, which says nothing to a reader."""
+    return re.sub(r"-[0-9a-f]{6}$", "", dataset)
 
 
 def interval(row: Mapping[str, Any], key: str) -> Interval:

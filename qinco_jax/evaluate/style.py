@@ -41,6 +41,7 @@ SETTINGS: dict[Any, Any] = {
 WIDTH = 7.0  # inches, the two columns of a paper
 LABEL_SIZE = 8.0  # points
 TICK_GAP = 3  # pixels
+GAP = 2  # points, between a text and another, lest "4" and "2" read "42"
 SPREAD = 14.0  # points between the first and the last of codecs of the same rate
 STEPS = (
     (1,),
@@ -120,7 +121,7 @@ def quality_axis(axis: "Axes", key: str) -> None:
     if low > 0 and high > 2 * low:
         log_axis(axis, "y")
     else:
-        axis.yaxis.set_major_formatter(lambda tick, _: _short(tick))
+        axis.yaxis.set_major_formatter(lambda tick, _: short(tick))
 
 
 def rate_axis(axis: "Axes", sizes: Sequence[float]) -> None:
@@ -143,13 +144,17 @@ def log_axis(axis: "Axes", which: str) -> None:
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) > 2:
             break
-    texts = [_short(tick) for tick in ticks]
+    texts = [short(tick) for tick in ticks]
     axis.set(**{f"{which}ticks": ticks, f"{which}ticklabels": texts, f"{which}lim": (low, high)})
     (axis.xaxis if which == "x" else axis.yaxis).minorticks_off()
 
 
-def _short(tick: float) -> str:
-    return f"{tick / 1000:g}k" if tick >= 1000 else f"{tick:g}"
+def short(tick: float) -> str:
+    """A number in few letters: 2.5M, 40k, 0.1."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if tick >= size:
+            return f"{tick / size:g}{letter}"
+    return f"{tick:g}"
 
 
 def finish(figure: "Figure", handles: Mapping[str, Any], title: str | None = None) -> None:
@@ -214,7 +219,7 @@ def write_labels(figure: "Figure", axes: Sequence["Axes"], labels: Sequence[list
     for axis, texts in zip(axes, labels, strict=True):
         points = [(scale * axis.transData.transform(label[:2])).tolist() for label in texts]
         (left, bottom), (right, top) = scale * axis.get_window_extent().get_points()
-        taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in points]
+        taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in points]  # and texts, with what is around
         written: list[tuple[str, list[float]]] = []
         for point, (x, y, text) in zip(points, texts, strict=True):
             if any(text == other and math.dist(point, at) < 9 for other, at in written):
@@ -226,7 +231,7 @@ def write_labels(figure: "Figure", axes: Sequence["Axes"], labels: Sequence[list
                 if box[0] > left and box[1] > bottom and box[2] < right and box[3] < top
             ]  # fmt: skip
             box = min(inside or boxes, key=lambda box: sum(_overlap(box, other) for other in taken))
-            taken.append(box)
+            taken.append((box[0] - GAP, box[1] - GAP, box[2] + GAP, box[3] + GAP))
             offset = (box[0] + box[2]) / 2 - point[0], (box[1] + box[3]) / 2 - point[1]
             axis.annotate(
                 text, (x, y), offset, textcoords="offset points", ha="center", va="center",

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qinco_jax.codecs.codec import AtRate, Codec, Contender
-from qinco_jax.config import in_bytes
-from qinco_jax.errors import InputError
+from qinco_jax.errors import InputError, counted
 from qinco_jax.evaluate import machine, results
 from qinco_jax.evaluate.metrics import Score, measure
 from qinco_jax.evaluate.neighbours import Queries
@@ -94,12 +93,13 @@ def _finish(
     missing = [rate for rate in contender.rates if (contender.codec, rate, seed) not in done]
     if not missing:
         return
-    title = f"{contender.codec} at {in_bytes(contender.bytes)}" + f", seed {seed}" * (seed > 0)
+    title = f"{contender.codec} at {counted(contender.bytes, 'byte')}"
+    title += f", seed {seed}" * (seed > 0)
     with stage(f"training {title}") as advance:
         at_rate, seconds = _train(contender, benchmark, folder, seed, advance)
     for rate in missing:
         codec = at_rate(rate)
-        with stage(f"measuring {contender.codec} at {in_bytes(rate)}") as advance:
+        with stage(f"measuring {contender.codec} at {counted(rate, 'byte')}") as advance:
             progress = counting(advance, len(benchmark.database))
             score = measure(
                 codec, benchmark.database, benchmark.query_sets, progress,
@@ -118,8 +118,8 @@ def _check_settings(contender: Contender, seed: int, done: Mapping[Key, Row], fo
         row = done.get((contender.codec, rate, seed))
         if row is not None and any(row.get(name) != value for name, value in facts.items()):
             raise InputError(
-                f"{folder} has {contender.codec} at {in_bytes(rate)} with other settings; choose "
-                "another folder, or keep the settings"
+                f"{folder} has {contender.codec} at {counted(rate, 'byte')} with other settings; "
+                "choose another folder, or keep the settings"
             )
 
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from qinco_jax.config import in_bytes
 from qinco_jax.datasets.official import format_size
+from qinco_jax.errors import counted
 from qinco_jax.evaluate import results
 from qinco_jax.evaluate.metrics import BY_READING
 from qinco_jax.evaluate.neighbours import RANKS
@@ -26,11 +26,16 @@ READING_BYTES = (
 MODEL_BYTES = (
     "bytes of the codebooks and networks, in float32, which all codes share and a reader needs once"
 )
+PEAK = (
+    "memory of encoding and decoding at its peak, beyond what the process has had in use before: 0 "
+    "where that is enough"
+)
 MODEL_NOTE = f"model: {MODEL_BYTES}."
 NOTE = """\
 R@k: by the distance to the reconstruction. R@k*: by the reading of distances that found most in a
 trial on rows that are not measured; bytes that it keeps beside each code are those after the +."""
 DASH = "—"
+NO_READING = f"{DASH}: none was tried, for lack of such rows or by an older version."
 
 
 class Column(NamedTuple):
@@ -69,7 +74,8 @@ def markdown(rows: Sequence[Row]) -> str:
         size = f"{row['bytes']:g}" + f"+{extra:g}" * (extra > 0)
         model = [format_size(int(row["model_bytes"])) if "model_bytes" in row else DASH] * has_model
         lines.append([row["codec"], size, *model, f"{row['mse']:.6g}", *recall])
-    notes = [NOTE] * has_reading + [MODEL_NOTE] * has_model
+    lacks = has_reading and not all("reading" in row for row in rows)
+    notes = [NOTE] * has_reading + [NO_READING] * lacks + [MODEL_NOTE] * has_model
     return "\n".join([aligned(lines), *([""] if notes else []), *notes])
 
 
@@ -129,7 +135,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         Column("encode_us", "encode\nµs", "time to encode a vector, in microseconds", _short),
         Column("decode_us", "decode\nµs", "time to decode a vector, in microseconds", _short),
         Column("train_seconds", "train\ns", "time of training, in seconds", _short),
-        Column("peak_mib", "peak\nMiB", "peak memory of encoding and decoding", _short),
+        Column("peak_mib", "peak\nMiB", PEAK, _short),
         Column("model_bytes", "model", MODEL_BYTES, lambda v: format_size(int(v))),
     ]
 
@@ -181,7 +187,7 @@ def _table(
 ) -> dict[str, Any]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(f"{in_bytes(row['bytes'])} per vector", []).append(row)
+        groups.setdefault(f"{counted(row['bytes'], 'byte')} per vector", []).append(row)
     return table(
         title, columns, groups, ("codec", "the codec"),
         lambda row: names[row["codec"]], lambda row: _notes(row, names),
@@ -232,7 +238,7 @@ def table(
 def _notes(row: Row, names: Mapping[str, str]) -> list[str]:
     notes = [row["codec"]] if row["codec"] != names[row["codec"]] else []
     if row.get("trained_bytes", row["bytes"]) != row["bytes"]:
-        notes.append(f"cut from {in_bytes(row['trained_bytes'])}")
+        notes.append(f"cut from {counted(row['trained_bytes'], 'byte')}")
     if row.get("unit_norm"):
         notes.append("MSE of unit vectors")
     return notes

@@ -123,25 +123,33 @@ def begin(folder: Folder, shards: Shards) -> list[int]:
       InputError: the folder cannot be written, has too little space, holds other files, or shards
         of another model, other vectors or another search.
     """
-    begun = manifest(folder)
-    there = folder.sizes()
-    if begun is None:
-        others = [name for name in there if not name.startswith(".")]
-        if others:
-            raise InputError(
-                f"{folder.path} holds {_listed(sorted(others))}, and no shards of codes; "
-                "choose a new folder"
-            )
-        missing = list(range(shards.count))
-    else:
-        check_same(folder, begun, shards)
-        missing = _missing(shards, there, begun)
+    begun, missing = to_make(folder, shards)
     if missing:
         folder.prepare(sum(shards.size(number) for number in missing))
     if begun is None:
         _write_json(folder, MANIFEST, shards.content)
         check_same(folder, manifest(folder), shards)  # another process may have been quicker
     return missing
+
+
+def to_make(folder: Folder, shards: Shards) -> tuple[dict[str, Any] | None, list[int]]:
+    """The manifest of a folder if it has one, and the numbers of the shards that it lacks.
+
+    Raises:
+      InputError: it holds other files, or shards of another model, other vectors or another search.
+    """
+    begun = manifest(folder)
+    there = folder.sizes()
+    if begun is not None:
+        check_same(folder, begun, shards)
+        return begun, _missing(shards, there, begun)
+    others = [name for name in there if not name.startswith(".")]
+    if others:
+        raise InputError(
+            f"{folder.path} holds {_listed(sorted(others))}, and no shards of codes; "
+            "choose a new folder"
+        )
+    return None, list(range(shards.count))
 
 
 def check_same(folder: Folder, begun: Mapping[str, Any] | None, shards: Shards) -> None:

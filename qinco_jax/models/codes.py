@@ -28,7 +28,7 @@ from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.stored import Rows, fingerprint
 from qinco_jax.version import __version__
 
-BLOCK_ROWS = 4096, 65536  # the first block, and the largest
+BLOCK_ROWS = 4096, 65536  # the first block, at most, and the largest
 BLOCK_SECONDS = 1.0  # blocks grow while they take less
 DAMAGED = "remove it to use the codes unchecked, or encode the vectors again"
 
@@ -70,16 +70,8 @@ def write(
         another process writes the same file, or another call has left unfinished work there.
       Interrupted: Ctrl-C; the message says how many rows are kept.
     """
-    target = place_of(path)
-    if target.suffix != ".npy":
-        raise InputError(f"codes are written as .npy; name the output {target}.npy")
-    if isinstance(target, Path):
-        formats.check_new(target, formats.NEW_ENDINGS)
-    else:
-        copies.check_new(target)
-    checks.vectors(x, model.dim, what)
-    search = dataclasses.asdict(coding.search_of(model, num_candidates, beam_size, joint))
-    search["compute_dtype"] = precision.resolve(compute_dtype)
+    target = checked(path, model, x, what)
+    search = search_for(model, num_candidates, beam_size, joint, compute_dtype)
     origin = made_by(model, x, search)
     if isinstance(target, Path):
         _write(target, model, x, search, origin, what, advance)
@@ -91,6 +83,37 @@ def write(
     copies.upload(_beside(local), _beside(target))
     copies.upload(local, target)
     _remove(_beside(local), local)
+
+
+def search_for(
+    model: Model,
+    num_candidates: int | None = None,
+    beam_size: int | None = None,
+    joint: bool | None = None,
+    compute_dtype: str | None = None,
+) -> dict[str, Any]:
+    """The search that `encoded` takes, where `None` means the model's own and this device's."""
+    search = dataclasses.asdict(coding.search_of(model, num_candidates, beam_size, joint))
+    return {**search, "compute_dtype": precision.resolve(compute_dtype)}
+
+
+def rows_together(model: Model, search: Mapping[str, Any]) -> int:
+    """Rows that `encoded` computes at once, fewer as well as more."""
+    chosen = {name: search[name] for name in ("num_candidates", "beam_size", "joint")}
+    return coding.rows_together(model, Search(**chosen), search["compute_dtype"])
+
+
+def checked(path: str | os.PathLike[str], model: Model, x: Rows, what: str) -> AnyPath:
+    """The place of a new file of codes; raises `InputError` where `write` would at once."""
+    target = place_of(path)
+    if target.suffix != ".npy":
+        raise InputError(f"codes are written as .npy; name the output {target}.npy")
+    if isinstance(target, Path):
+        formats.check_new(target, formats.NEW_ENDINGS)
+    else:
+        copies.check_new(target)
+    checks.vectors(x, model.dim, what)
+    return target
 
 
 def _write(
@@ -110,9 +133,12 @@ def _write(
             partial.unlink(missing_ok=True)
             _write_json(progress, {**origin, "done": 0})
         advance(done, len(x))
+        first = rows_together(model, search)
         try:
+            if done == 0:  # a bad one among the first vectors leaves nothing behind
+                checks.finite(x[: BLOCK_ROWS[0]], 0, what)
             with formats.create(target, shape, origin["dtype"], partial) as out:
-                for span in _blocks(done, len(x)):
+                for span in _blocks(done, len(x), first):
                     rows = checks.finite(x[span], span.start, what)
                     out[span] = encoded(model, rows, search)
                     _write_json(progress, {**origin, "done": span.stop})
@@ -205,8 +231,7 @@ def encoded(model: Model, x: np.ndarray, search: Mapping[str, Any]) -> np.ndarra
       x: [R, D] finite vectors.
       search: A, B, joint and compute_dtype, by the names that `encode` gives them.
     """
-    chosen = {name: search[name] for name in ("num_candidates", "beam_size", "joint")}
-    rows = coding.rows_together(model, Search(**chosen), search["compute_dtype"])
+    rows = rows_together(model, search)
     enough = x if len(x) >= rows else np.resize(x, (rows, x.shape[1]))  # repeats them
     found = np.asarray(coding.encode(model, enough, **search))[: len(x)]
     return packing.to_rows(found, model.config)
@@ -221,13 +246,14 @@ def model_fingerprint(model: Model) -> str:
 def read_blocks(num_rows: int, advance: Advance) -> Iterator[slice]:
     """Slices of rows that grow while each takes less than a second, so progress shows early."""
     advance(0, num_rows)
-    for span in _blocks(0, num_rows):
+    for span in _blocks(0, num_rows, BLOCK_ROWS[0]):
         yield span
         advance(span.stop, num_rows)
 
 
-def _blocks(begin: int, num_rows: int) -> Iterator[slice]:
-    size, most = BLOCK_ROWS
+def _blocks(begin: int, num_rows: int, first: int) -> Iterator[slice]:
+    fewest, most = BLOCK_ROWS
+    size = min(first, fewest)
     while begin < num_rows:
         started = time.monotonic()
         yield slice(begin, min(begin + size, num_rows))

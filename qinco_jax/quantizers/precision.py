@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 
-from qinco_jax.errors import InputError
+from qinco_jax.errors import InputError, unknown
 from qinco_jax.quantizers.distances import matmul
 
 P = ParamSpec("P")
@@ -58,10 +58,7 @@ def resolve(compute_dtype: str | None) -> str:
 def check(compute_dtype: str | None) -> None:
     """Refuses an unknown name, without starting JAX's devices."""
     if compute_dtype not in (None, *COMPUTE_DTYPES):
-        raise InputError(
-            f"compute_dtype must be {', '.join(COMPUTE_DTYPES)} or None for this device's default, "
-            f"got {compute_dtype!r}"
-        )
+        raise InputError(unknown("compute dtype", str(compute_dtype), COMPUTE_DTYPES))
 
 
 def fastest() -> str:

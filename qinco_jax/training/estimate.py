@@ -55,7 +55,7 @@ class Estimate(NamedTuple):
     Attributes:
       rows: training vectors.
       batches: of the whole training.
-      seconds: of the start, of all batches and of all validations, without compiling.
+      seconds: of compiling, of the start, of all batches and of all validations.
       model_bytes: of the finished model in memory.
       run_bytes: of the checkpoints and models in a run's folder, at most.
     """
@@ -74,7 +74,7 @@ def estimate(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) ->
     """
     found, parts = costs(x_train, x_val, config, recipe), config.num_parts
     _, per_epoch, batches = length(recipe, len(x_train))
-    seconds, run_bytes = found.start, 2 * found.model_bytes
+    seconds, run_bytes = found.start + found.compiling, 2 * found.model_bytes
     if batches:
         seconds += batches * found.batch + (1 + batches / per_epoch) * found.validation
         run_bytes += CHECKPOINTS * found.state_bytes
@@ -107,6 +107,8 @@ def costs(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> Co
         )
         error, validation, compiled = _timed(lambda: validation_error(model, few_val, recipe))
         compiling += compiled
+        own, taken = validation_error(model, rows[: len(few_val)], recipe), _most_rows(part)
+        error = of_more_rows(own, error, len(rows), min(taken, len(x_train)))
         if gains_by_refits(part, error, variance(model, few_val)):
             fitting, compiled = _refitting(model, rows)
             start, compiling = start + fitting, compiling + compiled
@@ -127,9 +129,28 @@ def searching(rows: np.ndarray, num_rows: int) -> tuple[float, float]:
     return seconds * (num_rows / len(rows)) ** 2, compiling
 
 
+def of_more_rows(own: float, held_back: float, num_rows: int, more_rows: int) -> float:
+    """The error on held-back rows to expect of codebooks that are trained on more rows.
+
+    What codebooks learn by heart lowers the error on their own rows as much as it raises that on
+    others, and is in inverse proportion to their number: with more rows both tend to their mean.
+
+    Args:
+      own: error of codebooks on rows that they were trained on, and
+      held_back: on others.
+      num_rows: that they were trained on.
+      more_rows: that they will be.
+    """
+    return (own + held_back) / 2 + (held_back - own) / 2 * num_rows / more_rows
+
+
+def _most_rows(part: QincoConfig) -> int:
+    return rq.ROWS_PER_CODEWORD * part.codebook_size
+
+
 def _kmeans_rows(recipe: Recipe, part: QincoConfig, num_rows: int) -> int:
     """Rows that the residual k-means takes, of both kinds where it is not known which."""
-    most = rq.ROWS_PER_CODEWORD * part.codebook_size
+    most = _most_rows(part)
     plain, moved = min(num_rows, most), most
     return plain + moved if recipe.mix is None else moved if recipe.mix else plain
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 from qinco_jax.config import MAX_BEAM, MAX_CODEBOOK, refuses_unknown
-from qinco_jax.errors import InputError
-from qinco_jax.numbers import integer, real, shown, truth
+from qinco_jax.errors import InputError, unknown
+from qinco_jax.numbers import integer, real, truth
 from qinco_jax.quantizers import precision
 
 SCHEDULES = ("cosine", "plateau")
@@ -114,8 +114,7 @@ class Recipe:
                 value = truth(value, what)
             object.__setattr__(self, name, value)
         if self.schedule not in SCHEDULES:
-            kinds = " or ".join(SCHEDULES)
-            raise InputError(f"the recipe's schedule must be {kinds}, got {shown(self.schedule)}")
+            raise InputError(unknown("schedule", str(self.schedule), SCHEDULES))
         precision.check(self.compute_dtype)
 
     @property

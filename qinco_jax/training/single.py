@@ -76,9 +76,11 @@ def train_single(
 
     @functools.cache
     def untrained(mix: float) -> Qinco:
-        x = rows(mix)[: num_rows * copies]
+        x, tell = rows(mix)[: num_rows * copies], advance
+        if mix:
+            tell = functools.partial(_of_moved, advance)
         return processes.shared(
-            lambda: initial_model(x, config, seed, coarse(), advance), disk.abstract(config)
+            lambda: initial_model(x, config, seed, coarse(), tell), disk.abstract(config)
         )
 
     def fitted(model: Qinco) -> Qinco:
@@ -116,6 +118,11 @@ def train_single(
             rows(mix), x_val, config, recipe, initial,
             num_rows=num_rows, seed=seed, checkpoints=checkpoints, log=log,
         )  # fmt: skip
+
+
+def _of_moved(advance: Advance, done: float, total: float, doing: str = "") -> None:
+    """Names the part of the work by its vectors, since the same is done with others too."""
+    advance(done, total, f"{doing} of moved vectors")
 
 
 def variance(model: Qinco, x: Rows) -> float:

@@ -145,11 +145,11 @@ def test_minutes_are_a_schedule_that_an_interrupted_run_keeps(
         patch.setattr(loop.training, "end_epoch", killed)
         patch.setattr(loop, "LOG_STEPS", 1)
         begun = qinco(*command, "--out", run, "--minutes", 0.6)
-    ((epochs, rows),) = re.findall(r"0\.6 minutes are (\d+) epochs of (\d+) rows", begun.output)
+    ((epochs, rows),) = re.findall(r"0\.6 minutes: (\d+) epochs? of (\d+) rows", begun.output)
     assert isinstance(begun.exception, RuntimeError) and (run / "schedule.json").exists()
     measured(speed=0.5)
     resumed = qinco(*command, "--out", run, "--minutes", 0.6)
-    assert resumed.exit_code == 0 and "0.6 minutes are" not in resumed.output, resumed.output
+    assert resumed.exit_code == 0 and "0.6 minutes: " not in resumed.output, resumed.output
     lengths = [f"num_epochs={epochs}", f"epoch_rows={rows}"]
     sets = [part for setting in lengths for part in ("--set", setting)]
     assert qinco(*command, "--out", tmp_path / "other", *sets).exit_code == 0
@@ -479,13 +479,15 @@ def test_bad_arguments_are_refused_before_anything_is_made(folder: Path, tmp_pat
         (["encode", model, x, model], "name the output"),
         (["encode", model, x, folder / "train.npy"], "exists"),
         (["encode", model, x, tmp_path / "no" / "codes.npy"], "there is no directory"),
+        (["encode", model, x, tmp_path / "codes.txt"], "name the output"),
+        (["encode", model, x, out, "--shard", "5/2"], "there is no shard 5/2"),
         (["encode", tmp_path, x, tmp_path / "codes.npy"], "is not a saved model"),
         (["encode", model, x, tmp_path / "c.npy", "--num-candidates", 99], "1 to 16, got 99"),
         (["encode", model, x, tmp_path / "c.npy", "--compute-dtype", "half"], "float32, bfloat16"),
         (["decode", model, x, out, "--compute-dtype", "half"], "float32, bfloat16"),
         (["evaluate", model, "--compute-dtype", "half"], "float32, bfloat16"),
         (["train", "--dataset", x, "--out", out, "--compute-dtype", "half"], "float32, bfloat16"),
-        (["train", "--dataset", "deep2m", "--out", out], "choose one of sift-photos"),
+        (["train", "--dataset", "deep2m", "--out", out], "known: sift-photos, bigann1m"),
         (["train", "--dataset", tmp_path, "--out", out], "without files of vectors in it"),
         (["train", "--dataset", x, "--out", out, "--init", x], "it is a file, not a folder; give"),
         (["train", "--dataset", x, "--out", out, "--preset", "larg"], "small, qinco1"),
@@ -501,6 +503,9 @@ def test_bad_arguments_are_refused_before_anything_is_made(folder: Path, tmp_pat
         ran = qinco(*arguments)
         assert ran.exit_code == 2, (arguments, ran.output, ran.exception)
         assert message in ran.output, (arguments, ran.output)
+        if arguments[0] == "encode":
+            dry = qinco(*arguments, "--dry-run").output
+            assert dry.splitlines() == ran.output.splitlines()[-1:], arguments
         assert not list(tmp_path.iterdir())
 
 
@@ -687,8 +692,9 @@ def test_a_dry_run_says_what_it_takes_and_leaves_nothing(
     ran = qinco(command, *arguments, "--dry-run")
     assert ran.exit_code == 0, ran.output
     expected = {
-        "train": r"900 rows in \d+ batches take about \d+ (seconds|minutes)",
-        "encode": r"1,000 vectors at [\d,]+ a second take about 1 second; the codes take 2.00kB",
+        "train": r"900 rows in \d+ batches take about [\d.]+ (second|minute)s?, .*; then RQ is",
+        "encode": r"1,000 vectors at [\d,]+ a second, and compiling, take about \d+ seconds?; "
+                  r"the codes take 2.00kB",
         "compare": r"pq at 2 bytes: 900 rows take(.*\n)+pq:moved at 2 bytes: 100,800 rows take"
                    r"(.*\n)+small at 2 bytes: 900 rows in(.*\n)+"
                    r".*: a trained model\ndry run: training takes about",

@@ -373,3 +373,16 @@ def test_a_place_that_is_no_folder_is_one_sentence(
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "file"))
     with pytest.raises(qj.InputError, match="cannot be written"):
         qj.datasets.load("deep1m")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data", "info", "sift-photo"], "unknown data set 'sift-photo'; did you mean 'sift-pho"),
+        (["data", "verify", "sift-photos"], "comes with the package"),
+        (["train", "--dataset", "glove"], "unknown data set, file or folder 'glove'; did you mean"),
+    ],
+)
+def test_names_of_sets_are_suggested(arguments: list[str], words: str) -> None:
+    ran = qinco(*arguments)
+    assert ran.exit_code == 2 and words in ran.output

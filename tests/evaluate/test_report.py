@@ -222,6 +222,25 @@ def test_texts_of_ticks_lie_apart(crowded: Any, name: str) -> None:
             assert len(labels) > 1 or not axis.get_ticklabels()  # a shared axis has them once
 
 
+def test_texts_beside_near_points_do_not_read_as_one() -> None:
+    with style.plot_style():
+        figure, (axis,) = style.panels(1, "near")
+        axis.set(xlim=(0, 100), ylim=(0, 100))
+        points = [(50.0 + 1.2 * i, 50.0, text) for i, text in enumerate("4216")]
+        style.write_labels(figure, [axis], [points])
+        figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert [text.get_text() for text in axis.texts] == list("4216")
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.padded(1).overlaps(other)
+
+
+def test_large_ticks_are_short_and_titles_have_no_hash() -> None:
+    ticks = 950.0, 1000.0, 2_500_000.0
+    assert [style.short(tick) for tick in ticks] == ["950", "1k", "2.5M"]
+    assert results.title_of("v.npy-4b771a") == "v.npy" and results.title_of("a-set") == "a-set"
+
+
 def test_every_codec_has_its_name_beside_its_bar(crowded: Any) -> None:
     names = [label.get_text() for label in crowded["shift"].axes[0].get_yticklabels()]
     assert len(names) == 6 and all(names)
@@ -284,6 +303,10 @@ def test_the_result_is_summed_up_at_each_rate() -> None:
     )
     three = [("a", size, 9.0, None) for size in (4.0, 8.0, 16.0)]
     ties = [(name, 16.0, 9.1, None) for name in "bc"]
+    assert summed_up(*three, *ties) == (
+        "Lowest error: all 3, too close to tell apart, at 16 bytes."
+    )
+    ties.append(("e", 16.0, 99.0, None))
     lone = [("b", 32.0, 1.0, None), ("d", 8.0, 99.0, None), ("d", 4.0, 99.0, None)]
     assert summed_up(*three, *ties, *lone) == (
         "Lowest error: a at 4 and 8 bytes; a or one of 2 others, too close to tell apart, at 16 "

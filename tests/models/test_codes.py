@@ -55,6 +55,20 @@ def test_codes_are_a_plain_array_and_refuse_another_model(model: qj.Qinco, tmp_p
     assert codes.read(tmp_path / "bare.npy", other).shape == (1000, 3)  # nothing says whose
 
 
+def test_the_first_block_is_the_smallest_that_takes_no_longer_for_a_row(
+    model: qj.Qinco, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a slow model shows early how far it is."""
+    monkeypatch.setattr(codes, "BLOCK_ROWS", (4096, 65536))
+    slow = {"num_candidates": 16, "beam_size": 16}
+    seen: list[int] = []
+    codes.write(
+        tmp_path / "codes.npy", model, X, **slow, advance=lambda done, total: seen.append(done)
+    )
+    assert seen[:2] == [0, codes.rows_together(model, codes.search_for(model, **slow))]
+    assert seen[1] < len(X) == seen[-1]
+
+
 def test_whatever_decodes_the_same_is_the_same_model(model: qj.Qinco, tmp_path: Path) -> None:
     """Another search, another pre-selector, another file format, and prefixes either way."""
     qj.save(model, tmp_path / "model.safetensors")

@@ -49,7 +49,7 @@ def test_vectors_with_little_to_say_can_be_searched(name: str, x: np.ndarray) ->
 
 
 BAD = {
-    "metric": (X, {"metric": "L2"}, "unknown metric 'L2'; known: l2, ip, cosine"),
+    "metric": (X, {"metric": "L2"}, "unknown metric 'L2'; did you mean 'l2'?"),
     "too few": (X[:19], {}, r"x_train has shape \(19, 8\); give at least 20 vectors"),
     "one vector": (X[0], {}, r"x_train has shape \(8,\)"),
     "dimensions": (X[:, :4], {}, "x_train has 4 dimensions a vector, but the model has 8"),

@@ -249,7 +249,7 @@ def test_the_cosine_reaches_its_floor() -> None:
         (vectors()[0], {}, r"x_train has shape \(8,\)"),
         (vectors() > 0, {}, "dtype bool"),
         (vectors(), {"num_epoch": 3}, "did you mean 'num_epochs'"),
-        (vectors(), {"schedule": "linear"}, "schedule must be cosine or plateau"),
+        (vectors(), {"schedule": "linear"}, "unknown schedule 'linear'; known: cosine, plateau"),
         (vectors(), {"batch_size": 0}, "batch_size must be 1 to"),
         (vectors(), {"batch_size": 7, "num_updates": 8}, "7 rows cannot be shared by 8 updates"),
         (vectors(), {"train_candidates": 17}, "train_candidates must be at most 16"),

@@ -209,16 +209,19 @@ def test_a_loop_of_ones_own_trains() -> None:
     assert_same(state.best, last)
 
 
-def test_the_kmeans_before_training_is_told() -> None:
+@pytest.mark.parametrize(
+    ("mix", "doing"), [(0.0, "residual k-means"), (0.7, "residual k-means of moved vectors")]
+)
+def test_the_kmeans_before_training_is_told(mix: float, doing: str) -> None:
     told: dict[str, list[tuple[float, float]]] = {}
 
     def advance(done: float, total: float, doing: str = "") -> None:
         told.setdefault(doing, []).append((done, total))
 
     config = dataclasses.replace(CONFIG, num_centroids=10)
-    qj.train(X, config, num_epochs=0, x_val=X_VAL, mix=0.0, advance=advance)
-    assert list(told) == ["coarse k-means", "residual k-means"]
-    assert told["residual k-means"] == [(m, CONFIG.num_steps) for m in range(CONFIG.num_steps + 1)]
+    qj.train(X, config, num_epochs=0, x_val=X_VAL, mix=mix, advance=advance)
+    assert list(told) == ["nearest neighbours"] * (mix > 0) + ["coarse k-means", doing]
+    assert told[doing] == [(m, CONFIG.num_steps) for m in range(CONFIG.num_steps + 1)]
     assert told["coarse k-means"][-1][0] == told["coarse k-means"][-1][1]
 
 

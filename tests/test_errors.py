@@ -1,0 +1,35 @@
+"""What messages suggest for a name that nobody knows, and how they count."""
+
+import pytest
+
+from qinco_jax.errors import counted, unknown
+
+KNOWN = ["mix", "num_steps", "final_rate", "qinco1", "qinco2-S", "qinco2-M", "sift-photos"]
+
+
+@pytest.mark.parametrize(
+    ("name", "suggested"),
+    [
+        ("qinco2-m", ["qinco2-M"]),  # by case, not another that is as near
+        ("Sift_Photo", ["sift-photos"]),
+        ("steps", ["num_steps"]),
+        ("num_setps", ["num_steps"]),
+        ("qinco2", ["qinco2-S", "qinco2-M"]),
+        ("frate", ["final_rate"]),
+        *((name, []) for name in ("max", "qinco3", "x", "")),
+    ],
+)
+def test_what_is_near_is_suggested_and_else_all_is_listed(name: str, suggested: list[str]) -> None:
+    hint = f"did you mean {' or '.join(map(repr, suggested))}?"
+    assert unknown("name", name, KNOWN) == (
+        f"unknown name {name!r}; {hint if suggested else 'known: ' + ', '.join(KNOWN)}"
+    )
+
+
+def test_one_is_counted_as_one() -> None:
+    assert [counted(n, "vector") for n in (0, 1, 2000)] == [
+        "0 vectors",
+        "1 vector",
+        "2,000 vectors",
+    ]
+    assert counted(2, "query", "queries") == "2 queries"
