@@ -38,12 +38,6 @@ def unknown(what: str, name: str, known: Collection[str]) -> str:
     return f"unknown {what} {name!r}; {hint}"
 
 
-def counted(count: float, noun: str, many: str | None = None) -> str:
-    """A number with its noun: "1 vector", "0.5 bytes"; `many` where that is no "s" more."""
-    number = f"{int(count):,}" if count == int(count) else f"{count:g}"
-    return f"{number} {noun if count == 1 else many or noun + 's'}"
-
-
 def _near(name: str, known: Collection[str]) -> list[str]:
     """Names that differ in case and signs alone, else that it is a part or a short form of.
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qinco_jax.errors import counted, unknown
+from qinco_jax.errors import unknown
 
 KNOWN = ["mix", "num_steps", "final_rate", "qinco1", "qinco2-S", "qinco2-M", "sift-photos"]
 
@@ -24,12 +24,3 @@ def test_what_is_near_is_suggested_and_else_all_is_listed(name: str, suggested: 
     assert unknown("name", name, KNOWN) == (
         f"unknown name {name!r}; {hint if suggested else 'known: ' + ', '.join(KNOWN)}"
     )
-
-
-def test_one_is_counted_as_one() -> None:
-    assert [counted(n, "vector") for n in (0, 1, 2000)] == [
-        "0 vectors",
-        "1 vector",
-        "2,000 vectors",
-    ]
-    assert counted(2, "query", "queries") == "2 queries"

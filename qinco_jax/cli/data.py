@@ -9,10 +9,11 @@ import click
 from qinco_jax.cli import keeping
 from qinco_jax.datasets import catalog, official
 from qinco_jax.datasets.dataset import load
-from qinco_jax.datasets.official import Wanted, format_size, is_present
+from qinco_jax.datasets.official import Wanted, is_present
 from qinco_jax.errors import InputError
 from qinco_jax.training.logs import stage_bar
 from qinco_jax.vectors.convert import convert as convert_rows
+from qinco_jax.words import format_size
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "int64")
 

@@ -14,8 +14,6 @@ from qinco_jax.codecs import faiss, named
 from qinco_jax.codecs.codec import Contender
 from qinco_jax.codecs.size import size_of, smaller
 from qinco_jax.config import QincoConfig
-from qinco_jax.datasets.official import format_size
-from qinco_jax.errors import counted
 from qinco_jax.evaluate import machine
 from qinco_jax.models import codes
 from qinco_jax.quantizers import packing
@@ -27,6 +25,7 @@ from qinco_jax.training.run_folder import Schedule
 from qinco_jax.training.train import settled
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows
+from qinco_jax.words import counted, format_size
 
 ENCODED_ROWS, ENCODED_SECONDS = 4096, 1.0  # timed at most, and from when on no more are taken
 TRAINED_ROWS = 4096, 8192  # of a codec whose training is timed as a whole, at most

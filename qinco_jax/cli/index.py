@@ -12,8 +12,7 @@ from qinco_jax.cli.models import reranking_dtype_option
 from qinco_jax.cli.numbers import Integer, Number
 from qinco_jax.cluster import connect
 from qinco_jax.cluster import shards as sharding
-from qinco_jax.datasets.official import format_size
-from qinco_jax.errors import InputError, counted
+from qinco_jax.errors import InputError
 from qinco_jax.evaluate import points as operating_points
 from qinco_jax.evaluate import results
 from qinco_jax.evaluate.neighbours import nearest_neighbours, queries_of
@@ -27,6 +26,7 @@ from qinco_jax.training.logs import stage_bar
 from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.shards import read_rows
 from qinco_jax.vectors.stored import Rows
+from qinco_jax.words import counted, format_size
 
 POINTS, PLOT = "points.jsonl", "points.png"
 COUNT = Integer(1)

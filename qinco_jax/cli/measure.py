@@ -10,7 +10,6 @@ from qinco_jax.cli.numbers import Integer
 from qinco_jax.codecs import ours
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.datasets.holdout import hold_back_queries
-from qinco_jax.errors import counted
 from qinco_jax.evaluate import neighbours, results
 from qinco_jax.evaluate.neighbours import METRICS, Queries, queries_of
 from qinco_jax.quantizers import coding
@@ -19,6 +18,7 @@ from qinco_jax.training import run_folder
 from qinco_jax.training.logs import stage_bar
 from qinco_jax.training.recipe import Recipe
 from qinco_jax.vectors.stored import Rows, Vectors
+from qinco_jax.words import counted
 
 HELD_BACK = "which training holds back to choose the best epoch"
 

@@ -8,12 +8,13 @@ import click
 
 from qinco_jax.cli.numbers import Integer
 from qinco_jax.config import MAX_BEAM, MAX_CODEBOOK
-from qinco_jax.errors import InputError, counted
+from qinco_jax.errors import InputError
 from qinco_jax.files import path_of
 from qinco_jax.models import disk
 from qinco_jax.models import export as programs
 from qinco_jax.models.pytorch.load import load_pytorch
 from qinco_jax.quantizers.coding import Model
+from qinco_jax.words import counted
 
 
 def search_options(command: Callable[..., None]) -> Callable[..., None]:

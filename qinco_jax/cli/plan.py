@@ -20,8 +20,6 @@ from qinco_jax.cli.estimates import duration
 from qinco_jax.cli.numbers import Integer
 from qinco_jax.codecs import named
 from qinco_jax.config import MAX_WIDTH, PRESETS, QincoConfig
-from qinco_jax.datasets.official import format_size
-from qinco_jax.errors import counted
 from qinco_jax.quantizers import coding, packing
 from qinco_jax.quantizers.chunks import num_cores
 from qinco_jax.quantizers.coarse import train_centroids
@@ -32,6 +30,7 @@ from qinco_jax.training.estimate import costs
 from qinco_jax.training.logs import stage_bar
 from qinco_jax.training.recipe import Recipe, length, with_mix
 from qinco_jax.training.train import train
+from qinco_jax.words import counted, format_size
 
 SIZES = 20_000, 60_000, 200_000  # vectors of the measured index
 TRAINED, ENCODED, QUERIES, REPEATS = 4096, 1024, 256, 2

@@ -21,7 +21,7 @@ from qinco_jax.codecs import named, ours
 from qinco_jax.codecs.codec import Codec
 from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.config import named as config_named
-from qinco_jax.errors import InputError, counted
+from qinco_jax.errors import InputError
 from qinco_jax.evaluate import plots, readings, results, tables
 from qinco_jax.evaluate.neighbours import Queries
 from qinco_jax.files import path_of
@@ -45,6 +45,7 @@ from qinco_jax.training.train import train as train_model
 from qinco_jax.vectors import checks, formats
 from qinco_jax.vectors.stored import Rows
 from qinco_jax.version import __version__
+from qinco_jax.words import counted
 
 SIZES = {field.name for field in dataclasses.fields(QincoConfig)}
 RQ_ROWS = 100_000

@@ -19,6 +19,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.files import path_of
 from qinco_jax.vectors import formats
 from qinco_jax.vectors.stored import Rows
+from qinco_jax.words import format_size
 
 
 class Wanted(NamedTuple):
@@ -253,8 +254,3 @@ def verified(files: Sequence[tuple[Wanted, Path]], folder: Path) -> list[dict[st
         }
         for entry, path in files
     ]
-
-
-def format_size(num_bytes: int | None) -> str:
-    """A size in readable units."""
-    return "unknown" if num_bytes is None else tqdm.format_sizeof(num_bytes, "B", 1000)

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from qinco_jax.errors import counted
 from qinco_jax.evaluate import tables
 from qinco_jax.evaluate.results import Evaluation, Row
 from qinco_jax.evaluate.tables import Column
+from qinco_jax.words import counted
 
 MEASURES = {"mse": "lowest error", "recall@1": "highest recall@1"}
 NONE_SHARED = "No two codecs were measured at the same rate, so none is called the best."

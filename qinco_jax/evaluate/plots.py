@@ -7,11 +7,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from qinco_jax.errors import counted
 from qinco_jax.evaluate import results, style
 from qinco_jax.evaluate.neighbours import RANKS
 from qinco_jax.evaluate.results import Evaluation, Row
 from qinco_jax.evaluate.style import Label, Look
+from qinco_jax.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

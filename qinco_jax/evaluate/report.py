@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qinco_jax.errors import counted
 from qinco_jax.evaluate import finding, nearest, plots, results, tables
 from qinco_jax.evaluate.results import Evaluation
 from qinco_jax.files import replacing
+from qinco_jax.words import counted
 
 
 def write_page(folder: str | os.PathLike[str]) -> Path:

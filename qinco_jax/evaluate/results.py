@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qinco_jax.codecs.codec import Codec
-from qinco_jax.errors import InputError, counted
+from qinco_jax.errors import InputError
 from qinco_jax.evaluate.metrics import Estimate, Score, measure
 from qinco_jax.evaluate.neighbours import Queries
 from qinco_jax.evaluate.progress import Stage, counting, silent
 from qinco_jax.files import replacing
 from qinco_jax.vectors.stored import Vectors
+from qinco_jax.words import counted
 
 RESULTS, COSTS, GROWTH = "results.jsonl", "costs.jsonl", "growth.jsonl"
 POINT = ("codec", "bytes")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qinco_jax.codecs.codec import AtRate, Codec, Contender
-from qinco_jax.errors import InputError, counted
+from qinco_jax.errors import InputError
 from qinco_jax.evaluate import machine, results
 from qinco_jax.evaluate.metrics import Score, measure
 from qinco_jax.evaluate.neighbours import Queries
@@ -25,6 +25,7 @@ from qinco_jax.files import replacing
 from qinco_jax.training.loop import Advance
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows
+from qinco_jax.words import counted
 
 MODELS = "models"
 TIMED_ROWS = 8192

@@ -4,12 +4,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from qinco_jax.datasets.official import format_size
-from qinco_jax.errors import counted
 from qinco_jax.evaluate import results
 from qinco_jax.evaluate.metrics import BY_READING
 from qinco_jax.evaluate.neighbours import RANKS
 from qinco_jax.evaluate.results import Evaluation, Row
+from qinco_jax.words import counted, format_size
 
 ENTROPY = (
     "bits that a code carries, of those it takes: the entropy of how often each codeword occurs, "
