@@ -7,35 +7,31 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 import jax
 import numpy as np
 
 from qinco_jax import datasets
-from qinco_jax.cli import estimates, keeping, measure, verdict
+from qinco_jax.cli import estimates, keeping, measure, trained
 from qinco_jax.cli.models import compute_dtype_option
 from qinco_jax.cli.numbers import Integer, Number
-from qinco_jax.codecs import named, ours
-from qinco_jax.codecs.codec import Codec
+from qinco_jax.codecs import named
 from qinco_jax.config import PRESETS, QincoConfig
 from qinco_jax.config import named as config_named
 from qinco_jax.errors import InputError
-from qinco_jax.evaluate import plots, readings, results, tables
+from qinco_jax.evaluate import readings
 from qinco_jax.evaluate.neighbours import Queries
 from qinco_jax.files import path_of
 from qinco_jax.models import disk
-from qinco_jax.models.codes import model_fingerprint
 from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
-from qinco_jax.quantizers.qinco import Qinco
-from qinco_jax.quantizers.rq import RQ, sample_rows
+from qinco_jax.quantizers.rq import sample_rows
 from qinco_jax.quantizers.transform import approximate
-from qinco_jax.training import mixing, processes, run_folder
+from qinco_jax.training import processes, run_folder
 from qinco_jax.training.estimate import costs
-from qinco_jax.training.initial_model import as_rq
 from qinco_jax.training.logs import run_log, stage_bar
 from qinco_jax.training.minutes import lasting
 from qinco_jax.training.recipe import RECIPES, Recipe
@@ -48,7 +44,6 @@ from qinco_jax.version import __version__
 from qinco_jax.words import counted
 
 SIZES = {field.name for field in dataclasses.fields(QincoConfig)}
-RQ_ROWS = 100_000
 MOST_MINUTES = 10**6
 
 
@@ -165,18 +160,24 @@ def _trained(
         if begun is None and (text := estimates.large_model(sizes, len(stored))):
             click.echo(text)
 
-    if dry_run:
-        say_size()
-        measure.check_truth(data, eval_rows, config.unit_norm)
-        click.echo(estimates.training(kept, held_back, config, recipe))
-        return lambda: None
     known: dict[str, Any] = {
         "seed": seed,
         "x_val": data.validation,
         "centroids": coarse,
         "init": begun,
     }
-    if processes.is_first() and find_run(folder, data.train, config, recipe, **known):
+    measured_anew = minutes is not None and dry_run  # so it is no run that there may be
+    finished = (
+        processes.is_first()
+        and not measured_anew
+        and find_run(folder, data.train, config, recipe, **known)
+    )
+    if dry_run:
+        say_size()
+        measure.check_truth(data, eval_rows, config.unit_norm)
+        click.echo(estimates.training(kept, held_back, config, recipe))
+        return lambda: None
+    if finished:
         click.echo(f"{folder} is a finished run; measuring its model again")
     else:
         click.echo(
@@ -196,38 +197,12 @@ def _trained(
         model = train_model(
             data.train, config, recipe, run_dir=folder, log=log, advance=advance, **known
         )  # fmt: skip
-
-    def show() -> None:
-        mix, why = _mix(folder, config, recipe, len(kept))
-        fitting = verdict.of_fitting(run_folder.decisions(folder, config, run_folder.Fitting))
-        for line in filter(None, (why, fitting)):
-            click.echo(line)
-        start = run_folder.start_of(folder, model)
-        plain = isinstance(start, Qinco) and not (start.ivf or fitting or begun)
-        begun_as = [as_rq(cast(Qinco, start))] if plain else []
-        baseline = _rq(kept, held_back, config, seed, [] if mix else begun_as)
-        if mix:
-            baseline += _rq(kept, held_back, config, seed, begun_as, mix)
-        same = start is not None and model_fingerprint(start) == model_fingerprint(model)
-        own = _ours(model, None if same else start, recipe.compute_dtype)
-        if recipe.num_epochs != 0:
-            click.echo(measure.two_errors(model, recipe, held_back))
-            compared = sample_rows(kept, eval_rows, seed) if nothing_unseen else held_back
-            tell = verdict.of_nothing_gained if same else verdict.beside_rq
-            click.echo(tell(own[-1], baseline, compared, train_on_all))
-            if to_store is not None:
-                click.echo(verdict.of_stored(own[-1], to_store, len(kept), eval_rows))
-        rows = measure.measure(
-            [*baseline, *own], data, eval_rows, questions, np.asarray(trial_rows)
-        )
-        results.write(rows, folder / "results.jsonl")
-        plots.plot_rates(
-            folder / "results.jsonl", folder / "results.png", results.title_of(data.name)
-        )
-        click.echo(tables.markdown(rows))
-        click.echo(f"model: {folder / run_folder.FINISHED}   plot: {folder / 'results.png'}")
-
-    return show
+    run = trained.Run(
+        folder, config, recipe, seed, kept, held_back, train_on_all, to_store, begun is not None
+    )
+    return functools.partial(
+        trained.show, model, run, data, eval_rows, questions, np.asarray(trial_rows)
+    )
 
 
 def _sizes(
@@ -304,56 +279,6 @@ def _lasting(
 
     chosen = decide() if folder is None else run_folder.scheduled(folder, minutes, decide)
     return dataclasses.replace(recipe, num_epochs=chosen.num_epochs, epoch_rows=chosen.epoch_rows)
-
-
-def _mix(folder: Path, config: QincoConfig, recipe: Recipe, num_rows: int) -> tuple[float, str]:
-    """How far a run moved its rows, and where held-back rows decided that, what they said."""
-    if recipe.mix is not None:
-        return recipe.mix, ""
-    found = run_folder.decisions(folder, config, run_folder.Mixing)
-    moved = [(each, each.moved) for each in found if each.mix and each.moved is not None]
-    if not moved:
-        return 0.0, ""
-    (first, error), parts = moved[0], config.num_parts
-    which = f" in {len(moved)} of {parts} parts" * (parts > 1)
-    overfit, change = first.held_back / first.own - 1, error / first.held_back - 1
-    return first.mix, (
-        f"{num_rows:,} vectors are few{which}: residual k-means has an error {overfit:.0%} "
-        "higher on vectors that it was not trained on. So training moved each vector towards its "
-        f"neighbours, which changes that error by {change:+.1%} and helps networks more (mix "
-        f"{first.mix:g}; --set mix=0 trains on the vectors as they are)"
-    )
-
-
-def _rq(
-    x: Rows, x_val: Rows, config: QincoConfig, seed: int, others: list[RQ], mix: float = 0.0
-) -> list[Codec]:
-    """The best residual quantizer of the same bytes, at four rates; with `mix` of moved vectors."""
-    some = f"{RQ_ROWS:,} of the " * (len(x) > RQ_ROWS)
-    moved, width = ", moved" * bool(mix), config.num_parts
-    title = f"training RQ on {some}{len(x):,} vectors{moved}"
-    if mix:
-        x = approximate(x, config.unit_norm)
-        x = mixing.at_least(x, mix, seed, RQ_ROWS)
-    with stage_bar(title) as advance:
-        model = ours.best_rq(
-            x, x_val, width * config.num_steps, config.codebook_size,
-            seed=seed, max_rows=RQ_ROWS, others=others, advance=advance, **config.transform,
-        )  # fmt: skip
-    steps = ours.quarters(config.num_steps)
-    every = [ours.of_rq(model, width * m, config.step_bits / width) for m in steps]
-    return [codec._replace(name=f"{codec.name}{moved}") for codec in every]
-
-
-def _ours(model: Model, start: Model | None, compute_dtype: str | None) -> list[Codec]:
-    """The model as its training began, if the run kept that, and trained, at four rates."""
-    num_steps = model.num_steps
-    codec = functools.partial(ours.of_qinco, compute_dtype=compute_dtype)
-    before = [] if start is None else [codec(start, num_steps)]
-    return [
-        *(each._replace(name=f"{each.name}, before training") for each in before),
-        *(codec(model, m) for m in ours.quarters(num_steps)),
-    ]
 
 
 @click.command()

@@ -8,8 +8,29 @@ from qinco_jax.codecs.codec import Codec
 from qinco_jax.evaluate.metrics import measure
 from qinco_jax.quantizers.rq import sample_rows
 from qinco_jax.training.initial_model import LEFT_OVER
-from qinco_jax.training.run_folder import Fitting
+from qinco_jax.training.run_folder import Fitting, Mixing
 from qinco_jax.vectors.stored import Rows
+
+
+def of_mixing(found: Sequence[Mixing], num_rows: int) -> str:
+    """Why vectors were moved towards their neighbours; empty if they were not.
+
+    Args:
+      found: what held-back vectors decided, in the run or in each of its parts.
+      num_rows: how many vectors it was trained on.
+    """
+    moved = [(each, each.moved) for each in found if each.mix and each.moved is not None]
+    if not moved:
+        return ""
+    first, error = moved[0]
+    which = f" in {len(moved)} of {len(found)} parts" * (len(found) > 1)
+    overfit, change = first.held_back / first.own - 1, error / first.held_back - 1
+    return (
+        f"{num_rows:,} vectors are few{which}: residual k-means has an error {overfit:.0%} "
+        "higher on vectors that it was not trained on. So training moved each vector towards its "
+        f"neighbours, which changes that error by {change:+.1%} and helps networks more (mix "
+        f"{first.mix:g}; --set mix=0 trains on the vectors as they are)"
+    )
 
 
 def of_fitting(found: Sequence[Fitting]) -> str:

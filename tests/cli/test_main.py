@@ -80,17 +80,6 @@ def test_a_model_that_was_not_trained_further_is_measured_once(
     assert ran.exit_code == 0 and "before training" not in ran.output
 
 
-def test_why_rows_were_moved_is_two_sentences(tmp_path: Path) -> None:
-    run_folder.keep_mix(tmp_path, run_folder.Decided(0.7, 1.0, 1.5, 1.47))
-    mix, text = train_command._mix(tmp_path, qj.QincoConfig(), qj.Recipe(), 900)
-    assert mix == 0.7 and text == (
-        "900 vectors are few: residual k-means has an error 50% higher on vectors that it was not "
-        "trained on. So training moved each vector towards its neighbours, which changes that "
-        "error by -2.0% and helps networks more (mix 0.7; --set mix=0 trains on the vectors as "
-        "they are)"
-    )
-
-
 @pytest.mark.parametrize("variant", ["centroids", "num_parts=2"])
 def test_a_variant_goes_from_files_to_files(folder: Path, tmp_path: Path, variant: str) -> None:
     settings = ["--set", variant, *SMALL]
