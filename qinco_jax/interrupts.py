@@ -96,7 +96,7 @@ def insisting() -> Iterator[None]:
                 raise KeyboardInterrupt from None
             raise
         if pressed:
-            raise Interrupted("interrupted, but it had all done")
+            raise Interrupted("interrupted, but everything was already done")
     finally:
         signal.signal(signal.SIGINT, handlers[1])
         signal.setitimer(signal.ITIMER_REAL, 0)

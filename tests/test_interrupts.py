@@ -82,7 +82,7 @@ def test_an_interrupt_is_told_apart_from_what_came_of_it() -> None:
             press()
         except KeyboardInterrupt:
             raise ValueError("what a library made of it") from None
-    with pytest.raises(Interrupted, match="had all done"), insisting():
+    with pytest.raises(Interrupted, match="already done"), insisting():
         in_a_collection()
 
 
