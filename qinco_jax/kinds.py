@@ -39,5 +39,7 @@ def instead(folder: Path, file: str) -> str:
         return "there is no such file or folder"
     if not folder.is_dir():
         return "it is a file, not a folder" if folder.exists() else "it is a broken link"
+    if (folder / file).exists():
+        return f"{folder / file} is no file that can be read"
     what = kind_of(folder)
     return f"it is {what}" if what else f"{folder / file} is missing"

@@ -315,9 +315,9 @@ def test_a_plan_tells_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
         r"train 10,000,000 +\d",
     ):  # fmt: skip
         assert re.search(what, output), what
-    assert "--rows must be from 1" in refused("plan", "--rows", "0", "--dim", 4)
+    assert "--rows must be 1 to" in refused("plan", "--rows", "0", "--dim", 4)
     bad = refused("plan", "--rows", "1", "--dim", 4, "--train-rows", "0")
-    assert "--train-rows must be from 1" in bad
+    assert "--train-rows must be 1 to" in bad
 
 
 def test_a_line_through_measurements_never_falls_below_zero() -> None:
