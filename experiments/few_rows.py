@@ -47,10 +47,11 @@ def run(data, num_rows, name, num_epochs, preset, seed):
     recipe = qj.Recipe(**{**vars(qj.RECIPES[preset]), **RECIPES[name], "num_epochs": num_epochs})
     kept, held_back = split(data.train[:num_rows], None, recipe)
     tests = {"val": held_back, "database": data.database[:TEST_ROWS]}
-    start = qj.train(kept, qj.PRESETS[preset], recipe, seed=seed, num_epochs=0)
+    how = {"seed": seed, "x_val": held_back}
+    start = qj.train(kept, qj.PRESETS[preset], recipe, **how, num_epochs=0)
     curve, begin = [], time.perf_counter()
     model = qj.train(
-        kept, qj.PRESETS[preset], recipe, seed=seed, x_val=held_back,
+        kept, qj.PRESETS[preset], recipe, **how,
         log=lambda record: curve.append(record["val_mse"]) if "val_mse" in record else None,
     )  # fmt: skip
     seconds = time.perf_counter() - begin

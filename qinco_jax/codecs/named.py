@@ -66,8 +66,7 @@ def contenders(
       settings: `NAME=VALUE`, sizes and recipes of this library's models.
 
     Raises:
-      InputError: an unknown codec or setting, settings of no codec, or a codec that has none of the
-        rates.
+      InputError: an unknown codec or setting, or a codec that has none of the rates.
     """
     specs = [parse(text) for text in texts]
     _replaced(settings)
@@ -78,11 +77,6 @@ def contenders(
     if without:
         asked = ", ".join(f"{rate:g}" for rate in rates)
         raise InputError(f"{', '.join(without)}, not {asked}")
-    if settings and not any(spec.name in PRESETS for spec in specs):
-        raise InputError(
-            f"the settings {', '.join(settings)} are for models that are trained here, and of "
-            f"{', '.join(texts)} none is one; leave them out"
-        )
     return [contender for spec in specs for contender in every[spec.text]]
 
 

@@ -75,8 +75,10 @@ def stage_bar(title: str) -> Iterator[Advance]:
     stage = _Stage(title)
     try:
         yield stage.advance
-    finally:
-        stage.close()
+    except BaseException:
+        stage.close(leave=stage.has_advanced)  # nothing, where the work was refused
+        raise
+    stage.close()
 
 
 class _Stage:
@@ -87,6 +89,7 @@ class _Stage:
 
     def __init__(self, title: str) -> None:
         self.title, self.doing, self.bar = title, "", _line(title)
+        self.has_advanced = False
         self._lock, self._closed = threading.Lock(), threading.Event()
         threading.Thread(target=self._tick, daemon=True).start()
 
@@ -95,6 +98,7 @@ class _Stage:
     ) -> None:
         """See `Advance`; `shown` stands behind the bar."""
         with self._lock:
+            self.has_advanced = True
             if doing != self.doing:
                 self.doing, desc = doing, f"{self.title}, {doing}" if doing else self.title
                 if self.bar.bar_format == BAR:
@@ -110,10 +114,11 @@ class _Stage:
                 self.bar.set_postfix(shown, refresh=False)
                 self.bar.update(done - self.bar.n)
 
-    def close(self) -> None:
-        """Leaves the last line as it is."""
+    def close(self, leave: bool = True) -> None:
+        """Leaves the last line as it is, or no line."""
         with self._lock:
             self._closed.set()
+            self.bar.leave = leave
             self.bar.close()
 
     def _tick(self) -> None:

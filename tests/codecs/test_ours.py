@@ -8,6 +8,7 @@ import pytest
 import qinco_jax as qj
 from qinco_jax.codecs import faiss as faiss_codecs
 from qinco_jax.codecs import ours
+from qinco_jax.seeds import ROW_ORDER, seed_for
 
 RNG = np.random.default_rng(0)
 CENTERS = RNG.normal(size=(40, 16))
@@ -40,16 +41,16 @@ def test_faiss_does_not_print_that_rows_are_few(
 def test_rq_of_faiss_is_the_better_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     x = CLUSTERS.astype(np.float64)
+    order = np.random.default_rng(seed_for(0, ROW_ORDER)).permutation(len(x))
+    rows = CLUSTERS[order[-400:]]  # those held back
 
     def error(beam: int) -> float:
         monkeypatch.setattr(faiss_codecs, "TRAINING_BEAMS", (beam,))
         codec = faiss_codecs.train("rq", x, 2, beam_size=8)
-        rows = np.random.default_rng(0).permutation(CLUSTERS)[-400:]
         return float(np.square(rows - np.asarray(codec.decode(codec.encode(rows)))).sum())
 
     alone = [error(beam) for beam in (1, 5)]
     monkeypatch.undo()
     codec = faiss_codecs.train("rq", x, 2, beam_size=8)
-    rows = np.random.default_rng(0).permutation(CLUSTERS)[-400:]
     found = float(np.square(rows - np.asarray(codec.decode(codec.encode(rows)))).sum())
     assert alone[0] != alone[1] and found == min(alone)

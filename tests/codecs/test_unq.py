@@ -211,7 +211,7 @@ WRONG = {
     "one vector to train on": (lambda: TRAIN(X[0]), "shape"),
     "one codeword": (lambda: train(X, M, 1), "codebook_size of at least 2"),
     "K beyond 16 bits": (lambda: train(X, 1, 70_000), "codebook_size must be at most 65,536"),
-    "a seed beyond 31 bits": (lambda: TRAIN(X, seed=2**31), "seed must be at most"),
+    "a seed beyond 31 bits": (lambda: TRAIN(X, seed=2**31), "seed must be 0 to"),
     "beyond float32's digits": (lambda: unq.encode(after(), 1e12 + X), r"row 0 .* 1e\+12"),
     "diverges": (lambda: TRAIN(X, learning_rate=1e30), "lower learning_rate"),
     "other dimension": (lambda: unq.encode(after(), X[:, :2]), "2 dimensions"),

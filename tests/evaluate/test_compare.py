@@ -170,7 +170,6 @@ def test_finished_rows_are_not_made_again(data: Path, folder: Path) -> None:
         (["--set", "num_steps=4"], "num_steps=4 follows from the bytes"),
         (["--set", "hidden_dim"], "the setting 'hidden_dim' has no value"),
         (["--codecs", "pq", "--set", "foo=2"], "unknown setting 'foo'"),
-        (["--codecs", "pq", "--set", "hidden_dim=8"], "are for models that are trained here"),
         (["--metrics", "l2,manhattan"], "unknown metric 'manhattan'"),
         (["--noise", "2"], "belongs to another run: noise is"),
         (["--set", "hidden_dim=8"], "has small@2 at 1 byte with other settings"),
