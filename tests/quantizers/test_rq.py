@@ -135,7 +135,7 @@ WRONG = {
     "beam of 0": (lambda: rq.encode(trained(), X, beam_size=0), "beam_size"),
     "beyond float32's digits": (lambda: rq.encode(trained(), 1e9 + X), r"row 0 .* 1e\+09"),
     "K beyond 16 bits to encode": (lambda: rq.encode(LARGE, X), "at most 65,536, got 65,537"),
-    "a seed beyond 31 bits": (lambda: rq.train(X, M, K, seed=2**31), "at most 2147483647"),
+    "a seed beyond 31 bits": (lambda: rq.train(X, M, K, seed=2**31), "0 to 2,147,483,647"),
     "a row of zeros in float32": (
         lambda: rq.train(np.float64(1e-200) * X, M, K),
         "row 0 .* zero in float32",

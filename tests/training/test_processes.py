@@ -110,7 +110,7 @@ def test_what_one_process_cannot_train_on_all_refuse(tmp_path: Path) -> None:
     host = re.escape(socket.gethostname())
     expected = [
         f"process 0 on {host}: process 1 on {host} differs: seed is 1 there and 0 here; start all",
-        f"process 0 on {host}: process 1 on {host} differs: data.sha256_of_sample is",
+        f"process 0 on {host}: process 1 on {host} differs: it was given other training vectors",
         f"process 1 on {host}: row 700 of the training vectors holds NaN",
         f"process 0 on {host}: process 1 on {host} differs: qinco_jax is 0.0 there",
         f"process 0 on {host}: metrics.jsonl: No space left on device; check the path",
