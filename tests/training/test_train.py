@@ -60,7 +60,10 @@ def test_centroids_of_the_model_stay() -> None:
         ({"config": CONFIG, "init": "path"}, r"init must be a model, .* qinco_jax\.load\(path\)"),
         ({"config": CONFIG, "seed": True}, "seed must be an integer, got True"),
         ({"config": CONFIG, "num_epochs": 1.0}, "num_epochs must be an integer, got 1.0"),
-        ({"config": CONFIG, "num_epochs": 2**31 - 1}, "batches, and at most 2,147,483,647 are"),
+        (
+            {"config": CONFIG, "num_epochs": 2**31 - 1, "batch_size": 64},
+            "batches, and at most 2,147,483,647 are",
+        ),
         ({"config": CONFIG, "learning_rate": np.inf}, "learning_rate must be a finite number"),
         ({"config": CONFIG, "weight_decay": np.nan}, "weight_decay must be a finite number"),
         ({"config": CONFIG, "train_joint": 1}, "train_joint must be true or false, got 1"),
