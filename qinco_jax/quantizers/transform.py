@@ -15,7 +15,7 @@ from qinco_jax.vectors.stored import Rows, derived, spans
 Array = jax.Array | np.ndarray
 
 COVARIANCE_ROWS = 8192
-PRECISION = 2.0**24  # of float32: numbers of this times z's are rounded by as much as z
+PRECISION = 2.0**24  # float32 rounds a number so many times as large as z by as much as z
 SCALES = 1e-12, 1e12
 
 
