@@ -86,8 +86,9 @@ def show(
     if mix:
         baseline += _rq(run, begun_as, mix)
     same = start is not None and model_fingerprint(start) == model_fingerprint(model)
-    own = _ours(model, None if same else start, run.recipe.compute_dtype)
-    if run.recipe.num_epochs != 0:
+    trained = run.recipe.num_epochs != 0
+    own = _ours(model, start if trained else None, run.recipe.compute_dtype)
+    if trained:
         click.echo(measure.two_errors(model, run.recipe, run.held_back))
         click.echo(_verdict(run, own[-1], baseline, same, eval_rows))
         if run.to_store is not None:

@@ -27,6 +27,7 @@ def test_an_untrained_model_is_no_gain(tmp_path: Path) -> None:
             ran = CliRunner().invoke(cli.main, [*command, "--out", str(tmp_path / "run")])
         assert ran.exit_code == 0, ran.output
         said = "no epoch improved on the start, so this model is the start"
+        assert ran.stdout.count(", before training") == 1
         assert said in ran.stdout and "less" not in ran.stdout.partition(said)[2].partition("|")[0]
     model = qj.load(tmp_path / "run")
     assert isinstance(model, qj.Qinco) and not np.any(model.steps.proj_out)
