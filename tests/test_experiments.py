@@ -454,6 +454,28 @@ def test_big_ann_benchmarks_builds_stores_and_searches_an_index(
     np.testing.assert_array_equal(second.get_results(), first.get_results())
 
 
+def test_recipes_train_the_same_network_and_are_drawn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("recipes", monkeypatch)
+    sizes = {"num_steps": 2, "codebook_size": 16, "embed_dim": 4, "hidden_dim": 8, "num_blocks": 3}
+    monkeypatch.setattr(qj, "PRESETS", {
+        "small": qj.QincoConfig(**{**sizes, "num_blocks": 2}), "qinco2-S": qj.QincoConfig(**sizes)
+    })  # fmt: skip
+    monkeypatch.setattr(module, "lasting", lambda recipe, *_: dataclasses.replace(
+        recipe, num_epochs=2, epoch_rows=1024
+    ))  # fmt: skip
+    monkeypatch.setattr(module, "VAL_ROWS", 100)
+    out = folder / "recipes.jsonl"
+    for recipe in module.RECIPES:
+        shown = run(module, "--recipe", recipe, "--minutes", 1, "--dataset", folder, "--out", out)
+    published, ours = read(out)
+    assert published["parameters"] == ours["parameters"] and "qinco2-S" in shown
+    for row in (published, ours):
+        assert [vectors for _, vectors, _ in row["curve"]] == [0, 1024, 2048]  # type: ignore
+    assert out.with_suffix(".png").stat().st_size > 10_000
+
+
 def test_a_card_is_measured_in_parts_of_which_none_stops_the_others(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

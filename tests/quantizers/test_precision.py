@@ -121,7 +121,9 @@ def test_an_unknown_dtype_is_refused() -> None:
         lambda: qj.decode(MODEL, codes, compute_dtype="float16"),
         lambda: qj.Recipe(compute_dtype="float16"),
     ):
-        with pytest.raises(qj.InputError, match="unknown compute dtype 'float16'; did you mean 'bfloat16'"):
+        with pytest.raises(
+            qj.InputError, match="unknown compute dtype 'float16'; did you mean 'bfloat16'"
+        ):
             call()
 
 
