@@ -21,6 +21,7 @@ from optimized import optimized
 
 import qinco_jax as qj
 from qinco_jax.cli.main import main
+from qinco_jax.quantizers import rq
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qinco_jax"
@@ -161,6 +162,7 @@ def test_the_python_of_the_documentation_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(rq, "ROWS_PER_CODEWORD", 12)  # k-means of 256 takes most of the time
     scope: dict[str, object] = {}
     with optimized():
         for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
