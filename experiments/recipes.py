@@ -110,10 +110,11 @@ def run(name, preset, minutes, seed, x):
 @click.option("--dataset", default="sift-photos", show_default=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 def main(name, preset, minutes, seed, dataset, out):
-    row = run(name, preset, minutes, seed, qj.datasets.load(dataset).train)
+    data = qj.datasets.load(dataset)
+    row = {**run(name, preset, minutes, seed, data.train), "dataset": data.name}
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a") as file:  # appended, because two runs may go side by side
-        file.write(json.dumps({**row, "dataset": dataset}) + "\n")
+        file.write(json.dumps(row) + "\n")
     rows = results.read(out, ("preset", "asked", "recipe"))
     click.echo(table(rows))
     plot(rows, out.with_suffix(".png"))
