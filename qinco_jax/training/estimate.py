@@ -17,7 +17,7 @@ from qinco_jax.training import step as training
 from qinco_jax.training.initial_model import as_rq, gains_by_refits, initial_model
 from qinco_jax.training.loop import validation_error
 from qinco_jax.training.recipe import Recipe, length
-from qinco_jax.training.single import DECIDING_ROWS, variance
+from qinco_jax.training.start import DECIDING_ROWS, variance
 from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows
 

@@ -7,7 +7,7 @@ from qinco_jax.config import QincoConfig
 from qinco_jax.training import estimate, initial_model
 from qinco_jax.training.loop import validation_error
 from qinco_jax.training.recipe import Recipe, with_mix
-from qinco_jax.training.single import variance
+from qinco_jax.training.start import variance
 
 CONFIG = QincoConfig(num_steps=3, codebook_size=16, hidden_dim=8, num_blocks=1, num_candidates=2,
                      beam_size=2, dim=8, embed_dim=8)  # fmt: skip
