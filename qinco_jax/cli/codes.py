@@ -32,7 +32,11 @@ from qinco_jax.vectors.shards import read_rows
               help="encode on Ray: on the cluster that runs here or else this machine, on N "
                    "workers of this machine, or on the cluster at an address")  # fmt: skip
 @click.option("--shard", metavar="I/N", help="encode the I-th of N shares, I from 0, without Ray")
-@click.option("--collect", is_flag=True, help="after all shares, verify them and list them")
+@click.option(
+    "--collect",
+    is_flag=True,
+    help="when all shares are done, verify the shards and write manifest.json",
+)
 def encode(
     model: str, vectors: str, codes: str, dry_run: bool, workers: str | None, shard: str | None,
     collect: bool, **search: Any,

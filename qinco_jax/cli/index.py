@@ -47,7 +47,8 @@ def index() -> None:
 @click.option("--num-lists", type=COUNT, help="L, inverted lists [default: by the number of "
               "training vectors; a model with centroids has its own]")  # fmt: skip
 @click.option("--metric", type=click.Choice(METRICS),
-              help="[default: the set's own, or l2]")  # fmt: skip
+              help="[default: cosine for a model with unit_norm, else the set's own, or "
+              "l2]")  # fmt: skip
 @click.option("--codes", metavar="FILE", help="codes of the database, by `qinco encode`")
 @click.option("--rows-to-fit", default=FITTED_ROWS, show_default=True, metavar="N",
               type=COUNT, help="training vectors that the decoders are fitted on")  # fmt: skip

@@ -59,10 +59,11 @@ class Commands(click.Group):
 def main() -> None:
     """Neural residual quantization: trains QINCo models, encodes, decodes, evaluates.
 
-    Files of vectors are .npy, .npz, .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin, .ibin, .hdf5,
-    .parquet or .safetensors, "parts/*.npy" or a folder of numbered files several of them,
-    FILE::NAME the column or dataset NAME of a file; codes are .npy. A MODEL is a folder, that of
-    its run too, or a .safetensors file. All of these may be URLs, such as s3://bucket/x.npy.
+    Vectors are read from .npy, .npz, .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin, .ibin, .hdf5,
+    .parquet and .safetensors files. A pattern in quotes, "parts/*.npy", or a folder of numbered
+    files stands for several, FILE::NAME for one column or dataset of a file. Codes are .npy. A
+    MODEL is the folder of a model or of its run, or a .safetensors file. All of these may be URLs,
+    such as s3://bucket/x.npy.
     Compiled programs are kept in ~/.cache/qinco_jax, or where JAX_COMPILATION_CACHE_DIR says.
     """
     _keep_compilations()

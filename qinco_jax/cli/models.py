@@ -23,7 +23,8 @@ def search_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--joint/--each",
             default=None,
-            help="candidates: the best of all partial codes', or of each [default: the model's]",
+            help="choose the A B best candidates over the whole beam, or the A best of each "
+            "partial code [default: the model's]",
         ),
         click.option(
             "--beam-size",

@@ -22,18 +22,19 @@ def meanings(kind: type[Any]) -> dict[str, str]:
 
 
 @click.command()
-@click.argument("preset", required=False)
-def settings(preset: str | None) -> None:
-    """Lists what --set NAME=VALUE may change, with defaults, or with the values of PRESET.
+@click.argument("preset", default="small")
+def settings(preset: str) -> None:
+    """Lists what --set NAME=VALUE may change, with the values of PRESET, which is small by default.
 
     For example, a smaller network, trained for about five minutes (--minutes, and not num_epochs
     and epoch_rows, which it chooses):
 
         qinco train --minutes 5 --set hidden_dim=64 --set num_blocks=1
     """
-    values: dict[type[Any], Any] = {QincoConfig: QincoConfig, Recipe: Recipe}
-    if preset is not None:
-        values = {QincoConfig: named(PRESETS, preset, "preset"), Recipe: of_preset(preset)}
+    values: dict[type[Any], Any] = {
+        QincoConfig: named(PRESETS, preset, "preset"),
+        Recipe: of_preset(preset),
+    }
     for kind, title in TITLES.items():
         click.echo(f"{title}:")
         known = meanings(kind)

@@ -51,8 +51,8 @@ MOST_MINUTES = 10**6
 @measure.data_options(20_000)
 @click.option("--preset", default="small", show_default=True, help=", ".join(PRESETS))
 @click.option("--recipe", "recipe_name", metavar="NAME",
-              help=f"{', '.join(RECIPES)} [default: the preset's; of small on a GPU or TPU "
-                   "accelerator]")  # fmt: skip
+              help=f"{', '.join(RECIPES)} [default: the preset's own; `accelerator` for the preset "
+                   "small on a GPU or TPU]")  # fmt: skip
 @click.option("--bytes", "num_bytes", type=float, help="bytes per vector [default: 8]")
 @click.option("--minutes", type=Number(0, MOST_MINUTES, above=True),
               help="train for about so long on this machine, start included, and then measure "
@@ -60,9 +60,9 @@ MOST_MINUTES = 10**6
 @click.option(
     "--train-on-all",
     is_flag=True,
-    help="hold no vectors back, where those to train on are those to store: their own "
-    "error is lower, but the best epoch is chosen by vectors that it has seen, none "
-    "are moved unless --set mix says so, and the error of others is not known",
+    help="train on all vectors and hold none back, where they are all that will be stored: their "
+    "own error is lower, but the best epoch is chosen by vectors that it has seen, none are moved "
+    "towards their neighbours unless --set mix says so, and the error of others is not known",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1),
               help="of the start and the data order")  # fmt: skip
@@ -78,7 +78,7 @@ MOST_MINUTES = 10**6
 @click.option("--dry-run", is_flag=True, help="show what it will take, and train nothing")
 @click.option("--distributed", is_flag=True,
               help="train together with the other processes that Slurm, Open MPI or Kubernetes "
-                   "started, or that the following three tell of")  # fmt: skip
+                   "started, or that the next three options describe")  # fmt: skip
 @click.option("--coordinator", metavar="HOST:PORT",
               help="where process 0 listens to the others, the same for all")  # fmt: skip
 @click.option("--num-processes", type=Integer(1), help="of the training")

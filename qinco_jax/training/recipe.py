@@ -49,13 +49,13 @@ class Recipe:
     """How a model is trained.
 
     Attributes:
-      num_epochs: 0 gives the initial model; `None` takes as many as see `default_rows`.
+      num_epochs: 0 gives the untrained model; `None` trains until `default_rows` have been seen.
       default_rows: rows that are seen where `num_epochs` is `None`, at most one epoch for each
         12,000 of them; 1.2 million are minutes on two cores.
       epoch_rows: an epoch is a pass over the training rows, or over this many where there are more;
         each ends with a validation.
-      batch_size: rows that are encoded at once, over all devices; lowered to the training rows and
-        to a multiple of `num_updates` times the number of devices.
+      batch_size: rows that are encoded at once, over all devices; lowered to the number of training
+        rows and to a multiple of `num_updates` times the number of devices.
       num_updates: gradient steps on the codes of a batch, each on its share of the rows.
       learning_rate: peak rate of AdamW.
       schedule: "cosine" to `final_rate`, or "plateau": a tenth after `patience` epochs without a
