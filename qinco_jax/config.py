@@ -140,8 +140,8 @@ class QincoConfig:
         total = self.num_parts * self.num_steps * of_step + dim * (self.num_centroids or 0)
         if total > MAX_NUMBERS:
             raise InputError(
-                f"these sizes make a model of {total:.2g} numbers, at most {MAX_NUMBERS:.2g} are "
-                "possible; lower embed_dim, hidden_dim, num_blocks or the like"
+                f"these sizes make a model of {total:.2g} numbers, but at most {MAX_NUMBERS:.2g} "
+                "are possible; lower embed_dim, hidden_dim, num_blocks or the like"
             )
 
     def _check_variants(self) -> None:

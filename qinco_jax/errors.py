@@ -10,6 +10,7 @@ HASHED = {
 }  # fmt: skip
 """What stands in an identity as a hash, in words."""
 FEWEST_LETTERS, MOST_SUGGESTED = 3, 3  # of what is looked for in names; of names at once
+LONGEST_NAME = 60  # letters of what is looked for and shown; requests send names of any length
 LIKENESS = 0.75  # of misspelt names, as difflib has it: "max" is 0.67 like "mix"
 
 
@@ -33,15 +34,16 @@ def of_system(error: OSError) -> str:
 
 def unknown(what: str, name: str, known: Collection[str]) -> str:
     """A message that suggests what is near in spelling, or lists all that there is."""
-    near = _near(name, known)
+    near = [] if len(name) > LONGEST_NAME else _near(name, known)
+    shown = repr(name) if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]!r}..."
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
-    return f"unknown {what} {name!r}; {hint}"
+    return f"unknown {what} {shown}; {hint}"
 
 
 def _near(name: str, known: Collection[str]) -> list[str]:
-    """Names that differ in case and signs alone, else that it is a part or a short form of.
+    """Names equal but for case and punctuation; else names that contain it or that it abbreviates.
 
-    Else one that it is a misspelling of, but not with other numbers in it, which are no slips.
+    Else the closest in spelling that has the same digits.
     """
     plain, own = {other: _plain(other) for other in known}, _plain(name)
     long = len(own) >= FEWEST_LETTERS

@@ -98,6 +98,7 @@ def insisting() -> Iterator[None]:
         if pressed:
             raise Interrupted("interrupted, but everything was already done")
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # before all else, and again if Ctrl-C sets it
         signal.signal(signal.SIGINT, handlers[1])
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handlers[0])

@@ -6,11 +6,13 @@ from typing import Protocol
 
 MODEL, RUN, INDEX, SHARDS = "model.json", "run.json", "index.json", "shards.json"
 """The file that is looked for first in each kind of folder."""
+LISTS, ARRAYS = "lists.faiss", "arrays"
+"""What an index and a model also hold."""
 KINDS = {
     "an index in shards": (SHARDS,),
-    "an index": (INDEX, "lists.faiss"),
+    "an index": (INDEX, LISTS),
     "the folder of a run": (RUN,),
-    "a model": (MODEL, "arrays"),
+    "a model": (MODEL, ARRAYS),
 }
 """What each kind of folder holds."""
 MODEL_ENTRY = "qinco_jax"

@@ -90,7 +90,7 @@ def parsed(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: a short one as it is, of another its type."""
+    """A value as a message shows it: in full if it is short, else its type."""
     if isinstance(value, int) and abs(value) >= 10**LONG:
         return "a number of very many digits"
     text = str(value) if isinstance(value, int | float | np.generic) else repr(value)

@@ -1,8 +1,8 @@
 """The uses of a seed, each with random numbers of its own.
 
-A sample of rows is drawn by the seed itself (`rq.sample_rows`), k-means starts by its key. A use
-below takes the same number of further numbers each time, none of them of a use without: NumPy fills
-up with zeros, by which (7, 2) and (7, 2, 0) are one.
+A sample of rows is drawn by the seed itself (`rq.sample_rows`), k-means starts by its key. Each use
+below always takes the same number of further integers, because NumPy pads with zeros: (7, 2) and
+(7, 2, 0) give the same numbers.
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 
 
 def counted(count: float, noun: str, many: str | None = None) -> str:
-    """A number with its noun: "1 vector", "0.5 bytes"; `many` where that is no "s" more."""
+    """A number with its noun: "1 vector", "0.5 bytes"; `many` is an irregular plural."""
     number = f"{int(count):,}" if count == int(count) else f"{count:g}"
     return f"{number} {noun if count == 1 else many or noun + 's'}"
 

@@ -7,6 +7,12 @@ from qinco_jax.errors import unknown
 KNOWN = ["mix", "num_steps", "final_rate", "qinco1", "qinco2-S", "qinco2-M", "sift-photos"]
 
 
+def test_a_name_of_any_length_is_refused_at_once_and_briefly() -> None:
+    assert unknown("name", "x" * 10**7, KNOWN) == (
+        f"unknown name {'x' * 60!r}...; known: {', '.join(KNOWN)}"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "suggested"),
     [

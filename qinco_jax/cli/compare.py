@@ -82,8 +82,8 @@ def _codes_of(data: Dataset, path: str, model: Model, dataset: str | None) -> np
     if database is None:
         file = dataset if data.validation is None else "FILE"
         raise InputError(
-            f"{path} holds codes, and the set has no database that they could be of; name the "
-            f"vectors that were encoded by --database {file}"
+            f"{path} holds codes, and the set has no database that they could be of; use "
+            f"--database {file} to name the vectors that were encoded"
         )
     codes = packing.from_rows(np.asarray(code_files.read(path, model, database)), model.config)
     packing.check_range(model.column_sizes, codes)

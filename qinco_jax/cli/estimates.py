@@ -27,9 +27,9 @@ from qinco_jax.vectors import checks
 from qinco_jax.vectors.stored import Rows
 from qinco_jax.words import counted, format_size
 
-ENCODED_ROWS, ENCODED_SECONDS = 4096, 1.0  # timed at most, and from when on no more are taken
+ENCODED_ROWS, ENCODED_SECONDS = 4096, 1.0  # rows at most; no more once a call takes so long
 TRAINED_ROWS = 4096, 8192  # of a codec whose training is timed as a whole, at most
-TRAINED_SHARES, FEWEST_ROWS = (8, 4), 512  # parts of the rows at most; where fewer, it takes all
+TRAINED_SHARES, FEWEST_ROWS = (8, 4), 512  # at most an 8th, a 4th; all rows if those are fewer
 
 
 def training(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> str:
@@ -79,17 +79,20 @@ def encoding(model: Model, x: Rows, **search: Any) -> str:
     settings = codes.search_for(model, **search)
     together = codes.rows_together(model, settings)
 
-    def timed(count: int) -> tuple[int, float]:
+    def timed(count: int) -> tuple[int, float, float]:
+        """Rows encoded, padding included, the seconds that took, and those of compiling before."""
         rows = checks.finite(np.asarray(x[:count]))
-        begin = time.perf_counter()
-        codes.encoded(model, rows, settings)
-        return max(count, together), time.perf_counter() - begin
+        taken = []
+        for _ in range(2):
+            begin = time.perf_counter()
+            codes.encoded(model, rows, settings)
+            taken.append(time.perf_counter() - begin)
+        return -(-len(rows) // together) * together, taken[1], max(0.0, taken[0] - taken[1])
 
-    _, first = timed(together)
-    count, seconds = timed(together)
-    compiling = max(0.0, first - seconds)
+    count, seconds, compiling = timed(together)
     while seconds < ENCODED_SECONDS and count < min(ENCODED_ROWS, len(x)):
-        count, seconds = timed(2 * count)
+        count, seconds, more = timed(2 * count)
+        compiling += more
     blocks = -(-len(x) // together)
     rate, whole = count / seconds, compiling + blocks * together * seconds / count
     width, dtype = packing.row_shape(model.config)

@@ -9,7 +9,7 @@ AGAIN = "run the same command again to resume"
 
 
 def keeps(kept: Callable[[], str]) -> None:
-    """From here on the command at hand keeps what `kept` says, which looks after Ctrl-C."""
+    """From here on `kept` is called after Ctrl-C, to say what the command has kept."""
     click.get_current_context().meta[KEY] = kept
 
 

@@ -45,6 +45,8 @@ class Commands(click.Group):
         except tuple(FAILURES) as error:
             text = str(error)
             code = next(FAILURES[kind] for kind in FAILURES if isinstance(error, kind))
+        except (click.exceptions.Exit, click.Abort):
+            raise  # they are RuntimeErrors
         except (AssertionError, MemoryError, RuntimeError) as error:
             found = _no_devices(error) or _no_memory(error)
             if found is None:
@@ -84,6 +86,7 @@ def _no_devices(error: Exception) -> str | None:
     A reason that it gives is kept, such as who holds a TPU, but for its own words on the remedy.
     """
     platforms = os.environ.get("JAX_PLATFORMS")
+    wanted = "" if platforms is None else f" for JAX_PLATFORMS={platforms}"
     try:
         jax.devices()
         return None
@@ -92,8 +95,8 @@ def _no_devices(error: Exception) -> str | None:
     reason = reason.partition(" (set JAX_PLATFORMS")[0].partition(": ")[2]
     why = f" ({reason})" if reason and "not in the list of known" not in reason else ""
     return (
-        f"JAX finds no device for JAX_PLATFORMS={platforms}{why}; set it to what this machine has, "
-        "such as cpu, or leave it out"
+        f"JAX finds no device{wanted}{why}; set JAX_PLATFORMS to what this machine has, such as "
+        "cpu, or leave it out"
     )
 
 

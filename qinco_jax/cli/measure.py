@@ -154,7 +154,7 @@ def role_of(model: str, data: datasets.Dataset, held_back: Rows) -> str:
     if data.database is not None and (seen := run_folder.trained_rows(model, data.database)):
         click.echo(
             f"the model was trained on the first {seen:,} of the {len(data.database):,} vectors of "
-            "the database, whose error is lower than that of others"
+            "the database, so their error is lower than that of the rest"
         )
     seen = run_folder.trained_rows(model, data.train)
     if seen is None:

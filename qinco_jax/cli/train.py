@@ -25,6 +25,7 @@ from qinco_jax.evaluate import readings
 from qinco_jax.evaluate.neighbours import Queries
 from qinco_jax.files import path_of
 from qinco_jax.models import disk
+from qinco_jax.numbers import MAX_SEED
 from qinco_jax.quantizers import precision
 from qinco_jax.quantizers.coarse import train_centroids
 from qinco_jax.quantizers.coding import Model
@@ -64,7 +65,7 @@ MOST_MINUTES = 10**6
     "own error is lower, but the best epoch is chosen by vectors that it has seen, none are moved "
     "towards their neighbours unless --set mix says so, and the error of others is not known",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1),
+@click.option("--seed", default=0, show_default=True, type=Integer(0, MAX_SEED),
               help="of the start and the data order")  # fmt: skip
 @click.option("--centroids", metavar="FILE", help="coarse centroids, of `qinco centroids`")
 @click.option("--init", metavar="MODEL",
@@ -291,7 +292,7 @@ def _lasting(
 @click.option("--rows", "max_rows", metavar="N", type=Integer(2),
               help="train on at most N vectors [default: 256 for each centroid]")  # fmt: skip
 @click.option("--unit-norm", is_flag=True, help="for models of x / |x| (unit_norm=true)")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1))
+@click.option("--seed", default=0, show_default=True, type=Integer(0, MAX_SEED))
 def centroids(
     centroids: str, dataset: str, num_centroids: int, iterations: int, max_rows: int | None,
     unit_norm: bool, seed: int,

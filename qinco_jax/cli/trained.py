@@ -106,8 +106,9 @@ def _verdict(run: Run, own: Codec, rqs: list[Codec], same: bool, eval_rows: int)
     compared = run.held_back
     if run.seen and run.to_store is not None:
         compared = sample_rows(run.kept, eval_rows, run.seed)
-    tell = verdict.of_nothing_gained if same else verdict.beside_rq
-    return tell(own, rqs, compared, run.seen)
+    if same:
+        return verdict.of_nothing_gained(own, rqs, compared, run.seen, run.continued)
+    return verdict.beside_rq(own, rqs, compared, run.seen)
 
 
 def _rq(run: Run, others: list[RQ], mix: float = 0.0) -> list[Codec]:

@@ -1,4 +1,4 @@
-"""What is told at the end of a training: how it began, whether it beats RQ, rows to be stored."""
+"""What is told at the end of a training: how it began, whether it beats RQ, errors of all rows."""
 
 from collections.abc import Sequence
 
@@ -67,10 +67,16 @@ def beside_rq(own: Codec, rqs: Sequence[Codec], rows: Rows, seen: bool) -> str:
     )
 
 
-def of_nothing_gained(own: Codec, rqs: Sequence[Codec], rows: Rows, seen: bool) -> str:
-    """As `beside_rq`, of a model that is still the one that its training began with."""
+def of_nothing_gained(
+    own: Codec, rqs: Sequence[Codec], rows: Rows, seen: bool, continued: bool
+) -> str:
+    """As `beside_rq`, of a model that is still the one that its training began with.
+
+    It `continued` from another model, or began with the untrained one.
+    """
+    start = "the model of --init" if continued else "the start, without a trained network"
     return (
-        f"no epoch improved on the start, so this model is the start, without a trained network; "
+        f"no epoch improved on the start, so this model is {start}; "
         f"{_both(own, rqs, rows, seen)[2]}"
     )
 

@@ -155,8 +155,8 @@ def _from_path(name: str) -> dict[str, Any]:
     for part, found in stems.items():
         if len(found) > 1:
             raise InputError(
-                f"{path} holds {' and '.join(found)}, which are names of the same part; call one "
-                f"of them something else than {part}"
+                f"{path} holds {' and '.join(found)}, which are names of the same part, "
+                f"{part}; rename one of them"
             )
     return {part: containers.read(path, *found) for part, found in stems.items() if found}
 

@@ -1,7 +1,7 @@
 """Compares codecs on a data set at several rates: one folder of results, plots and a page."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -142,7 +142,7 @@ def checked(
     metrics = [data.metric or "l2"] if metrics is None else metrics
     given = {"codecs": codecs, "rates": rates, "seeds": seeds, "metrics": metrics, "noise": noise}
     for name, values in given.items():
-        if isinstance(values, str) or not isinstance(values, Iterable):
+        if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
             raise InputError(f"{name} must be a list, got {numbers.shown(values)}")
         values = list(values)
         if not values and name != "noise":
@@ -152,7 +152,7 @@ def checked(
             raise InputError(f"{name} has {twice[0]} more than once; name it once")
     dim = data.train.shape[1]
     for name, x in (shifted or {}).items():
-        checks.vectors(x, dim, f"the set {name!r}")
+        checks.vectors(x, dim, f"the set {name!r}", "the training vectors have")
     sizes = [numbers.real(rate, "a rate", above=True) for rate in rates]
     return Asked(
         named.contenders(codecs, sizes, dim, settings),

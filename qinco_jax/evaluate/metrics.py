@@ -135,7 +135,7 @@ def recall(
         numbers beyond 1e15, whose squares float32 cannot add up.
     """
     database, x_hat = _checked_pairs(database, x_hat, checks.SQUARED_MAX)
-    queries = checks.vectors(queries, database.shape[1], "the queries")
+    queries = checks.vectors(queries, database.shape[1], "the queries", "the database has")
     checks.finite(np.asarray(queries), what="the queries", limit=checks.SQUARED_MAX)
     k = numbers.integer(k, "k")
     named({name: name for name in METRICS}, metric, "metric")

@@ -77,7 +77,7 @@ def queries_of(
     Raises:
       InputError: vectors, metric or ground truth do not fit the database.
     """
-    checks.vectors(vectors, database.shape[1], f"the set {name!r}")
+    checks.vectors(vectors, database.shape[1], f"the set {name!r}", "the database has")
     if len(vectors) == 0 or len(database) == 0:
         raise InputError(
             f"the set {name!r}: {len(vectors)} queries of {len(database)} database rows; give at "

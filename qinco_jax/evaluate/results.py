@@ -181,7 +181,7 @@ def gather(
 
 def title_of(dataset: str) -> str:
     """The name of a data set without the hash of its path, which says nothing to a reader."""
-    return re.sub(r"-[0-9a-f]{6}$", "", dataset)
+    return re.sub(r"-(?!\d{6}$)[0-9a-f]{6}$", "", dataset)  # six digits are rather a date
 
 
 def interval(row: Mapping[str, Any], key: str) -> Interval:

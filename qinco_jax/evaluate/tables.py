@@ -26,15 +26,15 @@ MODEL_BYTES = (
     "bytes of the codebooks and networks, in float32, which all codes share and a reader needs once"
 )
 PEAK = (
-    "memory of encoding and decoding at its peak, beyond what the process has had in use before: 0 "
-    "where that is enough"
+    "memory of encoding and decoding at its peak, beyond what the process was already using: 0 if "
+    "no more was needed"
 )
 MODEL_NOTE = f"model: {MODEL_BYTES}."
 NOTE = """\
 R@k: by the distance to the reconstruction. R@k*: by the reading of distances that found most in a
 trial on rows that are not measured; bytes that it keeps beside each code are those after the +."""
 DASH = "—"
-NO_READING = f"{DASH}: none was tried, for lack of such rows or by an older version."
+NO_READING = f"{DASH}: not tried, since there were no such rows or an older version measured it."
 
 
 class Column(NamedTuple):

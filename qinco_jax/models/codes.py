@@ -98,7 +98,7 @@ def search_for(
 
 
 def rows_together(model: Model, search: Mapping[str, Any]) -> int:
-    """Rows that `encoded` computes at once, fewer as well as more."""
+    """Rows of a block of `encoded`; fewer are padded to as many."""
     chosen = {name: search[name] for name in ("num_candidates", "beam_size", "joint")}
     return coding.rows_together(model, Search(**chosen), search["compute_dtype"])
 
@@ -150,7 +150,7 @@ def _write(
             if _done(progress, origin) == 0:  # else the blocks before are worth keeping
                 _remove(partial, progress, lock)
             raise
-        _remove(progress, lock)  # here, for at the end of the block Ctrl-C is raised that came last
+        _remove(progress, lock)  # before the block ends, which raises a late Ctrl-C
 
 
 def _how_to_resume(done: int, total: int) -> str:

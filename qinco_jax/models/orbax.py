@@ -32,7 +32,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.files import path_of, reserve
 from qinco_jax.models import digest, old_digests
 
-ARRAYS, METADATA, DIGEST = "arrays", kinds.MODEL, "digest"
+ARRAYS, METADATA, DIGEST = kinds.ARRAYS, kinds.MODEL, "digest"
 ITEM = "default"  # Orbax's name of the only item in a checkpoint
 REMEDY = "take the model from a backup or train it again"
 

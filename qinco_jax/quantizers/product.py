@@ -124,7 +124,7 @@ class PreparedProduct:
         subs = sub_vectors(rows, self.model)
         found = [part.encode(sub, search) for part, sub in zip(self.parts, subs, strict=True)]
         codes, errors = zip(*found, strict=True)
-        return jnp.concatenate(codes, axis=-1), sum(errors, jnp.zeros(()))
+        return jnp.concatenate(codes, axis=-1), sum(errors, jnp.float32(0))
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """Reconstructions [N, D] of codes [N, P M]."""

@@ -20,7 +20,7 @@ from qinco_jax.search import distance, pairwise, scan
 from qinco_jax.search.index import Index
 from qinco_jax.version import __version__
 
-DESCRIPTION, MODEL, LISTS, ARRAYS = kinds.INDEX, "model", "lists.faiss", "decoder.npz"
+DESCRIPTION, MODEL, LISTS, ARRAYS = kinds.INDEX, "model", kinds.LISTS, "decoder.npz"
 REMEDY = "take the index from a backup or build it again"
 
 

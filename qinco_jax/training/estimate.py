@@ -108,7 +108,7 @@ def costs(x_train: Rows, x_val: Rows, config: QincoConfig, recipe: Recipe) -> Co
         error, validation, compiled = _timed(lambda: validation_error(model, few_val, recipe))
         compiling += compiled
         own, taken = validation_error(model, rows[: len(few_val)], recipe), _most_rows(part)
-        error = of_more_rows(own, error, len(rows), min(taken, len(x_train)))
+        error = of_more_rows(own, error, min(taken, len(rows)), min(taken, len(x_train)))
         if gains_by_refits(part, error, variance(model, few_val)):
             fitting, compiled = _refitting(model, rows)
             start, compiling = start + fitting, compiling + compiled

@@ -150,7 +150,7 @@ def fit(
                 )
     if int(state.stale) * steps_per_epoch >= step and processes.is_first():
         where = "" if checkpoints is None else f" in {checkpoints.folder.parent}"  # of which part
-        warnings.warn(UNIMPROVED.format(where=where), stacklevel=4)  # where `train` was called
+        warnings.warn(UNIMPROVED.format(where=where), stacklevel=5)  # where `train` was called
     return jax.device_put(jax.device_get(state.best))
 
 

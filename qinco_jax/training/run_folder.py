@@ -72,8 +72,7 @@ def trained_rows(model: str | os.PathLike[str], x: Rows) -> int | None:
     0 stands for other rows, and also for these in another dtype; `None` for a model without a run.
     """
     place = disk.place_of(model)
-    record = place.with_name(IDENTITY)
-    if place.name != FINISHED or not record.exists():
+    if place.name != FINISHED or not (record := place.with_name(IDENTITY)).exists():
         return None
     data = json.loads(record.read_bytes())["data"]
     count = int(data["shape"][0])

@@ -134,7 +134,7 @@ class Start:
             return model
         error, spread = validation_error(model, some, self.recipe), variance(model, some)
         together = gains_by_refits(self.config, error, spread)
-        if self.folder is not None and processes.is_first():
+        if self.folder is not None:
             run_folder.keep(self.folder, run_folder.Fitting(together, error, spread))
         if not together:
             return model

@@ -60,8 +60,8 @@ def init_state(model: Qinco, recipe: Recipe) -> TrainState:
         moments=_optimizer(recipe, 0.0).init(qinco.parameters(model)),
         rate_scale=jnp.float32(1),
         usage=jnp.zeros((num_steps, codebook_size), jnp.int32),
-        residual_mean=jnp.zeros((num_steps, dim)),
-        residual_std=jnp.ones((num_steps, dim)),
+        residual_mean=jnp.zeros((num_steps, dim), jnp.float32),
+        residual_std=jnp.ones((num_steps, dim), jnp.float32),
         best=model,
         best_mse=jnp.float32(jnp.inf),
         stale=jnp.int32(0),
@@ -224,7 +224,7 @@ def _keep_best(state: TrainState, mse: jax.Array, recipe: Recipe) -> tuple[Train
 @functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
 def _redraw(state: TrainState, dead: jax.Array, key: jax.Array, recipe: Recipe) -> TrainState:
     """Draws dead codewords [M, K] anew."""
-    fresh = jax.random.normal(key, (*dead.shape, state.model.dim))
+    fresh = jax.random.normal(key, (*dead.shape, state.model.dim), jnp.float32)
     fresh = fresh * state.residual_std[:, None] + state.residual_mean[:, None]
     parameters = qinco.parameters(state.model)
     masks = _for_codebooks(parameters, dead[..., None], jnp.bool(False))

@@ -332,7 +332,7 @@ def split(x_train: Vectors, x_val: Vectors | None, recipe: Recipe) -> tuple[Rows
     if x_train.ndim != 2:
         raise InputError(f"x_train has shape {x_train.shape}; expected [N, D]")
     if x_val is not None:
-        x_val = lazily(checks.vectors(x_val, x_train.shape[1], "x_val"))
+        x_val = lazily(checks.vectors(x_val, x_train.shape[1], "x_val", "x_train has"))
         if x_val.ndim != 2:
             raise InputError(f"x_val has shape {x_val.shape}; expected [V, D]")
         return x_train, x_val

@@ -13,6 +13,7 @@ from qinco_jax.errors import InputError
 from qinco_jax.vectors.stored import Rows, Stored, Vectors, spans
 
 Array = jax.Array | np.ndarray
+MODEL = "the model has"
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 SQUARED_MAX = 1e15  # sums of squares of numbers up to here are far from float32's end
 SEARCHED_ROWS = 2**16  # at once, for one that is refused
@@ -44,13 +45,13 @@ def array(x: Any, what: str) -> Any:
 
 
 @overload
-def vectors(x: Array, dim: int | None = None, what: str = "x") -> Array: ...
+def vectors(x: Array, dim: int | None = None, what: str = "x", whose: str = MODEL) -> Array: ...
 @overload
-def vectors(x: Vectors, dim: int | None = None, what: str = "x") -> Vectors: ...
-def vectors(x: Vectors, dim: int | None = None, what: str = "x") -> Vectors:
+def vectors(x: Vectors, dim: int | None = None, what: str = "x", whose: str = MODEL) -> Vectors: ...
+def vectors(x: Vectors, dim: int | None = None, what: str = "x", whose: str = MODEL) -> Vectors:
     """Returns `x` as an array after checking that it holds real vectors [N, D] or [D].
 
-    A `Stored` is not read.
+    A `Stored` is not read. The message says `whose` dimensions `dim` is.
 
     Raises:
       InputError: `x` is not a plain array of numbers, or its rank is wrong, or its D is not `dim`.
@@ -63,9 +64,9 @@ def vectors(x: Vectors, dim: int | None = None, what: str = "x") -> Vectors:
     if x.ndim not in (1, 2):
         raise InputError(f"{what} {has} shape {x.shape}; expected [N, D] or one vector [D]")
     if dim is not None and x.shape[-1] != dim:
+        remedy = "other vectors or another model" if whose == MODEL else "vectors of one kind"
         raise InputError(
-            f"{what} {has} {x.shape[-1]} dimensions a vector, but the model has {dim}; use other "
-            "vectors or another model"
+            f"{what} {has} {x.shape[-1]} dimensions a vector, but {whose} {dim}; use {remedy}"
         )
     return x
 

@@ -126,5 +126,13 @@ def _deeper(folder: AnyPath) -> list[AnyPath]:
 def _folders(folder: AnyPath) -> list[AnyPath]:
     """The folders in a folder that may hold vectors."""
     inside: Iterable[AnyPath] = folder.iterdir()
-    found = (path for path in inside if not path.name.startswith(".") and path.is_dir())
+    found = (path for path in inside if not path.name.startswith(".") and _is_readable(path))
     return sorted((path for path in found if kind_of(path) is None), key=natural_key)
+
+
+def _is_readable(path: AnyPath) -> bool:
+    """Whether it is a folder that may be listed; `lost+found` is root's alone."""
+    try:
+        return path.is_dir() and any(True for _ in path.iterdir())
+    except PermissionError:
+        return False

@@ -20,10 +20,14 @@ def test_a_platform_that_is_not_there_is_one_sentence(folder: Path, tmp_path: Pa
         env = {**os.environ, "JAX_PLATFORMS": name}
         ran = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
         assert ran.returncode == 2 and ran.stderr == (
-            f"qinco: JAX finds no device for JAX_PLATFORMS={name}; set it to what this machine "
-            "has, such as cpu, or leave it out\n"
+            f"qinco: JAX finds no device for JAX_PLATFORMS={name}; set JAX_PLATFORMS to what this "
+            "machine has, such as cpu, or leave it out\n"
         )
     assert not (tmp_path / "codes.npy").exists()
+    helped = subprocess.run(
+        [*command[:3], "encode", "--help"], capture_output=True, text=True, check=False, env=env
+    )
+    assert helped.returncode == 0 and helped.stdout.startswith("Usage: ") and not helped.stderr
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,10 @@ def test_a_folder_named_like_a_known_set_is_another_set(folder: Path, tmp_path: 
 
 
 def test_without_a_database_it_says_which_rows_are_measured(folder: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder / "run" / "model")
+        ran = qinco("evaluate", ".", "--dataset", folder / "train.npy")
+    assert ran.exit_code == 0, ran.output
     ran = qinco("evaluate", folder / "run" / "model", "--dataset", folder / "train.npy")
     held_back = "last 100 of the 1,000 training vectors, which its training held back to choose"
     assert held_back in ran.output

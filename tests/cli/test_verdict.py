@@ -9,6 +9,7 @@ from click.testing import CliRunner
 import qinco_jax as qj
 from qinco_jax.cli import main as cli
 from qinco_jax.cli import verdict
+from qinco_jax.codecs import ours
 from qinco_jax.training.run_folder import Fitting, Mixing
 
 SIZES = ["codebook_size=16", "hidden_dim=16", "beam_size=4", "num_epochs=2", "learning_rate=0.2"]
@@ -31,6 +32,14 @@ def test_an_untrained_model_is_no_gain(tmp_path: Path) -> None:
         assert said in ran.stdout and "less" not in ran.stdout.partition(said)[2].partition("|")[0]
     model = qj.load(tmp_path / "run")
     assert isinstance(model, qj.Qinco) and not np.any(model.steps.proj_out)
+
+
+def test_a_model_that_goes_on_and_gains_nothing_is_the_given_one() -> None:
+    rows = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    plain = qj.rq.train(rows, 2, 16)
+    codec = ours.of_rq(plain, 2, 4)
+    said = verdict.of_nothing_gained(codec, [codec], rows, seen=False, continued=True)
+    assert "this model is the model of --init; on 300 validation vectors" in said
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,7 @@ def test_the_arguments_of_compare_are_a_set_and_lists(data: Path, tmp_path: Path
         ((["pq"], loaded, [1], out), "an object of type list is not a data set"),
         ((loaded, "pq", [1], out), "codecs must be a list, got 'pq'"),
         ((loaded, ["pq"], 1, out), "rates must be a list, got 1"),
+        ((loaded, ["pq"], map(float, [1]), out), "rates must be a list, got "),
     ):
         with pytest.raises(qj.InputError, match=words):
             qj.compare(*given)  # type: ignore[arg-type]

@@ -158,8 +158,9 @@ def test_a_recipe_is_given_by_name_or_chosen_by_the_platform(
 
 def test_a_training_that_improves_on_nothing_says_so(tmp_path: Path) -> None:
     still = qj.Recipe(num_epochs=2, batch_size=64, learning_rate=0.0)
-    with pytest.warns(UserWarning, match="no epoch improved on the start"):
+    with pytest.warns(UserWarning, match="no epoch improved on the start") as told:
         found = qj.train(X, CONFIG, still, x_val=X_VAL)
+    assert told[0].filename == __file__, "where train was called"
     assert_same(found, qj.train(X, CONFIG, x_val=X_VAL, num_epochs=0))
     parts = dataclasses.replace(CONFIG, num_parts=2)
     with pytest.warns(UserWarning, match="improved on the start in .*/part-1, so the model"):

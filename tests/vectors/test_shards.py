@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,23 @@ def test_a_folder_of_several_arrays_says_what_to_give(
         assert found and found[1].endswith(f"/{pattern}")
         assert len(read_rows(found[1])) >= 2 * len(X) // len(names)
     assert ", or call them train, database, queries" in str(e.value)
+
+
+def test_folders_that_may_not_be_read_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "sub", "emb_0.npy", "emb_1.npy")
+    (tmp_path / "lost+found").mkdir()
+    listed = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:  # root, who may read all, may run the tests
+        if path.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(qj.InputError, match=f"give one of them: {tmp_path / 'sub'}$"):
+        qj.datasets.load(tmp_path)
 
 
 @pytest.mark.parametrize("deeper", ["sub", "default/train"])

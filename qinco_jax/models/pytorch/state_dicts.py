@@ -97,7 +97,7 @@ def first_program(
             "of a training set without positive numbers, is not supported: train on other vectors"
         )
     return Qinco.of_arrays(
-        mean=jnp.zeros(dim),
+        mean=jnp.zeros(dim, jnp.float32),
         scale=jnp.float32(scale),
         codebook=jnp.asarray(floats(arrays, "codebook0.weight")),
         steps=_steps(arrays, layout, sizes),
