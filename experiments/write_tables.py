@@ -83,13 +83,20 @@ def rates():
     return tables.aligned(lines)
 
 
-def by_rows(name):
-    """Error and recall of codecs by the number of training rows, the least error in bold."""
-    points, sizes = defaultdict(dict), set()
+def of_rows(name, wanted):
+    """Lines of a comparison by rows, as (codec, bytes, training rows given): those `wanted`."""
     for row in read(name):
         codec = OURS if row["label"].startswith("QINCo2") else row["label"]
         kept = row["train_rows"]
-        given = kept + min(MOST_HELD_BACK, round(kept / 9))
+        point = codec, row["bytes"], kept + min(MOST_HELD_BACK, round(kept / 9))
+        if wanted(*point):
+            yield *point, row
+
+
+def by_rows(name):
+    """Error and recall of codecs by the number of training rows, the least error in bold."""
+    points, sizes = defaultdict(dict), set()
+    for codec, _, given, row in of_rows(name, lambda codec, rate, given: rate == 8):
         points[codec][given] = row
         sizes.add(given)
     least = {size: min(p[size]["mse"] for p in points.values() if size in p) for size in sizes}
@@ -105,6 +112,27 @@ def by_rows(name):
             error = bold(number(row["mse"]), row["mse"] == least[size])
             cells.append(" / ".join([error, *found]))
         lines.append([codec, *cells])
+    return tables.aligned(lines)
+
+
+def by_bytes():
+    """Error and recall at every rate that was measured, of 20,000 training rows."""
+    lines, rates = [["set", "codec", "4 bytes", "8 bytes", "16 bytes"]], (4, 8, 16)
+    for name in ROWS:
+        points = {
+            (codec, rate): row
+            for codec, rate, *_, row in of_rows(name, lambda codec, rate, given: given == 20_000)
+        }
+        codecs = [codec for codec, rate in points if rate == 4]
+        for codec in sorted(codecs, key=lambda codec: points[codec, 8]["mse"]):
+            cells = []
+            for rate in rates:
+                least = min(points[each, rate]["mse"] for each in codecs)
+                row = points[codec, rate]
+                found = (f"{100 * row[f'reading_recall@{k}']:.1f}" for k in (1, 10))
+                error = bold(number(row["mse"]), row["mse"] == least)
+                cells.append(" / ".join([error, *found]))
+            lines.append([f"`{name.removeprefix('rows-')}`", codec, *cells])
     return tables.aligned(lines)
 
 
@@ -179,6 +207,7 @@ TABLES = {
     "train": trained,
     "rates": rates,
     "few_rows": few_rows,
+    "rows-bytes": by_bytes,
     "recipes": recipes,
     "search": searched,
     "traffic": traffic,
