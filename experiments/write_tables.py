@@ -117,20 +117,27 @@ def by_rows(name):
 
 def by_bytes():
     """Error and recall at every rate that was measured, of 20,000 training rows."""
-    lines, rates = [["set", "codec", "4 bytes", "8 bytes", "16 bytes"]], (4, 8, 16)
-    for name in ROWS:
-        points = {
+    every = {
+        name: {
             (codec, rate): row
-            for codec, rate, *_, row in of_rows(name, lambda codec, rate, given: given == 20_000)
+            for codec, rate, _, row in of_rows(name, lambda codec, rate, given: given == 20_000)
         }
+        for name in ROWS
+    }
+    rates = sorted({rate for points in every.values() for _, rate in points})
+    lines = [["set", "codec", *(f"{rate:g} bytes" for rate in rates)]]
+    for name, points in every.items():
         codecs = [codec for codec, rate in points if rate == 4]
         for codec in sorted(codecs, key=lambda codec: points[codec, 8]["mse"]):
             cells = []
             for rate in rates:
-                least = min(points[each, rate]["mse"] for each in codecs)
-                row = points[codec, rate]
+                errors = [points[each, rate]["mse"] for each in codecs if (each, rate) in points]
+                row = points.get((codec, rate))
+                if row is None:
+                    cells.append(tables.DASH)
+                    continue
                 found = (f"{100 * row[f'reading_recall@{k}']:.1f}" for k in (1, 10))
-                error = bold(number(row["mse"]), row["mse"] == least)
+                error = bold(number(row["mse"]), row["mse"] == min(errors))
                 cells.append(" / ".join([error, *found]))
             lines.append([f"`{name.removeprefix('rows-')}`", codec, *cells])
     return tables.aligned(lines)
