@@ -156,7 +156,7 @@ def test_given_codes_are_measured_as_they_are(folder: Path, tmp_path: Path) -> N
     assert ran.exit_code == 2 and "holds 300 codes of 40 vectors" in ran.output
     database = folder / "database.npy"
     ran = qinco("evaluate", folder / "run", "--dataset", database, "--codes", codes)
-    assert ran.exit_code == 2 and f"encoded by --database {database}\n" in ran.output
+    assert ran.exit_code == 2 and f"use --database {database} to name" in ran.output
     np.save(tmp_path / "reversed.npy", x[::-1])
     ran = qinco(*again, "--database", tmp_path / "reversed.npy")
     assert ran.exit_code == 2 and "or of these in another order" in ran.output
