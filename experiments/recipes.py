@@ -142,17 +142,19 @@ def kind(row):
     return row["preset"], row["asked"], row["recipe"]
 
 
+def label(row):
+    return f"{row['recipe']}, {row['asked']:g} minutes"
+
+
 def plot(rows, image):
     """Validation error against vectors seen: a panel for each network, a line for each run."""
     presets = sorted({row["preset"] for row in rows})
-    looks = style.looks([f"{recipe}, {asked:g} minutes" for _, asked, recipe in sorted(
-        {kind(row) for row in rows}
-    )])  # fmt: skip
+    looks = style.looks(dict.fromkeys(map(label, sorted(rows, key=kind))))
     with style.plot_style():
         figure, axes = style.panels(len(presets), "", one_scale=True)
         for axis, preset in zip(axes, presets, strict=True):
             for row in (row for row in rows if row["preset"] == preset):
-                look = looks[f"{row['recipe']}, {row['asked']:g} minutes"]
+                look = looks[label(row)]
                 _, vectors, mse = np.array(row["curve"][1:]).T
                 axis.plot(vectors, mse, **{**look, "marker": ""})
                 axis.plot(row["vectors"], row["val_mse"], **look)

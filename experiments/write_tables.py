@@ -93,6 +93,14 @@ def of_rows(name, wanted):
             yield *point, row
 
 
+def of_reading(row, least):
+    """The error, in bold if it is the least, and recall by the reading that finds most."""
+    if row is None:
+        return tables.DASH
+    found = (f"{100 * row[f'reading_recall@{k}']:.1f}" for k in (1, 10))
+    return " / ".join([bold(number(row["mse"]), row["mse"] == least), *found])
+
+
 def by_rows(name):
     """Error and recall of codecs by the number of training rows, the least error in bold."""
     points, sizes = defaultdict(dict), set()
@@ -104,13 +112,7 @@ def by_rows(name):
     for codec in sorted(points, key=lambda codec: points[codec][20_000]["mse"]):
         cells = []
         for size in sorted(sizes):
-            row = points[codec].get(size)
-            if row is None:
-                cells.append(tables.DASH)
-                continue
-            found = (f"{100 * row[f'reading_recall@{k}']:.1f}" for k in (1, 10))
-            error = bold(number(row["mse"]), row["mse"] == least[size])
-            cells.append(" / ".join([error, *found]))
+            cells.append(of_reading(points[codec].get(size), least[size]))
         lines.append([codec, *cells])
     return tables.aligned(lines)
 
@@ -128,17 +130,12 @@ def by_bytes():
     lines = [["set", "codec", *(f"{rate:g} bytes" for rate in rates)]]
     for name, points in every.items():
         codecs = [codec for codec, rate in points if rate == 4]
+        least = {
+            rate: min((row["mse"] for (_, at), row in points.items() if at == rate), default=None)
+            for rate in rates
+        }
         for codec in sorted(codecs, key=lambda codec: points[codec, 8]["mse"]):
-            cells = []
-            for rate in rates:
-                errors = [points[each, rate]["mse"] for each in codecs if (each, rate) in points]
-                row = points.get((codec, rate))
-                if row is None:
-                    cells.append(tables.DASH)
-                    continue
-                found = (f"{100 * row[f'reading_recall@{k}']:.1f}" for k in (1, 10))
-                error = bold(number(row["mse"]), row["mse"] == min(errors))
-                cells.append(" / ".join([error, *found]))
+            cells = [of_reading(points.get((codec, rate)), least[rate]) for rate in rates]
             lines.append([f"`{name.removeprefix('rows-')}`", codec, *cells])
     return tables.aligned(lines)
 
