@@ -44,3 +44,26 @@ def test_a_dry_run_encodes_only_the_vectors_that_there_are(
     monkeypatch.setattr(codes, "encoded", encoded)
     assert estimates.encoding(model, X[:1]).startswith("dry run: 1 vector at ")
     assert seen == [1, 1]
+
+
+def test_neither_compiling_nor_padding_counts_as_rows_encoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock of its own: 100 rows a second, and a minute to compile for each number of rows."""
+    now, compiled = [0.0], set[int]()
+
+    def encoded(model: Any, x: np.ndarray, search: Any) -> None:
+        blocks = -(-len(x) // 16)
+        now[0] += 0.16 * blocks + 60 * (blocks not in compiled)
+        compiled.add(blocks)
+
+    monkeypatch.setattr(codes, "rows_together", lambda *_: 16)
+    monkeypatch.setattr(codes, "encoded", encoded)
+    monkeypatch.setattr(estimates.time, "perf_counter", lambda: now[0])
+    config = qj.QincoConfig(num_steps=2, codebook_size=16, hidden_dim=8, num_blocks=1,
+                            num_candidates=2, beam_size=2)  # fmt: skip
+    model = qj.train(X[:500], config, num_epochs=0)
+    for num_rows in (40, 16_000):
+        assert f"dry run: {num_rows:,} vectors at 100 a second" in estimates.encoding(
+            model, X[:num_rows]
+        )
