@@ -375,6 +375,8 @@ def test_64_bit_mode_changes_nothing(model: qj.Qinco, wrap: Callable[..., Any]) 
     with jax.enable_x64(True):
         found = wrap(qj.encode)(model, np.float64(X))
         x_hat = wrap(qj.decode)(model, np.int64(codes))
+        _, errors = qj.encode(model, np.float64(X), output="errors")
+    assert errors.dtype == np.float32
     np.testing.assert_array_equal(found, codes)
     np.testing.assert_allclose(x_hat, qj.decode(model, codes), rtol=1e-5, atol=1e-5)
     assert (found.dtype, x_hat.dtype) == (codes.dtype, np.float32)

@@ -177,6 +177,19 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     gc.collect()  # what Orbax leaves open after a failed restore is reported here
 
 
+def test_64_bit_mode_widens_nothing_in_a_loop_of_ones_own() -> None:
+    model = qj.train(vectors(), CONFIG, num_epochs=0)
+    with jax.enable_x64(True):
+        state = training.init_state(model, RECIPE)
+        kinds = [leaf.dtype for leaf in jax.tree.leaves(state)]
+        state, loss = training.train_step(state, vectors()[: RECIPE.batch_size], RECIPE, 10)
+        used = jnp.full_like(state.usage, 100).at[0, 3].set(0)
+        state = dataclasses.replace(state, usage=used)
+        state = training.end_epoch(state, jnp.float32(1), jax.random.key(0), RECIPE, 16_384)
+    assert [leaf.dtype for leaf in jax.tree.leaves(state)] == kinds
+    assert loss.dtype == jnp.float32 and not state.usage.any(), "a codeword was drawn anew"
+
+
 def test_a_codeword_that_nothing_used_is_drawn_anew() -> None:
     model = qj.train(vectors(), CONFIG, num_epochs=0)
     state = training.init_state(model, RECIPE)
