@@ -137,7 +137,7 @@ def test_files_of_codes_hold_every_column(
 ) -> None:
     config = small(codebook_size=size, num_centroids=num_centroids, num_parts=num_parts)
     sizes = [num_centroids] * (num_centroids is not None) + [size] * 3 * num_parts
-    some = RNG.integers(sizes, size=(50, len(sizes))).astype(np.uint32)
+    some = np.random.default_rng(2).integers(sizes, size=(50, len(sizes))).astype(np.uint32)
     some[0], some[1] = 0, np.array(sizes) - 1
     rows = packing.to_rows(some, config)
     assert (rows.shape[1], rows.dtype) == packing.row_shape(config)
@@ -180,11 +180,16 @@ def test_centroids_are_the_means_of_what_is_nearest(num_centroids: int) -> None:
 
 @pytest.mark.parametrize("num_centroids", [30, 9000])
 def test_where_vectors_lie_and_how_large_they_are_changes_no_cluster(num_centroids: int) -> None:
-    x = np.float32(RNG.normal(size=(12_000, 4)))
+    x = np.float32(np.random.default_rng(0).normal(size=(12_000, 4)))
     near = qj.train_centroids(x, num_centroids, num_iters=3)
     far = (qj.train_centroids(1e4 * x + 1e6, num_centroids, num_iters=3) - 1e6) / 1e4
-    errors = [np.square(x[:500, None] - c[None]).sum(-1).min(1).mean() for c in (near, far)]
-    np.testing.assert_allclose(errors[1], errors[0], rtol=0.05)
+
+    def error(centroids: np.ndarray) -> float:
+        """Of all rows: a rounding may move a cluster from one far row to another."""
+        blocks = (np.square(rows[:, None] - centroids) for rows in np.split(x, 60))
+        return np.mean([block.sum(-1).min(1).mean() for block in blocks])
+
+    np.testing.assert_allclose(error(far), error(near), rtol=0.05)
 
 
 def test_a_preselector_is_fitted_to_every_part() -> None:
@@ -198,14 +203,14 @@ def test_a_preselector_is_fitted_to_every_part() -> None:
 
 
 def test_packed_prefixes_of_sub_vectors_are_known_by_their_width() -> None:
-    some = RNG.integers(16, size=(50, 4)).astype(np.uint8)
+    some = np.random.default_rng(3).integers(16, size=(50, 4)).astype(np.uint8)
     rows = packing.pack(some, 16)
     np.testing.assert_array_equal(packing.from_rows(rows, PRODUCT.config), some)
 
 
 def test_empty_clusters_are_refilled() -> None:
     x = np.repeat(np.float32([[0, 0], [9, 9]]), [990, 10], axis=0)
-    x[:990] += np.float32(RNG.normal(size=(990, 2)))
+    x[:990] += np.float32(np.random.default_rng(4).normal(size=(990, 2)))
     x[5:400] = x[5]  # rows that are drawn twice leave clusters empty
     centroids = qj.train_centroids(x, 40, num_iters=20)
     owner = np.square(x[:, None] - centroids[None]).sum(-1).argmin(1)
