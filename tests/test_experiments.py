@@ -145,14 +145,17 @@ def test_few_rows_are_trained_on_by_each_recipe(
     monkeypatch.setattr(qj, "RECIPES", {"small": qj.Recipe(batch_size=64, num_updates=2)})
     given = ["--dataset", folder, "--rows", 300, "--epochs", 2, "--out", folder / "out.jsonl"]
     run(module, *given, "--recipe", "plain")
-    shown = run(module, *given, "--recipe", "mixed, decay")
+    names = "none", "dropout 0.1", "noise 0.3"
+    others = [part for name in names for part in ("--regularizer", name)]
+    shown = run(module, *given, "--recipe", "mixed, decay", *others)
     rows = read(folder / "out.jsonl")
-    assert [row["recipe"] for row in rows] == ["plain", "mixed, decay"]
+    assert [row["recipe"] for row in rows] == ["plain", *3 * ["mixed, decay"]]
+    assert len({row["curve"][-1] for row in rows}) == 4
     for row in rows:
         assert len(row["curve"]) == 3 and row["val_mse"] <= row["start_val_mse"] * (1 + 1e-6)
     lines = shown.strip().splitlines()
-    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
-    assert f"{rows[1]['database_mse']:#.4g}" in lines[3]
+    assert len(lines) == 6 and len({len(line) for line in lines}) == 1
+    assert f"{rows[3]['database_mse']:#.4g}" in lines[5]
 
 
 def test_costs_are_measured_once_for_each_size(
