@@ -2,89 +2,44 @@
 
 import gzip
 import hashlib
-import random
 import resource
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import tracemalloc
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import servers
+from downloads import (
+    BODY,
+    CUT,
+    FAULTS,
+    PART,
+    SUM,
+    TAKEN,
+    begun,
+    closed_port,
+    fetch,
+    flipped,
+    plan,
+    sent,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from servers import Fault, Server
 
 from qinco_jax import InputError
-from qinco_jax.datasets import download, transfers
-from qinco_jax.datasets.download import Missing, Remote
-from qinco_jax.datasets.transfers import Cut
-from qinco_jax.remote import failures, ranges
+from qinco_jax.datasets import download
+from qinco_jax.datasets.download import Remote
+from qinco_jax.remote import failures
 from qinco_jax.remote import servers as file_systems
 
-PART = 10_000
-BODY = random.Random(0).randbytes(200_000)
-SUM = hashlib.sha256(BODY).hexdigest()
+pytestmark = pytest.mark.usefixtures("quick")
+
 SCRIPT = Path(servers.__file__).with_name("fetching.py")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick() -> Iterator[None]:
-    """Small parts, no pauses to speak of, and no proxy of this machine's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(failures, "PAUSE_SECONDS", 0.001)
-        patch.setattr(ranges, "PART_BYTES", PART)
-        patch.setattr(ranges, "AHEAD_BYTES", PART)
-        patch.setattr(download, "WAIT_SECONDS", 0.01)
-        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-            patch.delenv(name, raising=False)
-            patch.delenv(name.upper(), raising=False)
-        yield
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with servers.serving(x=BODY) as running:
-        yield running
-
-
-def fetch(folder: Path, *addresses: str, **about: object) -> bytes:
-    remote = Remote("x", addresses, **about)  # type: ignore[arg-type]
-    path = download.fetch(remote, folder, lambda done, total: None)
-    assert path == folder / "x"
-    assert not list(folder.glob(".*partial*"))
-    return path.read_bytes()
-
-
-def plan(folder: Path, *addresses: str, **about: object) -> list[Missing]:
-    return download.plan([Remote("x", addresses, **about)], folder)  # type: ignore[arg-type]
-
-
-def begun(folder: Path, server: Server, **about: object) -> None:
-    """Leaves the partial file of a download from a server that broke down after 50,000 bytes."""
-    server.faults, server.always = [Fault()] * 6, Fault(status=500)
-    with pytest.raises(InputError):
-        fetch(folder, server.at("x"), **about)
-    assert (folder / ".x.partial").stat().st_size > 0
-    server.always = Fault()
-    server.asked.clear()
-
-
-def sent(server: Server) -> int:
-    """The bytes of the file that were sent, without those that tell its size."""
-    return sum(sum(asked.sent) for asked in server.asked if asked.range != "bytes=0-0")
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 # The file as it should be
@@ -118,14 +73,6 @@ def test_a_file_placed_by_hand_needs_no_network(tmp_path: Path) -> None:
 
 
 # Connections that break
-
-
-DROPS = st.tuples(st.integers(0, 300), st.booleans(), st.booleans())
-FAULTS = st.one_of(
-    DROPS.map(lambda drawn: Fault(drop=drawn[0], reset=drawn[1], ranges=drawn[2])),
-    st.sampled_from([429, 500, 503]).map(lambda status: Fault(status=status)),
-    st.just(Fault(hangs_up=True)),
-)
 
 
 @given(
@@ -294,123 +241,6 @@ def test_a_partial_file_of_unknown_origin_is_not_used(
     assert fetch(tmp_path, server.at("x")) == BODY
 
 
-# Rows of a file
-
-
-CUT = Cut(first=30, last=20, row=1100)  # of 181 rows of BODY, behind 900 bytes
-TAKEN = BODY[: 900 + 33_000] + BODY[-22_000:]
-
-
-@given(
-    faults=st.lists(FAULTS.filter(lambda fault: fault.ranges), max_size=5),
-    cut=st.builds(Cut, st.integers(1, 9), st.integers(0, 9), st.integers(9, 30), st.none()),
-    rows=st.integers(1, 20),
-    header=st.integers(0, 8),
-)
-def test_any_cut_is_the_head_and_the_end_and_no_row_twice(
-    faults: list[Fault], cut: Cut, rows: int, header: int
-) -> None:
-    body = BODY[: header + rows * cut.row]
-    taken = body[: header + cut.first * cut.row]
-    taken += body[max(len(taken), len(body) - cut.last * cut.row) :]
-    with servers.serving(x=body) as server, tempfile.TemporaryDirectory() as folder:
-        server.faults = list(faults)
-        assert fetch(Path(folder), server.at("x"), cut=cut) == taken
-
-
-def test_a_cut_takes_its_rows_alone(tmp_path: Path, server: Server) -> None:
-    server.faults = [Fault(), Fault(), Fault(drop=4000), Fault(), Fault(), Fault(drop=1000)]
-    assert fetch(tmp_path, server.at("x"), cut=CUT._replace(rows=181), size=len(TAKEN)) == TAKEN
-    assert sent(server) == len(TAKEN) + 5000
-    for attempt in (fetch, plan):
-        with pytest.raises(InputError, match="has 181 rows, not 182"):
-            attempt(tmp_path / "other", server.at("x"), cut=CUT._replace(rows=182))
-
-
-def test_a_cut_of_a_server_without_ranges_is_refused_unread(tmp_path: Path, server: Server) -> None:
-    server.always = Fault(ranges=False, trickle=0.05)
-    for attempt in (fetch, plan):
-        with pytest.raises(InputError, match="does not support ranges, and the whole file"):
-            attempt(tmp_path, server.at("x"), cut=CUT)
-    assert all(sum(asked.sent) < 50_000 for asked in server.asked)
-    server.always = Fault(headers={"Content-Range": "bytes 0-0/*"})
-    with pytest.raises(InputError, match="does not send the length of the file, which ranges need"):
-        fetch(tmp_path, server.at("x"), cut=CUT)
-
-
-def test_the_pieces_of_a_cut_are_of_one_version(tmp_path: Path, server: Server) -> None:
-    begun(tmp_path, server, cut=CUT)
-    server.etag, server.files["/x"] = '"2"', BODY[::-1]
-    expected = BODY[::-1][:33_900] + BODY[::-1][-22_000:]
-    assert fetch(tmp_path, server.at("x"), cut=CUT) == expected
-
-
-def test_another_cut_is_another_file(tmp_path: Path, server: Server) -> None:
-    begun(tmp_path, server, cut=CUT)
-    assert fetch(tmp_path, server.at("x"), cut=CUT._replace(last=0)) == TAKEN[:33_900]
-
-
-# Compressed files
-
-
-@pytest.mark.parametrize("encoding", ["", "x-gzip"])
-def test_a_gz_is_resumed_and_decompressed(tmp_path: Path, server: Server, encoding: str) -> None:
-    server.files["/x.gz?sig=1"] = gzip.compress(BODY[:70_000]) + gzip.compress(BODY[70_000:])
-    server.always = Fault(headers={"Content-Encoding": encoding})
-    server.faults = [server.always, server.always._replace(drop=500)]
-    assert fetch(tmp_path, server.at("x.gz?sig=1"), size=len(BODY), sha256=SUM) == BODY
-    assert sent(server) == len(server.files["/x.gz?sig=1"]) + 500
-    assert not list(tmp_path.glob("*.gz"))
-
-
-def test_a_gz_placed_by_hand_is_taken_and_left(tmp_path: Path) -> None:
-    packed = tmp_path / "x.gz"
-    packed.write_bytes(gzip.compress(BODY)[:-9])
-    remote = Remote("x", ("http://127.0.0.1:1/x.gz",), sha256=SUM)
-    with pytest.raises(InputError, match=r"x\.gz is damaged or truncated .*; replace x\.gz"):
-        download.fetch(remote, tmp_path, lambda *_: None)
-    packed.write_bytes(gzip.compress(BODY))
-    assert download.plan([remote], tmp_path) == []
-    assert download.fetch(remote, tmp_path, lambda *_: None).read_bytes() == BODY
-    assert packed.exists()
-
-
-def _flipped(packed: bytes) -> bytes:
-    return packed[:5000] + bytes([packed[5000] ^ 255]) + packed[5001:]
-
-
-@pytest.mark.parametrize(
-    "packed, size, says",
-    [
-        (gzip.compress(BODY)[:-2], None, "damaged or truncated"),
-        (_flipped(gzip.compress(BODY)), None, "damaged or truncated"),
-        (gzip.compress(bytes(10**6)), None, "decompresses to more than"),
-        (gzip.compress(BODY), len(BODY) - 1, "decompresses to more than 199,999 bytes"),
-        (gzip.compress(BODY), len(BODY) + 1, "200000 bytes, not 200001"),
-    ],
-)
-def test_a_bad_gz_is_refused_and_fetched_anew(
-    tmp_path: Path, server: Server, packed: bytes, size: int | None, says: str
-) -> None:
-    server.files["/x.gz"] = packed
-    with pytest.raises(InputError, match=says):
-        fetch(tmp_path, server.at("x.gz"), size=size)
-    assert not [path for path in tmp_path.iterdir() if path.name != ".x.lock"]
-    server.files["/x.gz"] = gzip.compress(BODY)
-    assert fetch(tmp_path, server.at("x.gz")) == BODY
-
-
-def test_decompressing_takes_little_memory(tmp_path: Path, server: Server) -> None:
-    server.files["/x.gz"] = gzip.compress(bytes(30_000_000), 1)
-    remote = Remote("x", (server.at("x.gz"),), 30_000_000)
-    tracemalloc.start()
-    try:
-        download.fetch(remote, tmp_path, lambda *_: None)
-        assert tracemalloc.get_traced_memory()[1] < 5e6
-    finally:
-        tracemalloc.stop()
-
-
 # Sums, and finishing
 
 
@@ -436,7 +266,7 @@ def test_verify_finds_what_happened_to_a_file_later(tmp_path: Path, server: Serv
     with pytest.raises(InputError, match=r"there is no file .*/x; fetch it first"):
         download.verify(remote, tmp_path)
     fetch(tmp_path, server.at("x"))
-    (tmp_path / "x").write_bytes(_flipped(BODY))
+    (tmp_path / "x").write_bytes(flipped(BODY))
     with pytest.raises(InputError, match=f"instead of {SUM}; remove it, and x.sha256 if"):
         download.verify(remote, tmp_path)
     (tmp_path / "x.sha256").write_text("nonsense")
@@ -530,134 +360,3 @@ def test_two_processes_download_once(tmp_path: Path, server: Server) -> None:
         assert child.stdout.read().splitlines()[-1] == SUM
     assert child.returncode == 0 and sent(server) == len(BODY)
     assert told and told == sorted(told)  # how far the other one is
-
-
-# Proxies and certificates
-
-
-def test_a_proxy_is_used_where_one_is_set(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with servers.proxying() as proxy:
-        monkeypatch.setenv("HTTP_PROXY", proxy.address())
-        monkeypatch.setenv("http_proxy", proxy.address())
-        assert fetch(tmp_path / "through", server.at("x")) == BODY
-        assert set(proxy.seen) == {server.at("x")}
-        proxy.refuses = True
-        with pytest.raises(InputError, match="answers 403"):
-            fetch(tmp_path / "refused", server.at("x"))
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        assert fetch(tmp_path / "past", server.at("x")) == BODY
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl to make a certificate with")
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-         "-nodes", "-keyout", path, "-out", path.with_name("only.pem"), "-days", "2",
-         "-subj", "/CN=here", "-addext", "subjectAltName=IP:127.0.0.1"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    path.write_text(path.read_text() + path.with_name("only.pem").read_text())
-    return path
-
-
-def test_https_goes_through_a_proxy_and_is_checked(
-    tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with servers.serving_tls(certificate, x=BODY) as server, servers.proxying() as proxy:
-        with pytest.raises(InputError, match=r"cannot be reached \(.*certificate"):
-            fetch(tmp_path, server.at("x"))
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
-        monkeypatch.setenv("HTTPS_PROXY", proxy.address())
-        assert fetch(tmp_path, server.at("x")) == BODY
-        assert set(proxy.seen) == {f"127.0.0.1:{server.server_port}"}
-
-
-# FTP
-
-
-@pytest.fixture
-def ftp(tmp_path: Path) -> Iterator[servers.Ftp]:
-    folder = tmp_path / "served"
-    folder.mkdir()
-    (folder / "x y").write_bytes(BODY)
-    (folder / "x.gz").write_bytes(gzip.compress(BODY))
-    with servers.serving_ftp(folder) as running:
-        yield running
-
-
-def test_ftp_goes_on_where_it_broke(tmp_path: Path, ftp: servers.Ftp) -> None:
-    ftp.drops[:] = [1000, 0, 9000]
-    assert fetch(tmp_path, ftp.at("x%20y"), size=len(BODY)) == BODY
-    rests = [line for line in ftp.commands if line.startswith("REST") and line != "REST 1"]
-    assert rests == ["REST 1000", "REST 1000", "REST 10000"]
-    ftp.drops[:] = [500, 4000, 700]
-    assert fetch(tmp_path / "cut", ftp.at("x%20y"), cut=CUT) == TAKEN
-    assert plan(tmp_path / "new", ftp.at("x%20y"), cut=CUT)[0].size == len(TAKEN)
-    assert fetch(tmp_path / "gz", ftp.at("x.gz")) == BODY
-
-
-def test_ftp_that_knows_little(tmp_path: Path, ftp: servers.Ftp) -> None:
-    ftp.without.update({"SIZE", "MDTM"})
-    ftp.drops[:] = [700]
-    assert fetch(tmp_path / "some", ftp.at("x%20y")) == BODY
-    assert "REST 700" in ftp.commands
-    ftp.without.add("REST")
-    ftp.drops[:] = [700]
-    assert fetch(tmp_path / "none", ftp.at("x%20y")) == BODY
-    with pytest.raises(InputError, match="does not send the length of the file, which ranges need"):
-        fetch(tmp_path / "cut", ftp.at("x%20y"), cut=CUT)
-    ftp.without.remove("SIZE")
-    with pytest.raises(InputError, match="does not support ranges"):
-        fetch(tmp_path / "cut", ftp.at("x%20y"), cut=CUT)
-
-
-def test_ftp_that_has_no_such_file(tmp_path: Path, ftp: servers.Ftp, server: Server) -> None:
-    nobody = f"ftp://127.0.0.1:{closed_port()}/x"
-    with pytest.raises(InputError, match=r"cannot be reached .*; .*gone does not exist"):
-        fetch(tmp_path, nobody, ftp.at("gone"))
-    with pytest.raises(InputError, match="530"):
-        fetch(tmp_path, ftp.at("x").replace("//", "//me:wrong@"))
-    assert fetch(tmp_path, ftp.at("gone"), server.at("x")) == BODY
-
-
-def test_ftp_file_that_changed(tmp_path: Path, ftp: servers.Ftp) -> None:
-    ftp.drops[:] = [1000] + [0] * transfers.TRIES
-    with pytest.raises(InputError, match="dropped the connection"):
-        fetch(tmp_path, ftp.at("x%20y"))
-    (tmp_path / "served" / "x y").write_bytes(BODY[:500])
-    assert fetch(tmp_path, ftp.at("x%20y")) == BODY[:500]
-
-
-# Planning
-
-
-def test_a_plan_says_what_is_missing(tmp_path: Path, server: Server, ftp: servers.Ftp) -> None:
-    server.files["/y.gz"] = gzip.compress(BODY)
-    (tmp_path / "there").write_bytes(b"1")
-    remotes = {
-        name: Remote(name, (server.at("gone"), address))
-        for name, address in [("there", ""), ("x", server.at("x")), ("ftp", ftp.at("x%20y")),
-                              ("y", server.at("y.gz"))]
-    }  # fmt: skip
-    remotes["cut"] = Remote("cut", (server.at("x"),), cut=CUT)
-    (tmp_path / ".x.partial").write_bytes(BODY[:300])
-    (tmp_path / ".x.partial.json").write_text(
-        f'{{"address": "{server.at("x")}", "version": null, "total": 200000, "cut": null}}'
-    )
-    before = sorted(tmp_path.iterdir())
-    assert download.plan(remotes.values(), tmp_path) == [
-        Missing(remotes["x"], 199_700, server.at("x")),
-        Missing(remotes["ftp"], 200_000, ftp.at("x%20y")),
-        Missing(remotes["y"], len(server.files["/y.gz"]), server.at("y.gz")),
-        Missing(remotes["cut"], len(TAKEN), server.at("x")),
-    ]
-    assert sorted(tmp_path.iterdir()) == before
-    assert all(asked.range == "bytes=0-0" for asked in server.asked)
-    server.always = Fault(ranges=False, headers={"Content-Length": ""})
-    known, unknown = Remote("a", (server.at("x"),), 200_000), Remote("b", (server.at("x"),))
-    assert [each.size for each in download.plan([known, unknown], tmp_path)] == [200_000, None]

@@ -1,11 +1,8 @@
-"""The scripts for the papers' tables and figures start, and go their whole way at a tiny size."""
+"""Scripts about search start, and find what exhaustive search does."""
 
-import dataclasses
-import functools
 import importlib
 import json
 import logging
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner
+from scripts import FEW, read, run, script
 
 import qinco_jax as qj
 from qinco_jax.codecs.unq import unq
@@ -27,97 +24,6 @@ from qinco_jax.evaluate.metrics import measure
 from qinco_jax.evaluate.neighbours import nearest_neighbours, queries_of
 from qinco_jax.models import codes as code_files
 from qinco_jax.quantizers.transform import to_model_space
-
-ROOT = Path(__file__).parents[1]
-SCRIPTS = (
-    "table1", "multi_rate", "k_m_tradeoff", "parts", "ablations", "blocks", "candidates_beam",
-    "times", "variants", "costs", "unq_search",
-)  # fmt: skip
-FEW = {"codebook_size": 16, "hidden_dim": 4, "num_candidates": 4, "beam_size": 4, "num_blocks": 1}
-TINY = ["hidden_dim=4", "embed_dim=4", "num_blocks=1", "epoch_rows=512"]
-
-
-def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "experiments")
-    return importlib.import_module(name)
-
-
-def small_workload(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A script whose models are small."""
-    module = script(name, monkeypatch)
-    config = qj.QincoConfig(num_steps=3, dim=8, embed_dim=8, **FEW)
-    monkeypatch.setattr(module.workload, "sized", lambda *asked: config)
-    return module
-
-
-def run(module: ModuleType, *arguments: object) -> str:
-    ran = CliRunner().invoke(module.main, [str(argument) for argument in arguments])
-    assert ran.exit_code == 0, ran.output
-    return ran.output
-
-
-def read(path: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for name, num_rows in (("train", 2000), ("database", 200), ("queries", 20)):
-        rows = rng.normal(size=(num_rows, 8)) * np.linspace(1, 3, 8)
-        np.save(tmp_path / f"{name}.npy", np.float32(rows))
-    return tmp_path
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_tells_its_options_its_command_and_the_papers(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = script(name, monkeypatch)
-    assert "--scale" in run(module, "--help")
-    text = module.__doc__ or ""
-    assert f"python experiments/{name}.py" in text and "paper" in text and "\nOurs: " in text
-    assert name in (ROOT / "experiments" / "README.md").read_text()
-
-
-def test_models_of_several_settings_stand_beside_each_other(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = [part for setting in TINY for part in ("--set", setting)]
-    given = ["--dataset", folder, "--out", folder / "out", "--bytes", 1, *settings]
-    module = script("k_m_tradeoff", monkeypatch)
-    monkeypatch.setattr(module, "SIZES", {"small": (4, 16)})
-    assert "K=4 M=4" in run(module, *given)
-    rows = read(folder / "out" / "results.jsonl")
-    assert {row["codec"] for row in rows} == {"K=4 M=4", "K=16 M=2"}
-    assert {row["bytes"] for row in rows} == {1}
-    assert all(row["encode_us"] for row in read(folder / "out" / "costs.jsonl"))
-    assert (folder / "out" / "report.html").exists()
-
-
-def test_times_are_those_of_our_models_and_others(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("faiss")
-    settings = [part for setting in TINY for part in ("--set", setting)]
-    given = ["--dataset", folder, "--out", folder / "out", "--codecs", "pq,small", *settings]
-    assert "small" in run(script("times", monkeypatch), *given)
-    rows = read(folder / "out" / "times.jsonl")
-    assert [row["codec"] for row in rows] == ["pq", "small"]
-    assert all(row["encode_us"] > 0 and row["decode_us"] > 0 for row in rows)
-
-
-def test_parts_stand_beside_a_product_quantizer(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("faiss")
-    settings = [part for setting in ("hidden_dim=4", *TINY[2:]) for part in ("--set", setting)]
-    module = script("parts", monkeypatch)
-    monkeypatch.setattr(module, "BYTES", {"small": 2})
-    monkeypatch.setattr(module, "PARTS", {"small": (1, 2)})
-    run(module, "--dataset", folder, "--out", folder / "out", *settings)
-    rows = read(folder / "out" / "results.jsonl")
-    assert {row["codec"] for row in rows} == {"1x2x8", "2x1x8", "PQ"}
 
 
 def test_the_shortlist_of_all_rows_finds_what_exhaustive_search_does(
@@ -135,48 +41,6 @@ def test_the_shortlist_of_all_rows_finds_what_exhaustive_search_does(
     for k in (1, 10, 100):
         assert rows[-1][f"recall@{k}"] == pytest.approx(whole[f"recall@{k}"].value)
     assert rows[0]["recall@1"] > 0.5
-
-
-def test_few_rows_are_trained_on_by_each_recipe(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = script("few_rows", monkeypatch)
-    monkeypatch.setattr(qj, "PRESETS", {"small": qj.QincoConfig(num_steps=2, **FEW)})
-    monkeypatch.setattr(qj, "RECIPES", {"small": qj.Recipe(batch_size=64, num_updates=2)})
-    given = ["--dataset", folder, "--rows", 300, "--epochs", 2, "--out", folder / "out.jsonl"]
-    run(module, *given, "--recipe", "plain")
-    names = "none", "dropout 0.1", "noise 0.3"
-    others = [part for name in names for part in ("--regularizer", name)]
-    shown = run(module, *given, "--recipe", "mixed, decay", *others)
-    rows = read(folder / "out.jsonl")
-    assert [row["recipe"] for row in rows] == ["plain", *3 * ["mixed, decay"]]
-    assert len({row["curve"][-1] for row in rows}) == 4
-    for row in rows:
-        assert len(row["curve"]) == 3 and row["val_mse"] <= row["start_val_mse"] * (1 + 1e-6)
-    lines = shown.strip().splitlines()
-    assert len(lines) == 6 and len({len(line) for line in lines}) == 1
-    assert f"{rows[3]['database_mse']:#.4g}" in lines[5]
-
-
-def test_costs_are_measured_once_for_each_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("faiss")
-    module = script("costs", monkeypatch)
-    small = module.BASE["small"]._replace(N=600, K=8, D=8, M=2)
-    monkeypatch.setattr(module, "BASE", {"small": small})
-    monkeypatch.setattr(module, "RANGES", {"small": {"M": (2, 4), "K": (4, 8)}})
-    given = ["--out", tmp_path, "--codecs", "opq,rq", "--axes"]
-    run(module, *given, "K")
-    before = read(tmp_path / "growth.jsonl")
-    run(module, *given, "KM")
-    rows = read(tmp_path / "growth.jsonl")
-    places = [(row["codec"], row["axis"], row["value"]) for row in rows]
-    assert len(set(places)) == len(places) == 8 and all(row in rows for row in before)
-    for name in ("opq", "rq"):
-        own = [row["mse"] for row in rows if row["codec"] == name and row["axis"] == "K"]
-        assert own == sorted(own, reverse=True)
-    assert (tmp_path / "growth.svg").exists()
 
 
 @pytest.mark.parametrize("kind", ["lists", "cosine"])
@@ -249,32 +113,6 @@ def test_shortlists_that_keep_more_find_more(folder: Path, monkeypatch: pytest.M
             assert [row[name] for row in own] == sorted(row[name] for row in own)  # type: ignore[type-var]
     assert {row["kind"] for row in rows} == {"fixed", "threshold", "stopped", "dropped"}
     assert all(10 <= row["evaluations"] <= 100 for row in rows)  # type: ignore[operator]
-
-
-def test_calls_of_few_rows_are_timed_beside_jitted_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = small_workload("calls", monkeypatch)
-    monkeypatch.setattr(module, "NUM_ROWS", (1, 10))
-    shown = run(module, "--seconds", 0, "--out", tmp_path / "out.jsonl")
-    rows = read(tmp_path / "out.jsonl")
-    told = [(row["task"], row["num_rows"]) for row in rows]
-    assert told == [(task, n) for task in ("encode", "decode") for n in (1, 10)]
-    assert all(row["ms"] > 0 and row["jitted_ms"] > 0 for row in rows)  # type: ignore[operator]
-    assert shown.count("under jit") == 4
-
-
-def test_bytes_of_a_candidate_are_counted_for_each_search(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = small_workload("traffic", monkeypatch)
-    monkeypatch.setattr(module, "SEARCHES", ((4, 2, False), (2, 4, True)))
-    shown = run(module, "--out", tmp_path / "out.jsonl")
-    rows = read(tmp_path / "out.jsonl")
-    assert [row["dtype"] for row in rows] == ["float32", "bfloat16"] * 2
-    network = 2 * 2 * 8 * 4  # of a candidate with L = 1: V, and P_out is the identity
-    assert all(row["flops"] > network and row["bytes"] > 4 * 8 for row in rows)  # type: ignore[operator]
-    assert shown.count("a candidate takes") == 4
 
 
 def test_scales_that_heed_how_far_off_a_code_is_find_more(
@@ -455,91 +293,3 @@ def test_big_ann_benchmarks_builds_stores_and_searches_an_index(
     second.set_query_arguments(8, 100)
     second.query(queries, 10)
     np.testing.assert_array_equal(second.get_results(), first.get_results())
-
-
-def test_recipes_train_the_same_network_and_are_drawn(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = script("recipes", monkeypatch)
-    sizes = {"num_steps": 2, "codebook_size": 16, "embed_dim": 4, "hidden_dim": 8, "num_blocks": 3}
-    monkeypatch.setattr(qj, "PRESETS", {
-        "small": qj.QincoConfig(**{**sizes, "num_blocks": 2}), "qinco2-S": qj.QincoConfig(**sizes)
-    })  # fmt: skip
-    monkeypatch.setattr(module, "lasting", lambda recipe, *_: dataclasses.replace(
-        recipe, num_epochs=2, epoch_rows=1024
-    ))  # fmt: skip
-    monkeypatch.setattr(module, "VAL_ROWS", 100)
-    out = folder / "recipes.jsonl"
-    for recipe in module.RECIPES:
-        shown = run(module, "--recipe", recipe, "--minutes", 1, "--dataset", folder, "--out", out)
-    published, ours = read(out)
-    assert published["parameters"] == ours["parameters"] and "qinco2-S" in shown
-    for row in (published, ours):
-        assert [vectors for _, vectors, _ in row["curve"]] == [0, 1024, 2048]  # type: ignore
-    assert out.with_suffix(".png").stat().st_size > 10_000
-
-
-def test_a_card_is_measured_in_parts_of_which_none_stops_the_others(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = script("accelerator", monkeypatch)
-    tiny = qj.QincoConfig(num_steps=2, embed_dim=4, **FEW)
-    for name, value in (
-        ("SECONDS", 1e-3), ("PEAK_ROWS", 64), ("NUM_TEST", 50),
-        ("STEPPED", ("tiny", "accelerator")),
-        ("SEARCHES", (module.workload.search(2, 2),)),
-    ):  # fmt: skip
-        monkeypatch.setattr(module, name, value)
-    monkeypatch.setitem(module.workload.MODELS, "tiny", tiny)
-    monkeypatch.setattr(qj, "PRESETS", {"tiny": tiny})
-    monkeypatch.setattr(module.workload, "vectors", lambda dim: np.ones((8192, dim), np.float32))
-    monkeypatch.setattr(module.recipes, "lasting", lambda recipe, *_: dataclasses.replace(
-        recipe, num_epochs=1
-    ))  # fmt: skip
-    monkeypatch.setenv("BEGAN", "0")
-    parts = {"encode": module.encode, "decode": module.decode, "train": module.train}
-    first = {"encode": ["tiny"], "decode": ["tiny"], "train": 1}
-    monkeypatch.setattr(module, "PARTS", {
-        **{name: module.Part(functools.partial(measure, first[name]), 9)
-           for name, measure in parts.items()},
-        "start": module.Part(module.start, 9), "step": module.Part(module.step, 9),
-    })  # fmt: skip
-    out = folder / "out.jsonl"
-    for name in module.PARTS:
-        module.measure(name, out, str(folder))
-    rows = read(out)
-    assert [row["part"] for row in rows] == ["encode"] * 2 + ["decode"] * 2 + [
-        "train", "start", "step"
-    ]  # fmt: skip
-    assert all(row["share"] > 0 and row["device"] for row in rows[:4])  # type: ignore[operator]
-    assert 0 < rows[4]["mse"] < 40 and rows[4]["vectors"] > 0  # type: ignore[operator]
-    assert rows[5]["encode"] > 0 and rows[5]["train"] > 0  # type: ignore[operator]
-    monkeypatch.setattr(module, "PARTS", {"hangs": module.Part(module.step, 0.2)})
-    shown = run(module, "--out", out)
-    assert "hangs: 0 s, FAILED: stopped after its 0.2 seconds" in shown
-    assert sum(part.limit for part in importlib.reload(module).PARTS.values()) <= 360
-
-
-def test_work_in_shards_takes_the_ideal_time_and_more_by_failures(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stragglers = script("stragglers", monkeypatch)
-    monkeypatch.setattr(stragglers, "SPREADS", {"worker": 0.0, "shard": 0.0})
-    ideal = stragglers.ideal(8)
-    assert stragglers.simulate(8, 32, 0.0, 0) == (pytest.approx(ideal + 4 * stragglers.START), 0, 0)
-    seconds, lost, losses = found = stragglers.simulate(8, 3200, 1.0, 0)
-    assert found == stragglers.simulate(8, 3200, 1.0, 0)
-    assert losses > 0 and 0 < lost < losses * (ideal / 400 + stragglers.START)
-    assert ideal + 400 * stragglers.START < seconds < 1.2 * ideal
-
-
-def test_the_tables_of_the_docs_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = script("write_tables", monkeypatch)
-    assert run(module, "--check") == ""
-    pages = [(ROOT / name).read_text() for name in module.PAGES]
-    shown = {found[2] for page in pages for found in module.BLOCK.finditer(page)}
-    assert shown == set(module.TABLES)
-    first = re.search(r"\| \*\*(\d+,\d+)\*\*", pages[0])
-    assert first is not None
-    changed = pages[0].replace(first[1], "12,345")
-    assert module.rewritten(changed) == pages[0] != changed
