@@ -141,12 +141,18 @@ def by_bytes():
 
 
 def few_rows():
-    """Vectors moved towards their neighbours and stronger decay, beside neither."""
-    errors = {(r["dataset"], r["recipe"], r["epochs"]): r["database_mse"] for r in read("few_rows")}
-    lines = [["set", "epochs", "as they are, decay 0.1", "moved, decay 0.5"]]
-    for name, epochs in sorted({(name, epochs) for name, _, epochs in errors}):
-        pair = (errors.get((name, recipe, epochs)) for recipe in ("plain", "mixed, decay"))
-        cells = [tables.DASH if error is None else number(error) for error in pair]
+    """Vectors moved towards their neighbours and stronger decay, beside neither, and with more."""
+    rows = read("few_rows")
+    errors = {
+        (r["dataset"], r["epochs"], r["recipe"], r["regularizer"]): r["database_mse"] for r in rows
+    }
+    more = list(dict.fromkeys(r["regularizer"] for r in rows if r["regularizer"] != "none"))
+    columns = [("plain", "none"), *(("mixed, decay", name) for name in ("none", *more))]
+    heads = "as they are, decay 0.1", "moved, decay 0.5", *(f"and {name}" for name in more)
+    lines = [["set", "epochs", *heads]]
+    for name, epochs in sorted({(name, epochs) for name, epochs, *_ in errors}):
+        found = (errors.get((name, epochs, *column)) for column in columns)
+        cells = [tables.DASH if error is None else number(error) for error in found]
         lines.append([f"`{name}`", f"{epochs}", *cells])
     return tables.aligned(lines)
 
