@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from qinco_jax.evaluate import tables
+from qinco_jax.evaluate import results, tables
 from qinco_jax.files import replacing
 
 ROOT = Path(__file__).parents[1]
@@ -153,7 +153,7 @@ def few_rows():
     for name, epochs in sorted({(name, epochs) for name, epochs, *_ in errors}):
         found = (errors.get((name, epochs, *column)) for column in columns)
         cells = [tables.DASH if error is None else number(error) for error in found]
-        lines.append([f"`{name}`", f"{epochs}", *cells])
+        lines.append([f"`{results.title_of(name)}`", f"{epochs}", *cells])
     return tables.aligned(lines)
 
 
@@ -161,17 +161,18 @@ def recipes():
     """The published recipe and ours, on the same rows in the same minutes."""
     kinds = defaultdict(list)
     for row in read("recipes") + read("recipes-500000"):
-        kinds[row["train_rows"], row["asked"], row["recipe"]].append(row)
-    lines = [["rows", "recipe", "seeds", "minutes asked for", "taken", "vectors seen", "MSE"]]
-    for (num_rows, asked, recipe), rows in sorted(kinds.items()):
+        kinds[row["train_rows"], row["preset"], row["asked"], row["recipe"]].append(row)
+    times = "minutes asked for", "taken"
+    lines = [["rows", "network", "recipe", "seeds", *times, "vectors seen", "MSE"]]
+    for (num_rows, network, asked, recipe), rows in sorted(kinds.items()):
         mean = {
             k: sum(row[k] for row in rows) / len(rows) for k in ("minutes", "vectors", "val_mse")
         }
         ends = [number(end(row["val_mse"] for row in rows)) for end in (min, max)]
         error = number(mean["val_mse"]) + f" ({' to '.join(ends)})" * (len(rows) > 1)
         lines.append([
-            f"{num_rows:,}", recipe, f"{len(rows)}", f"{asked:g}", f"{mean['minutes']:.2g}",
-            f"{mean['vectors']:,.0f}", error,
+            f"{num_rows:,}", network, recipe, f"{len(rows)}", f"{asked:g}",
+            f"{mean['minutes']:.2g}", f"{mean['vectors']:,.0f}", error,
         ])  # fmt: skip
     return tables.aligned(lines)
 
