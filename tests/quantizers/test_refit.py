@@ -34,7 +34,7 @@ def test_no_other_codebooks_suit_the_codes_better(monkeypatch: pytest.MonkeyPatc
 def test_noise_that_cools_down_ends_lower_than_rounds_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    x = np.float32(np.random.default_rng(1).normal(size=(2000, 32)))
+    x = np.float32(RNG.normal(size=(2000, 32)))
     start = qj.rq.train(x, 4, 16)
 
     def after(noisy: int, quiet: int) -> float:
