@@ -61,13 +61,15 @@ def reconstructions(model, codes, noise=None, dropout=0.0):
     def body(x_hat, inputs):
         own, index, key, size = inputs
         codeword = own.codebook[index]
-        context = x_hat + size * jax.random.normal(key, x_hat.shape)
+        noise_key, *unit_keys = jax.random.split(key, 1 + len(own.up))
+        context = x_hat + size * jax.random.normal(noise_key, x_hat.shape)
         z = network.of_codeword(own, codeword) + network.of_context(own, context)
-        for number, (up, down) in enumerate(zip(own.up, own.down, strict=True)):
+        for up, down, unit_key in zip(own.up, own.down, unit_keys, strict=True):
             hidden = jax.nn.relu(z @ up)
-            kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - dropout, hidden.shape)
+            kept = jax.random.bernoulli(unit_key, 1 - dropout, hidden.shape)
             z = z + jnp.where(kept, hidden / (1 - dropout), 0) @ down
-        x_hat = x_hat + network.implicit("qinco2", codeword, z @ own.proj_out)
+        output = z if own.proj_out is None else z @ own.proj_out
+        x_hat = x_hat + network.implicit("qinco2", codeword, output)
         return x_hat, x_hat
 
     _, rest = lax.scan(body, first, (model.steps, columns[1:], keys, sizes))

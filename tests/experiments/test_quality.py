@@ -4,10 +4,12 @@ import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scripts import FEW, ROOT, TINY, read, run, script
 
 import qinco_jax as qj
+from qinco_jax.quantizers import qinco
 
 SCRIPTS = (
     "table1", "multi_rate", "k_m_tradeoff", "parts", "ablations", "blocks", "candidates_beam",
@@ -73,6 +75,20 @@ def test_few_rows_are_trained_on_by_each_recipe(
     lines = shown.strip().splitlines()
     assert len(lines) == 6 and len({len(line) for line in lines}) == 1
     assert f"{rows[3]['database_mse']:#.4g}" in lines[5]
+
+
+@pytest.mark.parametrize("embed_dim", [4, 8])
+def test_without_dropout_and_noise_reconstructions_are_the_librarys(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, embed_dim: int
+) -> None:
+    module, x = script("regularizers", monkeypatch), np.load(folder / "train.npy")
+    config = qj.QincoConfig(num_steps=3, embed_dim=embed_dim, **FEW)
+    model = qj.train(x, config, num_epochs=1, batch_size=64, num_updates=2)
+    codes, plain = qj.encode(model, x), qinco.reconstructions
+    np.testing.assert_allclose(module.reconstructions(model, codes), plain(model, codes), atol=1e-5)
+    for how in ({"dropout": 0.1}, {"noise": 0.3 * module.residual_sizes(model, x)}):
+        moved = np.abs(module.reconstructions(model, codes, **how) - plain(model, codes))
+        assert moved[0].max() == 0 and moved[1:].max() > 1e-3  # the first step has no network
 
 
 def test_recipes_train_the_same_network_and_are_drawn(
