@@ -132,12 +132,8 @@ def _trained(
     begin = time.monotonic()
     data = processes.in_turn(lambda: measure.load(files))
     coarse = None if centroids is None else np.asarray(formats.read(centroids))
-    sized = init is not None or any(text.startswith("num_centroids=") for text in settings)
-    if coarse is not None and not sized:
-        settings = (*settings, f"num_centroids={len(coarse)}")
     begun = None if init is None else disk.load(init)
-    if compute_dtype is not None:
-        settings = (*settings, f"compute_dtype={precision.resolve(compute_dtype)}")
+    settings = _completed(settings, coarse, begun, compute_dtype)
     config, recipe = _sizes(preset, num_bytes, settings, recipe_name, begun)
     kind = "-on" * bool(init) + "-all" * train_on_all
     folder = path_of(out or f"runs/{data.name}-{preset}-{config.bits / 8:g}B{kind}")
@@ -156,17 +152,9 @@ def _trained(
             raise InputError("--minutes sets num_epochs and epoch_rows; leave out these or that")
         place = None if dry_run else folder
         recipe = _lasting(minutes, begin, place, kept, held_back, config, recipe)
-
-    def say_size() -> None:
-        if begun is None and (text := estimates.large_model(sizes, len(stored))):
-            click.echo(text)
-
-    known: dict[str, Any] = {
-        "seed": seed,
-        "x_val": data.validation,
-        "centroids": coarse,
-        "init": begun,
-    }
+    of_size = "" if begun is not None else estimates.large_model(sizes, len(stored))
+    known: dict[str, Any] = {"seed": seed, "x_val": data.validation}
+    known |= {"centroids": coarse, "init": begun}
     measured_anew = minutes is not None and dry_run  # so it is no run that there may be
     finished = (
         processes.is_first()
@@ -174,18 +162,18 @@ def _trained(
         and find_run(folder, data.train, config, recipe, **known)
     )
     if dry_run:
-        say_size()
+        _say(of_size)
         measure.check_truth(data, eval_rows, config.unit_norm)
-        click.echo(estimates.training(kept, held_back, config, recipe))
+        _say(estimates.training(kept, held_back, config, recipe))
         return lambda: None
     if finished:
-        click.echo(f"{folder} is a finished run; measuring its model again")
+        _say(f"{folder} is a finished run; measuring its model again")
     else:
-        click.echo(
+        _say(
             f"training {preset} at {counted(config.bits / 8, 'byte')} on {data.name}, "
-            f"{len(data.train):,} vectors of {data.train.shape[1]} dimensions, in {folder}"
+            f"{len(data.train):,} vectors of {data.train.shape[1]} dimensions, in {folder}",
+            of_size,
         )
-        say_size()
     if len(held_back) == 0:  # the untrained model, which has seen none of them
         held_back = kept
     nothing_unseen = train_on_all and to_store is not None
@@ -204,6 +192,27 @@ def _trained(
     return functools.partial(
         trained.show, model, run, data, eval_rows, questions, np.asarray(trial_rows)
     )
+
+
+def _say(*texts: str) -> None:
+    for text in texts:
+        if text:
+            click.echo(text)
+
+
+def _completed(
+    settings: tuple[str, ...],
+    centroids: np.ndarray | None,
+    init: Model | None,
+    compute_dtype: str | None,
+) -> tuple[str, ...]:
+    """The settings, and those that other options imply."""
+    sized = init is not None or any(text.startswith("num_centroids=") for text in settings)
+    if centroids is not None and not sized:
+        settings = (*settings, f"num_centroids={len(centroids)}")
+    if compute_dtype is not None:
+        settings = (*settings, f"compute_dtype={precision.resolve(compute_dtype)}")
+    return settings
 
 
 def _sizes(

@@ -65,19 +65,7 @@ def build(
       InputError: invalid vectors, too few of them, an unknown metric, a model with `unit_norm` and
         another metric than cosine, or a model with codebooks too large for an additive decoder.
     """
-    if not isinstance(model, Model):
-        raise InputError(f"a {type(model).__name__} is not a model; call build(model, x_train)")
-    x_train = lazily(checks.vectors(x_train, model.dim, "x_train"))
-    named({name: name for name in METRICS}, metric, "metric")
-    if model.config.unit_norm and metric != "cosine":
-        raise InputError(
-            f"the model keeps angles, not lengths (unit_norm), so {metric} cannot be read off its "
-            'codes; build the index with metric="cosine"'
-        )
-    if x_train.ndim != 2 or len(x_train) < FEWEST_ROWS:
-        raise InputError(
-            f"x_train has shape {x_train.shape}; give at least {FEWEST_ROWS} vectors [N, D]"
-        )
+    x_train = _checked(model, x_train, metric)
     max_rows = numbers.integer(max_rows, "max_rows", FEWEST_ROWS)
     seed = numbers.seed(seed)
     if pairs is not None:
@@ -99,13 +87,7 @@ def build(
 
     tables = additive.fit(blocks(), rows.shape[1], model.codebook_size, model.dim)
     some = slice(max(0, len(x) - TRIED_ROWS), len(x))
-    rough = additive.decode(tables, rows[some])
-    if is_residual:
-        rough += list_vectors[codes[some, 0]]
-    x_hat = np.asarray(coding.decode(model, codes[some]))
-    if metric == "l2":
-        x_hat = x_hat - origin
-    measured = Measured(in_space(x[some], metric, origin), x_hat, rough)
+    measured = _measured(model, tables, list_vectors, x[some], codes[some], metric, origin)
     reading = choose(metric, measured, origin)
     lists = scan.new(list_vectors, tables, reading, is_residual)
     made = {"train_vectors": len(x_train), "fitted_vectors": len(x), "seed": seed}
@@ -116,6 +98,44 @@ def build(
     else:
         index.pairs = pairwise.alone(pairs, list_vectors)
     return index
+
+
+def _checked(model: Model, x_train: Vectors, metric: str) -> Rows:
+    """The training vectors, if they, the model and the metric go together."""
+    if not isinstance(model, Model):
+        raise InputError(f"a {type(model).__name__} is not a model; call build(model, x_train)")
+    x_train = lazily(checks.vectors(x_train, model.dim, "x_train"))
+    named({name: name for name in METRICS}, metric, "metric")
+    if model.config.unit_norm and metric != "cosine":
+        raise InputError(
+            f"the model keeps angles, not lengths (unit_norm), so {metric} cannot be read off its "
+            'codes; build the index with metric="cosine"'
+        )
+    if x_train.ndim != 2 or len(x_train) < FEWEST_ROWS:
+        raise InputError(
+            f"x_train has shape {x_train.shape}; give at least {FEWEST_ROWS} vectors [N, D]"
+        )
+    return x_train
+
+
+def _measured(
+    model: Model,
+    tables: np.ndarray,
+    list_vectors: np.ndarray,
+    x: np.ndarray,
+    codes: np.ndarray,
+    metric: str,
+    origin: np.ndarray,
+) -> Measured:
+    """Vectors [N, D] and their two reconstructions, from the additive decoder and the network."""
+    is_residual = model.config.num_centroids is not None
+    rough = additive.decode(tables, codes[:, int(is_residual) :])
+    if is_residual:
+        rough += list_vectors[codes[:, 0]]
+    x_hat = np.asarray(coding.decode(model, codes))
+    if metric == "l2":
+        x_hat = x_hat - origin
+    return Measured(in_space(x, metric, origin), x_hat, rough)
 
 
 def _pairs(

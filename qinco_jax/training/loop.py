@@ -99,20 +99,13 @@ def fit(
     step, saved_at, previous = int(state.step), time.monotonic(), None
     steps, share = range(step, total_steps), processes.share()
     feed = Feed(x_train, seed, steps, batch_size, by_rows, share)
-    reported_at, reported_wait = time.monotonic(), feed.waited
-
-    def report(**values: float) -> None:
-        nonlocal reported_at, reported_wait
-        if log is not None:
-            seen = {"vectors": step * batch_size, "num_vectors": total_steps * batch_size}
-            log({"step": step, "epoch": step / steps_per_epoch, **seen, **values})
-        reported_at, reported_wait = time.monotonic(), feed.waited
+    report = _Report(log, feed, batch_size, steps_per_epoch, total_steps)
 
     def validate(model: Qinco) -> jax.Array:
         mse = validation_error(model, x_val, recipe)
         if not np.isfinite(mse):
             raise Diverged(_how_to_recover(checkpoints, step))
-        report(val_mse=mse)
+        report(step, val_mse=mse)
         # Placed like the rest of the state, or the next step is compiled anew.
         return processes.everywhere(np.float32(mse), mesh)
 
@@ -131,8 +124,7 @@ def fit(
                 if not np.isfinite(loss):
                     raise Diverged(_how_to_recover(checkpoints, step))
                 rate = float(training.rate(state, recipe, total_steps))
-                waiting = (feed.waited - reported_wait) / (time.monotonic() - reported_at)
-                report(loss=float(loss), rate=rate, waiting=waiting)
+                report(step, loss=float(loss), rate=rate, waiting=report.waiting())
             if ends_epoch:
                 key = jax.random.key(seed_for(seed, NEW_CODEWORDS, step))
                 mse = validate(state.model)
@@ -152,6 +144,28 @@ def fit(
         where = "" if checkpoints is None else f" in {checkpoints.folder.parent}"  # of which part
         warnings.warn(UNIMPROVED.format(where=where), stacklevel=5)  # where `train` was called
     return jax.device_put(jax.device_get(state.best))
+
+
+class _Report:
+    """Logs where a training is."""
+
+    def __init__(
+        self, log: Log | None, feed: Feed, batch_size: int, steps_per_epoch: int, total_steps: int
+    ) -> None:
+        self._log, self._feed = log, feed
+        self._batch_size, self._steps_per_epoch = batch_size, steps_per_epoch
+        self._num_vectors = total_steps * batch_size
+        self._at, self._waited = time.monotonic(), feed.waited
+
+    def waiting(self) -> float:
+        """The share of the time since the last report that was spent waiting for vectors."""
+        return (self._feed.waited - self._waited) / (time.monotonic() - self._at)
+
+    def __call__(self, step: int, **values: float) -> None:
+        if self._log is not None:
+            seen = {"vectors": step * self._batch_size, "num_vectors": self._num_vectors}
+            self._log({"step": step, "epoch": step / self._steps_per_epoch, **seen, **values})
+        self._at, self._waited = time.monotonic(), self._feed.waited
 
 
 def _restore(
