@@ -212,9 +212,9 @@ def measure(
     return Score(
         Estimate(float(mse), float(mse - margin), float(mse + margin)),
         float(mse / variance) if variance > 0 else 0.0,
-        {queries.name: _estimates(own) for queries, own in zip(query_sets, found, strict=True)},
+        {queries.name: bootstrap(own) for queries, own in zip(query_sets, found, strict=True)},
         {
-            queries.name: _estimates({name: found[0][name] - own[name] for name in own})
+            queries.name: bootstrap({name: found[0][name] - own[name] for name in own})
             for queries, own in zip(query_sets, found, strict=True)
             if queries.paired
         },
@@ -248,17 +248,17 @@ def usage(codes: np.ndarray, column_sizes: tuple[int, ...]) -> tuple[tuple[float
     return tuple(entropies), sum(column_sizes) - used
 
 
-def bootstrap(values: np.ndarray) -> Estimate:
-    """The mean of values [Q], one per query, and a percentile bootstrap interval over queries."""
-    draw = np.random.default_rng(0)
-    size = len(values)
-    means = [values[draw.integers(size, size=size)].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, PERCENTILES)
-    return Estimate(float(values.mean()), float(low), float(high))
+def bootstrap(measures: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+    """The mean of each measure [Q], one value per query, and a percentile bootstrap interval.
 
-
-def _estimates(measures: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
-    return {name: bootstrap(values) for name, values in measures.items()}
+    All are of the same resamples of the queries.
+    """
+    values = np.stack(list(measures.values()), axis=1)
+    draw, size = np.random.default_rng(0), len(values)
+    means = [values[draw.integers(size, size=size)].mean(axis=0) for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, PERCENTILES, axis=0)
+    every = np.stack([values.mean(axis=0), low, high], axis=1)
+    return {name: Estimate(*own) for name, own in zip(measures, every.tolist(), strict=True)}
 
 
 def _recall(

@@ -156,9 +156,11 @@ def test_usage_counts_bits_and_dead_codewords() -> None:
 
 
 def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:
-    draws = [metrics.bootstrap(np.float64(RNG.random(200) < 0.3)) for _ in range(60)]
-    assert np.mean([draw.low <= 0.3 <= draw.high for draw in draws]) > 0.85
-    assert metrics.bootstrap(np.ones(7)) == (1.0, 1.0, 1.0)
+    draws = {str(i): np.float64(RNG.random(200) < 0.3) for i in range(60)}
+    found = metrics.bootstrap(draws)
+    assert np.mean([own.low <= 0.3 <= own.high for own in found.values()]) > 0.85
+    assert found["7"].value == pytest.approx(draws["7"].mean())
+    assert metrics.bootstrap({"recall": np.ones(7)}) == {"recall": (1.0, 1.0, 1.0)}
 
 
 def test_a_ground_truth_that_contradicts_the_database_is_refused() -> None:
