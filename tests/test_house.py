@@ -22,6 +22,7 @@ from optimized import optimized
 import qinco_jax as qj
 from qinco_jax.cli.main import main
 from qinco_jax.quantizers import rq
+from qinco_jax.training import start
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qinco_jax"
@@ -164,6 +165,8 @@ def test_the_python_of_the_documentation_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(rq, "ROWS_PER_CODEWORD", 12)  # k-means of 256 takes most of the time
+    monkeypatch.setattr(start, "OVERFIT", np.inf)  # or few rows are moved, and codebooks fitted
+    monkeypatch.setattr(start, "gains_by_refits", lambda *_: False)  # together, as long again
     scope: dict[str, object] = {}
     with optimized():
         for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):

@@ -213,8 +213,7 @@ def test_a_foreign_ground_truth_is_found_before_training(folder: Path, tmp_path:
 def test_a_disk_that_fills_up_while_training_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = (
-        f"{sys.executable} -m qinco_jax train --dataset {folder} --out {out} --set mix=0 "
-        f"{' '.join(SMALL)}"
+        f"{sys.executable} -m qinco_jax train --dataset {folder} --out {out} {' '.join(SMALL)}"
     )
     for most, place in ((10, "start"), (1200, "checkpoints")):  # of 512 bytes
         ran = subprocess.run(

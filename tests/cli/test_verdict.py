@@ -12,7 +12,8 @@ from qinco_jax.cli import verdict
 from qinco_jax.codecs import ours
 from qinco_jax.training.run_folder import Fitting, Mixing
 
-SIZES = ["codebook_size=16", "hidden_dim=16", "beam_size=4", "num_epochs=2", "learning_rate=0.2"]
+SIZES = ["codebook_size=16", "hidden_dim=16", "beam_size=4", "mix=0", "num_epochs=2",
+         "learning_rate=0.2"]  # fmt: skip
 
 
 def test_an_untrained_model_is_no_gain(tmp_path: Path) -> None:

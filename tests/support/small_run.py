@@ -4,8 +4,8 @@ from click.testing import CliRunner, Result
 
 from qinco_jax.cli import main as cli
 
-SMALL = ["--bytes", "2", "--set", "codebook_size=16", "--set", "hidden_dim=16", "--set",
-         "num_epochs=2"]  # fmt: skip
+SMALL = ["--bytes", "2", "--set", "codebook_size=16", "--set", "hidden_dim=16", "--set", "mix=0",
+         "--set", "num_epochs=2"]  # fmt: skip
 
 
 def qinco(*arguments: object) -> Result:
