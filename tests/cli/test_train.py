@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_run import SMALL, qinco
+from small_run import DECIDING, SMALL, qinco
 
 import qinco_jax as qj
 from qinco_jax import datasets
@@ -121,9 +121,9 @@ def test_minutes_are_a_schedule_that_an_interrupted_run_keeps(
 def test_a_file_that_is_the_database_has_two_errors(folder: Path, tmp_path: Path) -> None:
     """On vectors that were held back, and on all; with --train-on-all only the latter is known."""
     x, out = np.load(folder / "train.npy"), tmp_path / "some"
-    command = ["train", "--dataset", folder / "train.npy", *SMALL, "--eval-rows", 1000]
+    command = ["train", "--dataset", folder / "train.npy", *DECIDING, "--eval-rows", 1000]
     ran = qinco(*command, "--out", out)
-    assert ran.exit_code == 0, ran.output
+    assert ran.exit_code == 0 and "k-means of moved vectors" in ran.output, ran.output
     held_back = re.search(
         r"on 100 validation vectors.* MSE of (\S+) and RQ.* of (\S+):", ran.output
     )
@@ -139,6 +139,7 @@ def test_a_file_that_is_the_database_has_two_errors(folder: Path, tmp_path: Path
     out = tmp_path / "all"
     ran = qinco(*command, "--out", out, "--train-on-all")
     assert ran.exit_code == 0 and "nobody knows by how much" in ran.output, ran.output
+    assert "moved" not in ran.output
     run = json.loads((out / "run.json").read_text())
     assert run["recipe"]["weight_decay"] == 0.1 and run["data"]["shape"] == [1000, 8]
     measured = "measured on 900 vectors with 100 queries"

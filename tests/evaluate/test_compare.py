@@ -19,7 +19,7 @@ from qinco_jax.evaluate.metrics import measure
 from qinco_jax.training import mixing
 
 CODECS = "pq,rq:B=4,small@2,small@2:A=2:B=2"
-SETTINGS = ["codebook_size=16", "hidden_dim=16", "num_epochs=2", "batch_size=128", "mix=0"]
+SETTINGS = ["codebook_size=16", "hidden_dim=16", "num_epochs=2", "batch_size=128"]
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,10 @@ from click.testing import CliRunner, Result
 
 from qinco_jax.cli import main as cli
 
-SMALL = ["--bytes", "2", "--set", "codebook_size=16", "--set", "hidden_dim=16", "--set", "mix=0",
-         "--set", "num_epochs=2"]  # fmt: skip
+DECIDING = ["--bytes", "2", "--set", "codebook_size=16", "--set", "hidden_dim=16", "--set",
+            "num_epochs=2"]  # fmt: skip
+"""Held-back rows decide whether rows are moved, as in users' runs."""
+SMALL = [*DECIDING[:2], "--set", "mix=0", *DECIDING[2:]]
 
 
 def qinco(*arguments: object) -> Result:
